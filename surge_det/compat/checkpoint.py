@@ -1,0 +1,257 @@
+"""Read what mmengine wrote with ``weights_only`` safety, and nothing else.
+
+Beside tensors, a checkpoint of mmengine's Runner pickles the logged values
+(`HistoryBuffer`, NumPy arrays and scalars) and, through ``getattr``, a few
+functions: the statistics of `HistoryBuffer` and the annealing functions of
+`OneCycleParamScheduler`. torch's weights-only unpickler refuses all of them
+by default, and ``getattr`` is not safe to allow. So exactly those names are
+allowed, ``getattr`` as a function that knows exactly these methods.
+
+`install` puts `safe_load` where mmengine's checkpoint loaders call
+``torch.load``. ``torch.load`` itself stays as it is.
+"""
+
+import functools
+import logging
+import pickle
+import re
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+import torch
+
+_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
+_ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
+_GETATTR_NAMES = {
+    _BUFFER: ('min', 'max', 'current', 'mean'),
+    _ONE_CYCLE: ('_annealing_cos', '_annealing_linear'),
+}
+# Logged numbers are floats and ints; names in metadata may be strings.
+_DTYPE_CODES = '?bhilqBHILQefdU'
+
+
+class UnsafeCheckpointError(RuntimeError):
+    """A checkpoint holds something that is not allowed to be unpickled."""
+
+
+class _Named:
+    """A stand-in under the name of the object it replaces in a pickle.
+
+    Every torch since 2.4 finds an allowed object by these attributes (the
+    pairs of object and name that newer ones take are unknown to 2.4).
+    """
+
+    def __init__(self, path, target):
+        self.__module__, _, self.__name__ = path.rpartition('.')
+        self.__qualname__ = self.__name__
+        self.target = target
+
+
+class _NamedFunction(_Named):
+    def __call__(self, *args):
+        return self.target(*args)
+
+
+def _allowed_getattr(owner, name):
+    for path, names in _GETATTR_NAMES.items():
+        wanted = owner is _load_class(path) or (
+            isinstance(owner, _Named) and owner.target == path
+        )
+        if wanted and name in names:
+            return getattr(_load_class(path), name)
+    raise pickle.UnpicklingError(
+        f'Unsupported global: GLOBAL builtins.getattr({owner}, {name!r})'
+    )
+
+
+def _load_class(path):
+    if path == _BUFFER:
+        from mmengine.logging import HistoryBuffer
+
+        return HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import (
+        OneCycleParamScheduler,
+    )
+
+    return OneCycleParamScheduler
+
+
+def _encode_latin1(text, encoding):
+    # How pickle protocol 2 writes bytes.
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(
+            f'Unsupported global: GLOBAL _codecs.encode(..., {encoding!r})'
+        )
+    return text.encode('latin1')
+
+
+@functools.lru_cache(maxsize=1)
+def _allowed_globals() -> dict:
+    multiarray = getattr(np, '_core', None) or np.core
+    multiarray = multiarray.multiarray
+    functions = {
+        'builtins.getattr': _allowed_getattr,
+        # Built into torch's own list after 2.4.
+        '_codecs.encode': _encode_latin1,
+    }
+    for package in ('numpy.core', 'numpy._core'):
+        # NumPy 1 and 2 name the same functions differently.
+        for name in ('_reconstruct', 'scalar'):
+            path = f'{package}.multiarray.{name}'
+            functions[path] = getattr(multiarray, name)
+    allowed = {
+        path: _NamedFunction(path, target)
+        for path, target in functions.items()
+    }
+    # Only named, never built: a token that cannot be called.
+    allowed[_ONE_CYCLE] = _Named(_ONE_CYCLE, _ONE_CYCLE)
+    classes = [np.ndarray, np.dtype, _load_class(_BUFFER)]
+    classes += {type(np.dtype(code)) for code in _DTYPE_CODES}
+    allowed.update({_path_of(cls): cls for cls in classes})
+    return allowed
+
+
+def _path_of(allowed) -> str:
+    if isinstance(allowed, tuple):
+        return allowed[1]
+    return f'{allowed.__module__}.{allowed.__name__}'
+
+
+@contextmanager
+def _allowing_mmengine():
+    ours = _allowed_globals()
+    # Someone else's entry for one of our names (the plain getattr, say)
+    # must not win over ours.
+    displaced = [
+        entry
+        for entry in torch.serialization.get_safe_globals()
+        if _path_of(entry) in ours
+    ]
+    _replace_safe_globals(displaced, list(ours.values()))
+    try:
+        yield
+    finally:
+        _replace_safe_globals(list(ours.values()), displaced)
+
+
+def _replace_safe_globals(old, new) -> None:
+    # torch 2.4 can add and clear, not remove.
+    serialization = torch.serialization
+    kept = [e for e in serialization.get_safe_globals() if e not in old]
+    serialization.clear_safe_globals()
+    serialization.add_safe_globals(kept + new)
+
+
+@contextmanager
+def _explaining(source):
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UnsafeCheckpointError(_refusal(source, str(error))) from None
+
+
+def _refusal(source, message) -> str:
+    found = re.search(
+        r'GLOBAL `?(?P<name>[\w.]+(?:\(.*\))?)', message
+    ) or re.search(r'WeightsUnpickler error: (?P<name>.*)', message)
+    what = found['name'].strip() if found else message.strip()
+    return (
+        f'{source}: refused to unpickle {what}. Only tensors, plain Python '
+        "values and the classes that mmengine's own checkpoints need are "
+        'loaded, because anything else can run code. If you trust the file, '
+        'rewrite it once: `c = torch.load(path, weights_only=False); '
+        "torch.save({'state_dict': c['state_dict']}, new_path)`."
+    )
+
+
+def safe_load(f, map_location=None, weights_only=True, **kwargs):
+    """``torch.load`` for checkpoints that mmengine or torch wrote.
+
+    Loads with ``weights_only=True`` whatever is asked for, plus the classes
+    and methods named in this module's description. The entry ``config`` of
+    the checkpoint's ``meta``, which `Runner.resume` would execute as Python,
+    is renamed to ``config_not_run``.
+
+    Args:
+        f: Path or file object.
+        map_location: As for ``torch.load``.
+        weights_only: Ignored; here because mmengine passes it.
+        **kwargs: Further arguments of ``torch.load``.
+
+    Returns:
+        The checkpoint, usually a dict.
+
+    Raises:
+        UnsafeCheckpointError: If the pickle holds anything else. The
+            message names the file, what was found and the remedy.
+    """
+    source = getattr(f, 'name', None) or (
+        'checkpoint' if hasattr(f, 'read') else f
+    )
+    with _explaining(source), _allowing_mmengine():
+        checkpoint = torch.load(
+            f, map_location=map_location, weights_only=True, **kwargs
+        )
+    return _disarm_config(checkpoint, source)
+
+
+def safe_load_url(url, *args, **kwargs):
+    """Download like ``torch.hub.load_state_dict_from_url``, then `safe_load`.
+
+    Args:
+        url: Where the checkpoint is.
+        *args: Further arguments of ``torch.hub.load_state_dict_from_url``.
+        **kwargs: Likewise; ``weights_only`` is always True.
+
+    Returns:
+        The checkpoint, usually a dict.
+
+    Raises:
+        UnsafeCheckpointError: As `safe_load` does.
+    """
+    kwargs['weights_only'] = True
+    with _explaining(url), _allowing_mmengine():
+        checkpoint = torch.hub.load_state_dict_from_url(url, *args, **kwargs)
+    return _disarm_config(checkpoint, url)
+
+
+def _disarm_config(checkpoint, source):
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict) and 'config' in meta:
+        from mmengine.logging import print_log
+
+        meta['config_not_run'] = meta.pop('config')
+        print_log(
+            f"{source}: the config stored in this checkpoint's meta is kept "
+            "as 'config_not_run' and not executed on resume.",
+            logger='current',
+            level=logging.WARNING,
+        )
+    return checkpoint
+
+
+class _TorchForLoaders(ModuleType):
+    """``torch`` as mmengine's checkpoint module sees it: a safe ``load``."""
+
+    load = staticmethod(safe_load)
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def install() -> None:
+    """Make every checkpoint loader of the installed mmengine a safe one.
+
+    All of them (local files, http, torchvision://, open-mmlab://, object
+    stores) reach ``torch.load`` or ``load_url`` through the globals of
+    mmengine's checkpoint module; replacing these there covers every scheme
+    of mmengine and of its fork. Idempotent.
+    """
+    from mmengine.runner import checkpoint
+
+    checkpoint.torch = _TorchForLoaders('torch')
+    checkpoint.load_url = safe_load_url
+    if hasattr(checkpoint, '_safe_torch_load'):
+        # The fork's own loader falls back to weights_only=False.
+        checkpoint._safe_torch_load = safe_load

@@ -1,0 +1,103 @@
+"""Adaptive Gradient Scaler."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class AGS:
+    r"""Adaptive Gradient Scaler: weighs the replica's gradient by norms.
+
+    .. math:: \lambda = \eta \cdot \|g_b\|_2 / (\|g_a\|_2 + \varepsilon)
+
+    ``g_b`` is the gradient at a layer's input through the binarized
+    operator, ``g_a`` the one through its full-precision replica; the norms
+    run over the whole tensor. One :math:`\lambda` per application of the
+    layer and backward pass. Norms and :math:`\lambda` are float64 for
+    float64 gradients and float32 otherwise, so that squares do not overflow
+    in float16.
+
+    Source: SURGE (arXiv 2605.10989), AGS.
+
+    Args:
+        eta: Base factor :math:`\eta \ge 0`. 0 switches compensation off.
+        eps: :math:`\varepsilon > 0`.
+
+    Attributes:
+        last_scale: :math:`\lambda` of the last backward pass, 0-dim tensor on
+            the gradient's device (reading it as a number is what
+            synchronises), or ``None`` before the first.
+        last_norm_b: :math:`\|g_b\|_2` of that pass; ``None`` if ``eta`` was 0.
+        last_norm_a: :math:`\|g_a\|_2` of that pass; ``None`` if ``eta`` was 0.
+
+    Raises:
+        ValueError: If ``eta`` or ``eps`` is out of range.
+    """
+
+    def __init__(self, eta: float = 0.2, eps: float = 1e-8) -> None:
+        if not _is_number(eps) or eps <= 0:
+            raise ValueError(f'eps={eps!r} is not allowed: a number > 0')
+        self.eta = eta
+        self.eps = float(eps)
+        self.last_scale: Tensor | None = None
+        self.last_norm_b: Tensor | None = None
+        self.last_norm_a: Tensor | None = None
+
+    @property
+    def eta(self) -> float:
+        """Base factor; may be changed at any time between backward passes."""
+        return self._eta
+
+    @eta.setter
+    def eta(self, value: float) -> None:
+        if not _is_number(value) or value < 0:
+            raise ValueError(
+                f'eta={value!r} is not allowed: a finite number >= 0'
+            )
+        self._eta = float(value)
+
+    def scale(self, grad_b: Tensor, grad_a: Tensor) -> Tensor:
+        """Compute and remember ``lambda``.
+
+        Args:
+            grad_b: Gradient at the input through the binarized operator.
+            grad_a: Gradient at the input through the replica, same shape.
+
+        Returns:
+            0-dim tensor, float64 for float64 gradients and else float32.
+        """
+        self.last_norm_b = _norm(grad_b)
+        self.last_norm_a = _norm(grad_a)
+        self.last_scale = (
+            self.eta * self.last_norm_b / (self.last_norm_a + self.eps)
+        )
+        return self.last_scale
+
+    def skip(self, grad: Tensor) -> None:
+        """Remember a backward pass with ``eta`` = 0: ``lambda`` = 0."""
+        self.last_norm_b = self.last_norm_a = None
+        self.last_scale = torch.zeros(
+            (), dtype=_norm_dtype(grad), device=grad.device
+        )
+
+    def __repr__(self) -> str:
+        return f'AGS(eta={self.eta}, eps={self.eps})'
+
+
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
+
+
+def _norm_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=_norm_dtype(x))

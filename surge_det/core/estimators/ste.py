@@ -1,0 +1,62 @@
+"""Straight-through estimator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Estimator, register_estimator
+
+
+@register_estimator
+class STE(Estimator):
+    r"""(Clipped) straight-through estimator.
+
+    .. math:: h(x) = 1\{|x| \le \text{clip}\}
+
+    or ``h(x) = 1`` everywhere with ``clip=None``. SURGE uses ``clip=1`` for
+    activations and ``clip=None`` for weights.
+
+    Source: Bengio et al. 2013 (arXiv 1308.3432); clipped form: Hubara et al.
+    2016 (arXiv 1602.02830), eq. 4.
+
+    Args:
+        clip: Half-width of the window that passes gradients, in units of the
+            input, > 0; ``None`` passes all.
+
+    Raises:
+        ValueError: If ``clip`` is neither ``None`` nor a positive number.
+
+    Examples:
+        >>> STE(clip=1.0).derivative(torch.tensor([-2.0, -1.0, 0.3]))
+        tensor([0., 1., 1.])
+    """
+
+    def __init__(self, clip: float | None = 1.0) -> None:
+        if clip is not None and (
+            isinstance(clip, bool)
+            or not isinstance(clip, (int, float))
+            or math.isnan(clip)
+            or clip <= 0
+        ):
+            raise ValueError(
+                f'clip={clip!r} is not allowed: a number > 0, or None for no '
+                'clipping'
+            )
+        self.clip = clip
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the derivative is 1 everywhere."""
+        return self.clip is None
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Return ``h(x)``, same shape and dtype as ``x``."""
+        if self.clip is None:
+            return torch.ones_like(x)
+        return (x.abs() <= self.clip).to(x.dtype)
+
+    def __repr__(self) -> str:
+        return f'STE(clip={self.clip})'

@@ -1,0 +1,449 @@
+"""Binarized drop-ins for ``nn.Conv2d`` and ``nn.Linear``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.common_types import _size_2_t
+
+from .ags import AGS
+from .estimators import STE, build_estimator
+from .functional import ConvOperator, LinearOperator, Settings, surge
+
+
+class SURGELayer(nn.Module):
+    """What the binarized layers share: estimators, replica, AGS.
+
+    The replica ``aux_weight`` works in the backward pass of training mode
+    only; in eval mode a layer has the plain estimator's gradients. Until
+    the first forward pass of training ``aux_weight`` follows ``weight``, so
+    that it starts as a copy of it whatever initializer wrote ``weight`` last;
+    loading or writing ``aux_weight`` itself ends that.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    ags: AGS | None
+
+    def _setup(
+        self,
+        activation_estimator: Any,
+        weight_estimator: Any,
+        eta: float,
+        compensate: bool,
+        binarize_weight: bool,
+        binarize_activation: bool,
+        pad_value: float = 0.0,
+    ) -> None:
+        for name, value in (
+            ('compensate', compensate),
+            ('binarize_weight', binarize_weight),
+            ('binarize_activation', binarize_activation),
+        ):
+            if not isinstance(value, bool):
+                raise ValueError(f'{name}={value!r}: True or False is allowed')
+        if isinstance(pad_value, bool) or pad_value not in (-1, 0, 1):
+            raise ValueError(
+                f'pad_value={pad_value!r} is not allowed: 0, -1 or +1'
+            )
+        if pad_value != 0 and not binarize_activation:
+            raise ValueError(
+                f'pad_value={pad_value!r} pads a binarized input; with '
+                'binarize_activation=False only 0 is allowed'
+            )
+        self.activation_estimator = build_estimator(
+            STE(clip=1.0)
+            if activation_estimator is None
+            else activation_estimator,
+            'activation_estimator',
+        )
+        self.weight_estimator = build_estimator(
+            STE(clip=None) if weight_estimator is None else weight_estimator,
+            'weight_estimator',
+        )
+        self.binarize_weight = binarize_weight
+        self.binarize_activation = binarize_activation
+        self.pad_value = float(pad_value)
+        ags = AGS(eta)
+        self.ags = ags if compensate else None
+        self._followed: int | None = None
+        if compensate:
+            self.register_parameter(
+                'aux_weight', nn.Parameter(self.weight.detach().clone())
+            )
+            self._followed = _checksum(self.weight)
+        else:
+            self.register_parameter('aux_weight', None)
+
+    # Parameters live in `_parameters`; this reads through to it so that an
+    # initializer's new `weight` is seen in `aux_weight` at once.
+    @property
+    def aux_weight(self) -> nn.Parameter | None:
+        """The replica's weights, same shape as ``weight``, or ``None``."""
+        try:
+            aux_weight = self._parameters['aux_weight']
+        except KeyError:
+            raise AttributeError('aux_weight') from None
+        self._follow()
+        return aux_weight
+
+    @property
+    def compensate(self) -> bool:
+        """Whether there is a replica."""
+        return self._parameters['aux_weight'] is not None
+
+    def _follow(self) -> None:
+        """Copy ``weight`` to the replica unless that is its own by now."""
+        if self._followed is None:
+            return
+        aux_weight = self._parameters['aux_weight']
+        if aux_weight is None or _checksum(aux_weight) != self._followed:
+            self._followed = None
+            return
+        checksum = _checksum(self.weight)
+        if checksum != self._followed:
+            with torch.no_grad():
+                aux_weight.copy_(self.weight)
+            self._followed = checksum
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SURGELayer:
+        self._follow()
+        super()._apply(fn, recurse)
+        if self._followed is not None:
+            self._followed = _checksum(self._parameters['aux_weight'])
+        return self
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._follow()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        name = prefix + 'aux_weight'
+        own = name in state_dict
+        if self.compensate and not own and prefix + 'weight' in state_dict:
+            state_dict = dict(state_dict)
+            state_dict[name] = state_dict[prefix + 'weight'].clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self.compensate:
+            self._followed = (
+                None if own else _checksum(self._parameters['aux_weight'])
+            )
+
+    def strip(self) -> SURGELayer:
+        """Drop the replica in place.
+
+        Returns:
+            The layer itself; it computes the same output as before.
+        """
+        self.register_parameter('aux_weight', None)
+        self.ags = None
+        self._followed = None
+        return self
+
+    def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
+        aux_weight = None
+        if self.training and torch.is_grad_enabled() and self.compensate:
+            self._follow()
+            self._followed = None
+            aux_weight = self._parameters['aux_weight']
+        settings = Settings(
+            operator,
+            self.activation_estimator if self.binarize_activation else None,
+            self.weight_estimator if self.binarize_weight else None,
+            self.ags,
+            self.pad_value,
+        )
+        return surge(x, self.weight, aux_weight, self.bias, settings)
+
+    def _adopt(self, module: nn.Module) -> SURGELayer:
+        """Take over what ``from_float`` does not pass to the constructor."""
+        self.to_empty(device=module.weight.device)
+        with torch.no_grad():
+            self.weight.copy_(module.weight)
+            if module.bias is not None:
+                self.bias.copy_(module.bias)
+                self.bias.requires_grad_(module.bias.requires_grad)
+        self._follow()
+        for weight in (self.weight, self._parameters['aux_weight']):
+            if weight is not None:
+                weight.requires_grad_(module.weight.requires_grad)
+        return self.train(module.training)
+
+    def extra_repr(self) -> str:
+        """Geometry of the float layer, then what is binarized and how."""
+        parts = [super().extra_repr()]
+        if self.binarize_activation:
+            parts.append(f'activation_estimator={self.activation_estimator}')
+        else:
+            parts.append('binarize_activation=False')
+        if self.binarize_weight:
+            parts.append(f'weight_estimator={self.weight_estimator}')
+        else:
+            parts.append('binarize_weight=False')
+        parts.append(f'eta={self.ags.eta}' if self.ags else 'compensate=False')
+        if self.pad_value:
+            parts.append(f'pad_value={self.pad_value:+.0f}')
+        return ', '.join(parts)
+
+
+class SURGEConv2d(SURGELayer, nn.Conv2d):
+    r"""1-bit convolution with a full-precision replica in its backward pass.
+
+    Forward: :math:`\alpha\,\mathrm{sign}(w) * \mathrm{sign}(x) + b`, one
+    convolution, where :math:`\alpha` is the mean of :math:`|w|` over each
+    output channel and :math:`\mathrm{sign}(0) = +1`. Backward: see
+    :func:`surge_det.core.functional.surge`. A drop-in for ``nn.Conv2d``.
+
+    Source: SURGE (arXiv 2605.10989), DPGC and AGS.
+
+    Shape:
+        - Input: (N, C_in, H, W) or (C_in, H, W), N may be 0.
+        - Output: as ``nn.Conv2d``'s.
+        - ``weight`` (latent), ``aux_weight`` (replica): (C_out,
+          C_in / groups, kh, kw); ``bias``: (C_out,).
+
+    Args:
+        in_channels: As in ``nn.Conv2d``, like all arguments up to ``dtype``.
+        out_channels: Number of output channels.
+        kernel_size: Rows, columns.
+        stride: Rows, columns.
+        padding: Number(s), ``'same'`` or ``'valid'``. Applied after sign.
+        dilation: Rows, columns.
+        groups: Number of groups.
+        bias: Whether a real-valued bias is added.
+        padding_mode: ``'zeros'`` only.
+        device: Where parameters live.
+        dtype: Type of parameters.
+        activation_estimator: Surrogate derivative of the input's sign: an
+            object with ``derivative(x)`` or ``dict(type='STE', clip=1.0)``.
+            ``None`` means ``STE(clip=1.0)``.
+        weight_estimator: The same for the weights' sign. ``None`` means
+            ``STE(clip=None)``, the identity.
+        eta: Base factor of AGS, >= 0; 0 gives the plain estimator's
+            gradients, and zeros for ``aux_weight``.
+        compensate: Whether there is a replica at all.
+        binarize_weight: Whether weights are binarized.
+        binarize_activation: Whether the input is binarized.
+        pad_value: What the binarized input is padded with: 0, -1 or +1. The
+            replica's input is always padded with 0.
+
+    Raises:
+        ValueError: If an argument is out of range; it is named.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: _size_2_t | str = 0,
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation_estimator: Any = None,
+        weight_estimator: Any = None,
+        eta: float = 0.2,
+        compensate: bool = True,
+        binarize_weight: bool = True,
+        binarize_activation: bool = True,
+        pad_value: float = 0.0,
+    ) -> None:
+        if padding_mode != 'zeros':
+            raise ValueError(
+                f"padding_mode={padding_mode!r} is not allowed: 'zeros' "
+                '(pad_value sets what the binarized input is padded with)'
+            )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._setup(
+            activation_estimator,
+            weight_estimator,
+            eta,
+            compensate,
+            binarize_weight,
+            binarize_activation,
+            pad_value,
+        )
+
+    @classmethod
+    def from_float(cls, module: nn.Conv2d, **kwargs: Any) -> SURGEConv2d:
+        """Binarize a float convolution.
+
+        Args:
+            module: An ``nn.Conv2d`` or a subclass that computes the same. It
+                is not changed; weights and bias are copied.
+            kwargs: The keywords of this class beyond ``nn.Conv2d``'s.
+
+        Raises:
+            ValueError: If ``module`` is no ``nn.Conv2d`` or pads otherwise
+                than with zeros.
+        """
+        if not isinstance(module, nn.Conv2d):
+            raise ValueError(
+                f'module is a {type(module).__name__}; an nn.Conv2d is allowed'
+            )
+        layer = cls(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            'meta',
+            module.weight.dtype,
+            **kwargs,
+        )
+        return layer._adopt(module)
+
+    def _pads(self) -> tuple[int, int, int, int]:
+        if self.padding == 'valid':
+            return 0, 0, 0, 0
+        if self.padding == 'same':
+            total = [
+                d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)
+            ]
+            top, left = total[0] // 2, total[1] // 2
+            return left, total[1] - left, top, total[0] - top
+        rows, columns = self.padding
+        return columns, columns, rows, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; shapes as in the class."""
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        operator = ConvOperator(
+            self.stride, self._pads(), self.dilation, self.groups
+        )
+        return self._run(x, operator)
+
+
+class SURGELinear(SURGELayer, nn.Linear):
+    r"""1-bit linear layer with a full-precision replica in its backward pass.
+
+    Forward: :math:`\mathrm{sign}(x)\,(\alpha\,\mathrm{sign}(w))^T + b`;
+    everything else as in :class:`SURGEConv2d`. A drop-in for ``nn.Linear``.
+
+    Source: SURGE (arXiv 2605.10989), DPGC and AGS.
+
+    Shape:
+        - Input: (..., C_in); output: (..., C_out).
+        - ``weight`` (latent), ``aux_weight`` (replica): (C_out, C_in);
+          ``bias``: (C_out,).
+
+    Args:
+        in_features: C_in.
+        out_features: C_out.
+        bias: Whether a real-valued bias is added.
+        device: Where parameters live.
+        dtype: Type of parameters.
+        activation_estimator: As in :class:`SURGEConv2d`, like the rest.
+        weight_estimator: Surrogate derivative of the weights' sign.
+        eta: Base factor of AGS.
+        compensate: Whether there is a replica at all.
+        binarize_weight: Whether weights are binarized.
+        binarize_activation: Whether the input is binarized.
+
+    Raises:
+        ValueError: If an argument is out of range; it is named.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation_estimator: Any = None,
+        weight_estimator: Any = None,
+        eta: float = 0.2,
+        compensate: bool = True,
+        binarize_weight: bool = True,
+        binarize_activation: bool = True,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._setup(
+            activation_estimator,
+            weight_estimator,
+            eta,
+            compensate,
+            binarize_weight,
+            binarize_activation,
+        )
+
+    @classmethod
+    def from_float(cls, module: nn.Linear, **kwargs: Any) -> SURGELinear:
+        """Binarize a float linear layer.
+
+        Args:
+            module: An ``nn.Linear`` or a subclass that computes the same. It
+                is not changed; weights and bias are copied.
+            kwargs: The keywords of this class beyond ``nn.Linear``'s.
+
+        Raises:
+            ValueError: If ``module`` is no ``nn.Linear``.
+        """
+        if not isinstance(module, nn.Linear):
+            raise ValueError(
+                f'module is a {type(module).__name__}; an nn.Linear is allowed'
+            )
+        layer = cls(
+            module.in_features,
+            module.out_features,
+            module.bias is not None,
+            'meta',
+            module.weight.dtype,
+            **kwargs,
+        )
+        return layer._adopt(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply; shapes as in the class."""
+        return self._run(x, LinearOperator())
+
+
+def named_surge_layers(
+    module: nn.Module,
+) -> Iterator[tuple[str, SURGELayer]]:
+    """Yield name and layer of every binarized layer, each once."""
+    for name, child in module.named_modules():
+        if isinstance(child, SURGELayer):
+            yield name, child
+
+
+def _checksum(x: Tensor) -> int:
+    """Tell whether somebody wrote to ``x``, through ``.data`` too.
+
+    Exact integer arithmetic: the same on every device and in every order.
+    """
+    if x.is_meta:
+        return 0
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    words = x.detach().contiguous().view(bits).flatten().to(torch.int64)
+    places = torch.arange(1, 2 * words.numel(), 2, device=x.device)
+    return int((words * places).sum())

@@ -1,0 +1,166 @@
+"""The data folder: one setting, checked before anything is built."""
+
+import os
+import os.path as osp
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+VARIABLE = 'SURGE_DATA_ROOT'
+DEFAULT = 'data'
+
+_SOURCES = {
+    'VOCdevkit': (
+        'Pascal VOC: download VOCtrainval_06-Nov-2007.tar, '
+        'VOCtest_06-Nov-2007.tar and VOCtrainval_11-May-2012.tar from '
+        'http://host.robots.ox.ac.uk/pascal/VOC/ and unpack all three in '
+        'the data folder; they make VOCdevkit/VOC2007 and VOCdevkit/VOC2012.'
+    ),
+    'coco': (
+        'COCO 2017: download train2017.zip, val2017.zip and '
+        'annotations_trainval2017.zip from https://cocodataset.org/#download '
+        'and unpack them in the folder coco/ of the data folder.'
+    ),
+    'bccd': (
+        'BCCD (blood cells, MIT licence): '
+        'git clone https://github.com/Shenggan/BCCD_Dataset, then copy its '
+        'folder BCCD to bccd/ in the data folder.'
+    ),
+    'shapes': 'The demo dataset is drawn by: python tools/make_demo_data.py',
+}
+
+
+def data_root() -> str:
+    """Return the data folder: ``$SURGE_DATA_ROOT``, by default ``data``.
+
+    Configs say the same with ``'{{$SURGE_DATA_ROOT:data}}/...'``.
+
+    Raises:
+        ValueError: if the variable is set and empty.
+    """
+    root = os.environ.get(VARIABLE, DEFAULT)
+    if not root.strip():
+        raise ValueError(
+            f'{VARIABLE}={root!r} must name a folder; unset it to use '
+            f'{DEFAULT}/'
+        )
+    return root
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
+    """Merge ``--cfg-options`` into ``cfg``, in place.
+
+    ``data_root=...`` moves every dataset and evaluator path that started with
+    the config's own top-level ``data_root``: a config's text has put that
+    into each of them before any option is read.
+
+    Args:
+        cfg: A config as ``Config.fromfile`` returns it.
+        options: Keys with dots, and their values; None or empty does nothing.
+
+    Raises:
+        ValueError: if ``data_root`` is given and the config has none, or if
+            it is no string.
+    """
+    if not options:
+        return
+    options = dict(options)
+    new = options.pop('data_root', None)
+    if new is not None:
+        old = cfg.get('data_root')
+        if not isinstance(old, str):
+            raise ValueError(
+                f'data_root={new!r}: this config has no data_root of its '
+                'own; give each *_dataloader.dataset.data_root instead'
+            )
+        if not isinstance(new, str):
+            raise ValueError(f'data_root={new!r} must be a path')
+        cfg.data_root = new
+        for key in list(cfg):
+            if key.endswith(('_dataloader', '_evaluator')):
+                cfg[key] = _moved(cfg[key], old, osp.join(new, ''))
+    # After the move, so that an option for one dataset wins.
+    cfg.merge_from_dict(options)
+
+
+def _moved(node: Any, old: str, new: str) -> Any:
+    if isinstance(node, Mapping):
+        for key in list(node):
+            node[key] = _moved(node[key], old, new)
+        return node
+    if isinstance(node, list | tuple):
+        return type(node)(_moved(item, old, new) for item in node)
+    if isinstance(node, str) and node.startswith(old):
+        return new + node[len(old) :].lstrip('/')
+    return node
+
+
+def check_data(
+    cfg: Config, modes: Sequence[str] = ('train', 'val', 'test')
+) -> None:
+    """Raise if a dataset or an evaluator of ``cfg`` names a path that is not.
+
+    Looks through dataset wrappers (repeated, concatenated, ...). Reads no
+    annotation, so it costs nothing; addresses with ``://`` are not checked.
+
+    Args:
+        cfg: A whole config.
+        modes: Which dataloaders and evaluators the caller is going to build.
+
+    Raises:
+        FileNotFoundError: The message gives path, setting and data source.
+    """
+    for mode in modes:
+        loader = cfg.get(f'{mode}_dataloader')
+        for dataset in _leaves(loader.get('dataset') if loader else None):
+            for path in _dataset_paths(dataset):
+                _require(path, f'{mode}_dataloader')
+        evaluators = cfg.get(f'{mode}_evaluator') or []
+        if isinstance(evaluators, Mapping):
+            evaluators = [evaluators]
+        for evaluator in evaluators:
+            if evaluator.get('ann_file'):
+                _require(evaluator['ann_file'], f'{mode}_evaluator')
+
+
+def _leaves(dataset: Any) -> Iterator[Mapping]:
+    if isinstance(dataset, list | tuple):
+        for item in dataset:
+            yield from _leaves(item)
+    elif isinstance(dataset, Mapping):
+        inner = dataset.get('dataset', dataset.get('datasets'))
+        if inner is None:
+            yield dataset
+        else:
+            yield from _leaves(inner)
+
+
+def _dataset_paths(dataset: Mapping) -> Iterator[str]:
+    root = dataset.get('data_root') or ''
+    if root:
+        yield root
+    prefixes = dict(dataset.get('data_prefix') or {}).values()
+    for name in [dataset.get('ann_file'), *prefixes]:
+        if name and isinstance(name, str):
+            # An absolute name, or an address, stands for itself.
+            yield name if '://' in name else osp.join(root, name)
+
+
+def _require(path: str, key: str) -> None:
+    if '://' in path or osp.exists(path):
+        return
+    value = os.environ.get(VARIABLE)
+    state = 'not set' if value is None else repr(value)
+    message = (
+        f'no data at {osp.normpath(path)} (absolute: {osp.abspath(path)}), '
+        f'which {key} of the config names.\n'
+        f'The data folder is the environment variable {VARIABLE} '
+        f'({state}; default {DEFAULT}/); for one run: --cfg-options '
+        'data_root=...'
+    )
+    parts = osp.normpath(path).split(os.sep)
+    for folder, source in _SOURCES.items():
+        if folder in parts:
+            message += f'\n{source}'
+    raise FileNotFoundError(message)

@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .ags_hook import AGSHook
+
+__all__ = ['AGSHook']

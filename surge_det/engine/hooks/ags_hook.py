@@ -1,0 +1,201 @@
+"""Logging of AGS."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from surge_det.core.layers import SURGELayer
+from surge_det.engine.optim.ags_optim_wrapper import (
+    AGS_REMEDY,
+    AGSMixin,
+    compensated_layers,
+)
+
+_DEFAULT_INTERVAL = 10  # LoggerHook's
+
+
+@HOOKS.register_module()
+class AGSHook(Hook):
+    r"""Sends what AGS does in every layer to mmengine's message hub.
+
+    At the log interval, for each SURGE layer with a replica:
+    ``ags/scale/<layer>`` (:math:`\lambda`), ``ags/norm_b/<layer>``
+    (:math:`\|g_b\|_2`) and ``ags/norm_a/<layer>`` (:math:`\|g_a\|_2`), and
+    once ``ags/factor``, the schedule's factor on every base factor. The same
+    values go to the visualizer, so every entry of ``vis_backends`` gets them.
+    The text log gets ``ags_scale``, the median :math:`\lambda`, and one line
+    with its range and the layers at both ends.
+
+    Values are those of the main process and of a layer's last application in
+    its last backward pass. Norms contain AMP's loss scale and the division by
+    the number of accumulated iterations; :math:`\lambda` does not. Reading
+    them synchronises with the device, once, and only in iterations that log.
+
+    Where the optimizer wrapper was replaced by one that knows no AGS, a
+    warning before training says so.
+
+    Args:
+        interval: Iterations between two logs; ``None``: as the runner's
+            ``LoggerHook``.
+        top: How many layers the text log names at either end.
+
+    Raises:
+        ValueError: If ``interval`` or ``top`` is out of range.
+    """
+
+    # Before LoggerHook (BELOW_NORMAL), which writes what this one sends.
+    priority = 'NORMAL'
+
+    def __init__(self, interval: int | None = None, top: int = 3) -> None:
+        if interval is not None and not _is_int(interval, 1):
+            raise ValueError(
+                f'interval={interval!r} is not allowed: None or an integer '
+                '>= 1'
+            )
+        if not _is_int(top, 0):
+            raise ValueError(f'top={top!r} is not allowed: an integer >= 0')
+        self.interval = interval
+        self.top = top
+        self._layers: dict[str, SURGELayer] = {}
+        self._told_unreached = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the layers; warn where AGS was lost."""
+        self._layers = compensated_layers(runner.model)
+        self._told_unreached = False
+        wrapper = runner.optim_wrapper
+        wrappers = (
+            list(wrapper.values())
+            if isinstance(wrapper, OptimWrapperDict)
+            else [wrapper]
+        )
+        if self._layers and not any(isinstance(w, AGSMixin) for w in wrappers):
+            found = ', '.join(type(w).__name__ for w in wrappers)
+            runner.logger.warning(
+                f'AGS is not applied from the config: the optimizer wrapper '
+                f'is {found}, so {len(self._layers)} layers keep the eta they '
+                f'were built with. {AGS_REMEDY}'
+            )
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Send the values, if this iteration logs."""
+        if (
+            not self._layers
+            or not is_main_process()
+            or not self._is_due(runner, batch_idx)
+        ):
+            return
+        values = self._read()
+        if not self._told_unreached:
+            self._told_unreached = True
+            self._warn_unreached(runner, values)
+        if not values:
+            return
+        scales = {
+            key.removeprefix('ags/scale/'): value
+            for key, value in values.items()
+            if key.startswith('ags/scale/')
+        }
+        factor = getattr(runner.optim_wrapper, 'ags_factor', None)
+        if factor is not None:
+            values['ags/factor'] = factor
+        # Not under train/, or mmengine's LogProcessor would put each of them
+        # into the text line.
+        runner.message_hub.update_scalars(values, resumed=False)
+        runner.visualizer.add_scalars(values, step=runner.iter + 1)
+        self._summarize(runner, scales)
+
+    def _is_due(self, runner: Runner, batch_idx: int) -> bool:
+        # LoggerHook's own rule, so that both log in the same iterations.
+        logger_hook = next(
+            (h for h in runner.hooks if isinstance(h, LoggerHook)), None
+        )
+        interval = self.interval or getattr(
+            logger_hook, 'interval', _DEFAULT_INTERVAL
+        )
+        if self.every_n_inner_iters(batch_idx, interval):
+            return True
+        loader = runner.train_dataloader
+        ignore_last = getattr(logger_hook, 'ignore_last', True)
+        return self.end_of_epoch(loader, batch_idx) and (
+            not ignore_last or len(loader) <= interval
+        )
+
+    def _read(self) -> dict[str, float]:
+        tensors = {}
+        for name, layer in self._layers.items():
+            ags = layer.ags
+            for key, value in (
+                ('scale', ags.last_scale),
+                ('norm_b', ags.last_norm_b),
+                ('norm_a', ags.last_norm_a),
+            ):
+                if value is not None:
+                    tensors[f'ags/{key}/{name}'] = value
+        if not tensors:
+            return {}
+        # One transfer for all of them.
+        device = next(iter(tensors.values())).device
+        stacked = torch.stack(
+            [t.to(device, torch.float32) for t in tensors.values()]
+        )
+        return dict(zip(tensors, stacked.tolist()))
+
+    def _warn_unreached(
+        self, runner: Runner, values: dict[str, float]
+    ) -> None:
+        unreached = [
+            name for name in self._layers if f'ags/scale/{name}' not in values
+        ]
+        if unreached:
+            runner.logger.warning(
+                f'AGS: no backward pass has reached {len(unreached)} of '
+                f'{len(self._layers)} SURGE layers (frozen or unused): '
+                f'{", ".join(unreached)}'
+            )
+
+    def _summarize(self, runner: Runner, scales: dict[str, float]) -> None:
+        finite = {n: s for n, s in scales.items() if math.isfinite(s)}
+        line = f'AGS lambda of {len(scales)} layers'
+        if finite:
+            median = statistics.median(finite.values())
+            runner.message_hub.update_scalar('train/ags_scale', median)
+            line += (
+                f': min {min(finite.values()):.3g}, median {median:.3g}, '
+                f'max {max(finite.values()):.3g}'
+            )
+        ordered = sorted(finite, key=finite.get)
+        ends = {'smallest': ordered[: self.top]}
+        # Where both ends would overlap, one list says it all.
+        if len(ordered) >= 2 * self.top:
+            ends['largest'] = ordered[::-1][: self.top]
+        else:
+            ends = {'layers': ordered}
+        for label, names in ends.items():
+            if names:
+                shown = ', '.join(f'{n} {finite[n]:.3g}' for n in names)
+                line += f'; {label}: {shown}'
+        bad = [name for name in scales if name not in finite]
+        if bad:
+            line += f'; not finite: {", ".join(bad)}'
+        runner.logger.info(line)
+
+
+def _is_int(value: object, low: int) -> bool:
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and value >= low
+    )

@@ -1,0 +1,273 @@
+"""Optimizer wrappers that schedule AGS."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor, nn
+
+from surge_det.core import AGS
+from surge_det.core.layers import SURGELayer, named_surge_layers
+
+from .ags_schedule import AGSSchedule
+
+AGS_REMEDY = (
+    "Set optim_wrapper.type to 'AGSOptimWrapper', or for mixed precision to "
+    "'AGSAmpOptimWrapper' (surge_det's tools/train.py --amp does so; mmdet's "
+    "own sets 'AmpOptimWrapper')."
+)
+
+# torch's wrappers of single modules put these into the names of what they
+# wrap; a config's patterns should not depend on them.
+_WRAPPER_NAMES = {
+    '_checkpoint_wrapped_module',
+    '_fsdp_wrapped_module',
+    '_orig_mod',
+}
+
+# Per scaler: the eta it was built with, and the eta a schedule gave it last.
+# A second schedule over the same model must not start from what the first
+# one left behind.
+_BUILT_ETA: WeakKeyDictionary[AGS, tuple[float, float]] = WeakKeyDictionary()
+
+
+def compensated_layers(model: nn.Module) -> dict[str, SURGELayer]:
+    """SURGE layers of a model that have a replica, by name.
+
+    Args:
+        model: A model, in a model wrapper (``DistributedDataParallel``, ...)
+            or not.
+
+    Returns:
+        Layers by their name in the unwrapped model, in the model's order.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    layers = {}
+    for name, layer in named_surge_layers(model):
+        if layer.ags is not None:
+            parts = [p for p in name.split('.') if p not in _WRAPPER_NAMES]
+            layers['.'.join(parts)] = layer
+    return layers
+
+
+class AGSMixin:
+    """Adds the schedule of AGS to an optimizer wrapper of mmengine.
+
+    The gradients are mixed in the layers' backward pass; this sets the base
+    factor that they use in it. The iteration is mmengine's inner count: one
+    per backward pass, also where gradients are accumulated.
+
+    Args:
+        *args: Arguments of the optimizer wrapper.
+        ags: Settings, see :class:`AGSSchedule`; ``None`` for its defaults,
+            which change nothing.
+        **kwargs: Arguments of the optimizer wrapper.
+
+    Raises:
+        ValueError: If a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self, *args, ags: AGSSchedule | dict | None = None, **kwargs
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.ags_schedule = AGSSchedule.from_cfg(ags)
+        self._ags_model: nn.Module | None = None
+        self._ags_etas: list[tuple[AGS, float]] = []
+        self._ags_factor: float | None = None
+
+    @property
+    def ags_factor(self) -> float | None:
+        """Factor on every base factor that is set now; ``None``: not yet."""
+        return self._ags_factor
+
+    def bind(self, model: nn.Module) -> None:
+        """Take over the base factors of a model's SURGE layers.
+
+        Called by :meth:`initialize_count_status` and, for a model not seen
+        before, by :meth:`optim_context`. A model without a compensated layer
+        is warned of and otherwise left alone.
+
+        Args:
+            model: The model, in a model wrapper or not.
+
+        Raises:
+            ValueError: If a pattern in ``overrides`` matches no layer.
+        """
+        layers = compensated_layers(model)
+        self._ags_model = model
+        self._ags_factor = None
+        self._ags_etas = []
+        if not layers:
+            print_log(
+                f'{type(self).__name__}: the model has no SURGE layer with a '
+                'replica; AGS has nothing to do.',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return
+        overrides = self.ags_schedule.override_etas(layers)
+        for name, layer in layers.items():
+            eta = overrides.get(name, self.ags_schedule.eta)
+            built = _built_eta(layer.ags)
+            self._ags_etas.append((layer.ags, built if eta is None else eta))
+        self._set_eta()
+
+    def initialize_count_status(
+        self, model: nn.Module, init_counts: int, max_counts: int
+    ) -> None:
+        """As the base class does; then :meth:`bind` to the model.
+
+        Args:
+            model: The model, in a model wrapper or not.
+            init_counts: Iterations done so far.
+            max_counts: Iterations of the whole run.
+        """
+        super().initialize_count_status(model, init_counts, max_counts)
+        self.bind(model)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """As the base class does, with this iteration's base factors set."""
+        if model is not self._ags_model:
+            self.bind(model)
+        self._set_eta()
+        with super().optim_context(model):
+            yield
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        """As the base class does, with this iteration's base factors set."""
+        # Again, because a forward pass may have run outside optim_context.
+        self._set_eta()
+        super().backward(loss, **kwargs)
+
+    def state_dict(self) -> dict:
+        """State of the base class, and ``'ags'``: settings and iteration."""
+        state = super().state_dict()
+        state['ags'] = {
+            'settings': self.ags_schedule.to_dict(),
+            'iteration': self.inner_count,
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load the state of this or of any stock optimizer wrapper.
+
+        The settings stay those of the config: where the saved ones differ, a
+        warning says so.
+        """
+        state_dict = dict(state_dict)
+        ags = state_dict.pop('ags', None)
+        super().load_state_dict(state_dict)
+        if ags is None:
+            return
+        # mmengine's Runner sets this too, but not inside an OptimWrapperDict.
+        self._inner_count = ags['iteration']
+        ours, saved = self.ags_schedule.to_dict(), ags['settings']
+        differ = [
+            f'{key}={saved.get(key)!r} (saved) -> {value!r} (now)'
+            for key, value in ours.items()
+            if saved.get(key) != value
+        ]
+        if differ:
+            print_log(
+                'AGS settings differ from the checkpoint, those of the '
+                f'config hold: {"; ".join(differ)}',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def _set_eta(self) -> None:
+        factor = self.ags_schedule.factor(self._inner_count, self._max_counts)
+        if factor == self._ags_factor:
+            return
+        for ags, eta in self._ags_etas:
+            built = _built_eta(ags)
+            ags.eta = eta * factor
+            _BUILT_ETA[ags] = (built, ags.eta)
+        self._ags_factor = factor
+
+
+def _built_eta(ags: AGS) -> float:
+    built, last = _BUILT_ETA.get(ags, (None, None))
+    return built if ags.eta == last else ags.eta
+
+
+@OPTIM_WRAPPERS.register_module()
+class AGSOptimWrapper(AGSMixin, OptimWrapper):
+    """mmengine's ``OptimWrapper`` with AGS scheduled from the config.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='AGSOptimWrapper',
+        ...     ags=dict(eta=0.2, warmup_iters=500),
+        ...     optimizer=dict(type='SGD', lr=0.01))
+
+    Args:
+        *args: Arguments of ``OptimWrapper``.
+        ags: Settings, see :class:`AGSSchedule`.
+        **kwargs: Arguments of ``OptimWrapper``.
+    """
+
+
+class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
+    # mmengine's wrapper asserts an accelerator, though its autocast knows
+    # the CPU.
+    def __init__(
+        self,
+        loss_scale: float | str | dict = 'dynamic',
+        dtype: str | torch.dtype | None = None,
+        use_fsdp: bool = False,
+        **kwargs,
+    ) -> None:
+        if get_device() != 'cpu':
+            super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
+            return
+        if dtype not in (None, 'bfloat16', torch.bfloat16):
+            raise ValueError(
+                f'dtype={dtype!r} is not allowed for automatic mixed '
+                "precision on CPU: 'bfloat16' or None"
+            )
+        OptimWrapper.__init__(self, **kwargs)
+        # bfloat16 has float32's range, so there is nothing to scale.
+        self.loss_scaler = torch.amp.GradScaler('cpu', enabled=False)
+        self._scale_update_param = None
+        self.cast_dtype = torch.bfloat16
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        # A disabled scaler's state is empty, which an enabled one that
+        # resumes from it refuses.
+        if not state['loss_scaler']:
+            del state['loss_scaler']
+        return state
+
+
+@OPTIM_WRAPPERS.register_module()
+class AGSAmpOptimWrapper(AGSMixin, _AnyDeviceAmpOptimWrapper):
+    r"""mmengine's ``AmpOptimWrapper`` with AGS scheduled from the config.
+
+    Runs on CPU too: autocast in bfloat16, without a loss scale.
+    :math:`\lambda` is a ratio of norms, so a loss scale does not change it.
+
+    Args:
+        loss_scale: As in ``AmpOptimWrapper``; has no effect on CPU.
+        dtype: As in ``AmpOptimWrapper``; on CPU ``'bfloat16'`` or ``None``.
+        use_fsdp: As in ``AmpOptimWrapper``; has no effect on CPU.
+        ags: Settings, see :class:`AGSSchedule`.
+        **kwargs: Arguments of ``OptimWrapper``.
+
+    Raises:
+        ValueError: If training runs on CPU and ``dtype`` is another, or if a
+            setting of ``ags`` is unknown or out of range.
+    """

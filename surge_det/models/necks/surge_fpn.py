@@ -1,0 +1,76 @@
+"""1-bit feature pyramid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import ConvModule
+from mmdet.models.necks import FPN
+from mmdet.registry import MODELS
+
+
+@MODELS.register_module()
+class SURGEFPN(FPN):
+    """Feature pyramid with 1-bit 3x3 convolutions, each with bias and PReLU.
+
+    Lateral convolutions are 3x3 as well (IDa-Det, ECCV 2022): a 1-bit 1x1
+    convolution sees too few values. There is no norm layer.
+
+    Args:
+        in_channels: Channels of each input level.
+        out_channels: C of every output level.
+        num_outs: Number of output levels.
+        conv_cfg: Type and keywords of the convolutions, e.g.
+            ``dict(type='SURGEConv2d', eta=0.1)``.
+        act_cfg: Activation. A ReLU is refused: what passed one binarizes to
+            constant +1.
+        kwargs: The other arguments of mmdet's ``FPN``.
+
+    Shape:
+        - Input: tuple of (N, C_i, H_i, W_i).
+        - Output: tuple of ``num_outs`` (N, C, H_i, W_i).
+
+    Raises:
+        ValueError: If ReLUs would stand before a sign.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int,
+        conv_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        conv_cfg = conv_cfg or dict(type='SURGEConv2d')
+        if act_cfg is None:
+            act_cfg = dict(type='PReLU', num_parameters=out_channels)
+        if act_cfg['type'] in ('ReLU', 'ReLU6'):
+            raise ValueError(
+                f'act_cfg={act_cfg!r} is not allowed: a sign behind a ReLU '
+                'sees nothing but +1; use PReLU'
+            )
+        if kwargs.get('relu_before_extra_convs'):
+            raise ValueError(
+                'relu_before_extra_convs=True is not allowed: a sign behind '
+                'a ReLU sees nothing but +1'
+            )
+        super().__init__(
+            in_channels,
+            out_channels,
+            num_outs,
+            conv_cfg=conv_cfg,
+            act_cfg=act_cfg,
+            **kwargs,
+        )
+        for i in range(len(self.lateral_convs)):
+            self.lateral_convs[i] = ConvModule(
+                in_channels[i + self.start_level],
+                out_channels,
+                3,
+                padding=1,
+                conv_cfg=conv_cfg,
+                act_cfg=act_cfg,
+                inplace=False,
+            )

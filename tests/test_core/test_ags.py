@@ -1,0 +1,347 @@
+import copy
+import math
+
+import pytest
+import torch
+from reference import expected, relative_error
+
+from surge_det.core import AGS, SURGEConv2d, SURGELinear
+
+
+def step(layer, x, factor=1.0):
+    """Gradients after one backward pass of a loss times `factor`."""
+    layer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    out = layer(x)
+    torch.manual_seed(99)
+    out.backward(torch.randn_like(out) * factor)
+    return x.grad
+
+
+def test_starts_empty():
+    ags = AGS()
+    assert ags.eta == 0.2
+    assert ags.last_scale is None
+    assert ags.last_norm_b is None
+    assert ags.last_norm_a is None
+
+
+def test_layers_share_nothing_and_have_the_same_default():
+    one, two = SURGEConv2d(2, 2, 3), SURGELinear(2, 2)
+    assert isinstance(one.ags, AGS)
+    assert isinstance(two.ags, AGS)
+    assert one.ags is not two.ags
+    assert one.ags.eta == two.ags.eta == AGS().eta
+
+
+@pytest.mark.parametrize('bad', [-0.1, math.nan, math.inf, 'high', None])
+def test_bad_eta_is_refused_everywhere(bad):
+    calls = [
+        lambda: AGS(eta=bad),
+        lambda: SURGEConv2d(2, 2, 3, eta=bad),
+        lambda: SURGELinear(2, 2, eta=bad),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match='eta') as error:
+            call()
+        assert str(bad) in str(error.value)
+
+
+@pytest.mark.parametrize('bad', [-0.1, math.nan, 'high'])
+def test_setting_a_bad_eta_keeps_the_old(bad):
+    ags = AGS(eta=0.7)
+    with pytest.raises(ValueError, match='eta'):
+        ags.eta = bad
+    assert ags.eta == 0.7
+
+
+@pytest.mark.parametrize('bad', [-1.0, math.nan])
+def test_bad_eps_is_refused(bad):
+    with pytest.raises(ValueError, match='eps'):
+        AGS(eps=bad)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'wanted'),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ],
+)
+@pytest.mark.parametrize('kind', ['conv', 'linear'])
+def test_scale_and_norms_are_tensors_of_the_right_type(kind, dtype, wanted):
+    torch.manual_seed(0)
+    if kind == 'conv':
+        layer = SURGEConv2d(3, 4, 3, dtype=dtype)
+        x = torch.randn(2, 3, 5, 5, dtype=dtype)
+    else:
+        layer = SURGELinear(3, 4, dtype=dtype)
+        x = torch.randn(2, 3, dtype=dtype)
+    step(layer, x)
+    for value in (
+        layer.ags.last_scale,
+        layer.ags.last_norm_b,
+        layer.ags.last_norm_a,
+    ):
+        assert isinstance(value, torch.Tensor)
+        assert value.shape == ()
+        assert value.dtype == wanted
+        assert value.device == x.device
+        assert not value.requires_grad
+        assert value > 0
+
+
+def test_forward_alone_records_nothing():
+    layer = SURGEConv2d(3, 4, 3)
+    layer(torch.randn(1, 3, 5, 5))
+    assert layer.ags.last_scale is None
+
+
+def test_values_by_hand():
+    # x = 0.5, w = -2, w_a = 3, upstream gradient 1, eta = 0.5:
+    # alpha = 2 and Q_w = -2, so g_b = -2; g_a = 3; scale = 0.5 * 2 / 3.
+    # dx = -2 + 3 / 3 = -1; dw = alpha * sign(x) = 2; dw_a = 0.5 / 3.
+    layer = SURGELinear(1, 1, eta=0.5, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.fill_(-2.0)
+        layer.aux_weight.fill_(3.0)
+        layer.bias.fill_(10.0)
+    x = torch.tensor([[0.5]], dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    out.sum().backward()
+    assert out.item() == 8.0
+    assert layer.ags.last_norm_b.item() == 2.0
+    assert layer.ags.last_norm_a.item() == 3.0
+    assert layer.ags.last_scale.item() == pytest.approx(1 / 3, rel=1e-8)
+    assert x.grad.item() == pytest.approx(-1.0, rel=1e-8)
+    assert layer.weight.grad.item() == pytest.approx(2.0)
+    assert layer.aux_weight.grad.item() == pytest.approx(1 / 6, rel=1e-8)
+    assert layer.bias.grad.item() == 1.0
+
+
+def test_new_eta_counts_from_the_next_backward_pass():
+    torch.manual_seed(0)
+    layer = SURGEConv2d(3, 4, 3, eta=0.2, dtype=torch.float64)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    first = step(layer, x)
+    aux = layer.aux_weight.grad.clone()
+    scale = layer.ags.last_scale.clone()
+    layer.ags.eta = 0.6
+    second = step(layer, x)
+    assert relative_error(layer.ags.last_scale, 3 * scale) < 1e-12
+    assert relative_error(layer.aux_weight.grad, 3 * aux) < 1e-12
+    # dx = g_b + scale * g_a is linear in eta.
+    layer.ags.eta = 0.0
+    base = step(layer, x)
+    assert relative_error(second - base, 3 * (first - base)) < 1e-10
+
+
+def test_eta_is_read_back_as_set():
+    layer = SURGEConv2d(2, 2, 3, eta=0.45)
+    assert layer.ags.eta == 0.45
+    layer.ags.eta = 1
+    assert layer.ags.eta == 1
+
+
+def test_scale_ignores_the_size_of_the_gradient():
+    torch.manual_seed(0)
+    layer = SURGEConv2d(3, 4, 3, dtype=torch.float64)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    small = step(layer, x)
+    aux = layer.aux_weight.grad.clone()
+    scale = layer.ags.last_scale.clone()
+    large = step(layer, x, factor=2.0**16)
+    # Only eps, 1e-8 beside a norm of about 1, may make a difference.
+    assert relative_error(layer.ags.last_scale, scale) < 1e-7
+    assert relative_error(large, small * 2.0**16) < 1e-7
+    assert relative_error(layer.aux_weight.grad, aux * 2.0**16) < 1e-7
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('factor', [2000.0, 1e-4])
+def test_norms_of_half_types_neither_overflow_nor_vanish(dtype, factor):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(4, 8, 3, eta=0.2).to(dtype)
+    x = torch.randn(2, 4, 9, 9).to(dtype).requires_grad_()
+    out = layer(x)
+    grad = (torch.randn(out.shape) * factor).to(dtype)
+    out.backward(grad)
+    want = expected(x, layer.weight, layer.aux_weight, layer.bias, grad, 0.2)
+    # The premise: in half precision these squares would be lost.
+    if dtype == torch.float16:
+        squares = want.norm_b.pow(2)
+        limits = torch.finfo(dtype)
+        assert squares > limits.max or squares / x.numel() < limits.tiny
+    assert layer.ags.last_norm_b.isfinite()
+    assert relative_error(layer.ags.last_norm_b, want.norm_b) < 0.02
+    assert relative_error(layer.ags.last_norm_a, want.norm_a) < 0.02
+    assert relative_error(layer.ags.last_scale, want.scale) < 0.02
+
+
+def test_zero_gradient_gives_zero_scale_and_no_nan():
+    layer = SURGEConv2d(3, 4, 3)
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    (layer(x) * 0).sum().backward()
+    assert layer.ags.last_scale.item() == 0
+    for grad in [x.grad] + [p.grad for p in layer.parameters()]:
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_replica_without_gradient_is_no_division_by_zero():
+    layer = SURGEConv2d(3, 4, 3, dtype=torch.float64)
+    with torch.no_grad():
+        layer.aux_weight.zero_()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    want = expected(
+        x, layer.weight, layer.aux_weight, layer.bias, grad, layer.ags.eta
+    )
+    assert relative_error(layer.ags.last_scale, want.scale) < 1e-10
+    assert relative_error(x.grad, want.x) < 1e-10
+
+
+def test_infinite_gradient_is_not_hidden():
+    # A gradient scaler skips the step only if it sees the infinity.
+    layer = SURGEConv2d(3, 4, 3)
+    x = torch.randn(2, 3, 5, 5)
+    out = layer(x)
+    grad = torch.ones_like(out)
+    grad[0, 0, 0, 0] = math.inf
+    out.backward(grad)
+    assert not layer.weight.grad.isfinite().all()
+    assert not layer.aux_weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('needs_grad', [True, False])
+def test_zero_eta_is_plain_and_keeps_a_zero_gradient(needs_grad):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(3, 4, 3, eta=0)
+    plain = SURGEConv2d(3, 4, 3, compensate=False)
+    plain.load_state_dict(
+        {k: v for k, v in layer.state_dict().items() if k != 'aux_weight'}
+    )
+    inputs = []
+    data = torch.randn(2, 3, 5, 5)
+    for module in (layer, plain):
+        x = data.clone().requires_grad_(needs_grad)
+        out = module(x)
+        torch.manual_seed(5)
+        out.backward(torch.randn_like(out))
+        inputs.append(x.grad)
+    if needs_grad:
+        assert torch.equal(*inputs)
+    assert torch.equal(layer.weight.grad, plain.weight.grad)
+    assert torch.equal(layer.bias.grad, plain.bias.grad)
+    assert layer.aux_weight.grad is not None
+    assert torch.equal(
+        layer.aux_weight.grad, torch.zeros_like(layer.aux_weight)
+    )
+    assert isinstance(layer.ags.last_scale, torch.Tensor)
+    assert layer.ags.last_scale.item() == 0
+    assert layer.ags.last_norm_b is None
+    assert layer.ags.last_norm_a is None
+
+
+def test_eta_of_zero_after_other_values_forgets_the_norms():
+    layer = SURGEConv2d(3, 4, 3, eta=0.3)
+    x = torch.randn(2, 3, 5, 5)
+    step(layer, x)
+    assert layer.ags.last_norm_b is not None
+    layer.ags.eta = 0
+    step(layer, x)
+    assert layer.ags.last_scale.item() == 0
+    assert layer.ags.last_norm_b is None
+    assert layer.ags.last_norm_a is None
+
+
+def test_one_scale_per_application():
+    torch.manual_seed(0)
+    layer = SURGEConv2d(3, 3, 3, padding=1, eta=0.4, dtype=torch.float64)
+    sizes = [(2, 3, 8, 8), (2, 3, 4, 4), (1, 3, 2, 3)]
+    xs = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in sizes]
+    outs = [layer(x) for x in xs]
+    grads = [torch.randn_like(o) * 10**i for i, o in enumerate(outs)]
+    torch.autograd.backward(outs, grads)
+    wants = [
+        expected(
+            x, layer.weight, layer.aux_weight, layer.bias, g, 0.4, padding=1
+        )
+        for x, g in zip(xs, grads)
+    ]
+    for x, want in zip(xs, wants):
+        assert relative_error(x.grad, want.x) < 1e-10
+    for name in ('weight', 'aux_weight', 'bias'):
+        total = sum(getattr(want, name) for want in wants)
+        assert relative_error(getattr(layer, name).grad, total) < 1e-10
+    scales = [want.scale.item() for want in wants]
+    assert len({round(s, 6) for s in scales}) == 3
+    assert (
+        min(abs(layer.ags.last_scale.item() / s - 1) for s in scales) < 1e-10
+    )
+
+
+def test_one_scale_per_application_in_a_chain():
+    # The same layer twice in a row: the second's input needs the first.
+    torch.manual_seed(0)
+    layer = SURGELinear(4, 4, eta=0.4, dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    middle = layer(x)
+    middle.retain_grad()
+    out = layer(middle)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    args = (layer.weight, layer.aux_weight, layer.bias)
+    last = expected(middle, *args, grad, 0.4, linear=True)
+    first = expected(x, *args, last.x, 0.4, linear=True)
+    assert relative_error(middle.grad, last.x) < 1e-10
+    assert relative_error(x.grad, first.x) < 1e-10
+    total = first.aux_weight + last.aux_weight
+    assert relative_error(layer.aux_weight.grad, total) < 1e-10
+    # The backward pass ends at the first application.
+    assert relative_error(layer.ags.last_scale, first.scale) < 1e-10
+
+
+def test_accumulated_steps_add_up():
+    torch.manual_seed(0)
+    layer = SURGEConv2d(3, 4, 3, eta=0.4, dtype=torch.float64)
+    total = torch.zeros_like(layer.aux_weight)
+    for factor in (1.0, 50.0):
+        x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+        out = layer(x)
+        grad = torch.randn_like(out) * factor
+        out.backward(grad)
+        want = expected(
+            x, layer.weight, layer.aux_weight, layer.bias, grad, 0.4
+        )
+        total += want.aux_weight
+        assert relative_error(layer.ags.last_scale, want.scale) < 1e-10
+    assert relative_error(layer.aux_weight.grad, total) < 1e-10
+
+
+def test_repeated_backward_over_one_graph():
+    layer = SURGEConv2d(3, 4, 3)
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    loss = layer(x).pow(2).sum()
+    loss.backward(retain_graph=True)
+    once = x.grad.clone()
+    loss.backward()
+    assert torch.equal(x.grad, 2 * once)
+
+
+def test_a_copy_after_a_step_has_its_own_scaler():
+    layer = SURGEConv2d(3, 4, 3, eta=0.3)
+    x = torch.randn(2, 3, 5, 5)
+    step(layer, x)
+    scale = layer.ags.last_scale.clone()
+    twin = copy.deepcopy(layer)
+    assert twin.ags is not layer.ags
+    assert twin.ags.eta == 0.3
+    twin.ags.eta = 0.9
+    assert layer.ags.eta == 0.3
+    step(twin, x)
+    assert torch.equal(layer.ags.last_scale, scale)
+    assert relative_error(twin.ags.last_scale, 3 * scale) < 1e-5

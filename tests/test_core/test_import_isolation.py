@@ -1,0 +1,102 @@
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / 'surge_det' / 'core'
+
+SCRIPT = textwrap.dedent(
+    """
+    import importlib.abc
+    import sys
+
+    BLOCKED = {
+        'mmengine', 'mmcv', 'mmdet', 'torchvision', 'cv2', 'pycocotools',
+        'matplotlib', 'scipy', 'PIL',
+    }
+
+    class Absent(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.split('.')[0] in BLOCKED:
+                raise ModuleNotFoundError(
+                    f'No module named {name!r}', name=name
+                )
+            return None
+
+    sys.meta_path.insert(0, Absent())
+    try:
+        import mmengine
+    except ModuleNotFoundError:
+        pass
+    else:
+        raise SystemExit('the block does not hold')
+
+    import torch
+
+    from surge_det.core import (
+        AGS, STE, SURGEConv2d, SURGELinear, binary_sign
+    )
+
+    net = torch.nn.Sequential(
+        SURGEConv2d(3, 4, 3, activation_estimator=dict(type='STE', clip=1.0)),
+        torch.nn.Flatten(),
+        SURGELinear(4, 2, weight_estimator=STE(clip=1.0)),
+    )
+    net(torch.randn(2, 3, 3, 3)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert net[0].ags.last_scale > 0
+    assert isinstance(net[0].ags, AGS)
+    assert binary_sign(torch.zeros(1)).item() == 1
+    SURGEConv2d.from_float(torch.nn.Conv2d(3, 4, 3)).strip()
+    found = BLOCKED & {name.split('.')[0] for name in sys.modules}
+    assert not found, found
+    print('works alone')
+    """
+)
+
+
+def test_core_works_where_only_torch_is_installed():
+    result = subprocess.run(
+        [sys.executable, '-c', SCRIPT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith('works alone')
+
+
+FILES = sorted(CORE.rglob('*.py'))
+
+
+def imported_roots(tree):
+    """Absolute imports' top names; relative ones by their level."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split('.')[0], 0, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            name = node.module or ''
+            yield name.split('.')[0], node.level, name
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(CORE)))
+def test_core_imports_torch_and_the_standard_library_only(path):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    depth = len(path.relative_to(CORE).parts)
+    for root, level, name in imported_roots(tree):
+        if level:
+            assert level <= depth, f'{name} leaves the core'
+        elif root == 'surge_det':
+            assert name.startswith('surge_det.core'), name
+        else:
+            assert root == 'torch' or root in sys.stdlib_module_names, name
+
+
+def test_the_core_was_found():
+    assert {'sign.py', 'ags.py', 'layers.py'} <= {p.name for p in FILES}

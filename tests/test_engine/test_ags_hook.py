@@ -1,0 +1,274 @@
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+
+from surge_det.engine import AGSHook, AGSOptimWrapper
+
+LAYERS = ('body.1', 'head')
+
+
+class Recorder(Hook):
+    """The layers' own values after each iteration."""
+
+    def __init__(self, model):
+        self.layers = dict(zip(LAYERS, (model.body[1], model.head)))
+        self.rows = []
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.rows.append(
+            {
+                f'ags/{key}/{name}': getattr(layer.ags, attribute).item()
+                for name, layer in self.layers.items()
+                for key, attribute in (
+                    ('scale', 'last_scale'),
+                    ('norm_b', 'last_norm_b'),
+                    ('norm_a', 'last_norm_a'),
+                )
+            }
+        )
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def text_log(runner):
+    path = Path(runner.log_dir) / f'{runner.timestamp}.log'
+    return path.read_text()
+
+
+def ags_rows(runner):
+    scalars = json_lines(Path(runner.log_dir) / 'vis_data' / 'scalars.json')
+    return {
+        row.pop('step'): row
+        for row in scalars
+        if any(key.startswith('ags/') for key in row)
+    }
+
+
+def test_what_is_logged_where(make_model, make_runner):
+    model = make_model()
+    recorder = Recorder(model)
+    runner = make_runner(
+        model,
+        {'ags': {'eta': 0.4, 'warmup_iters': 4, 'warmup_start': 0.5}},
+        custom_hooks=[{'type': 'AGSHook', 'top': 1}],
+    )
+    runner.register_hook(recorder)
+    runner.train()
+
+    rows = ags_rows(runner)
+    assert sorted(rows) == [2, 4, 6]
+    for iteration, row in rows.items():
+        # Iteration 2 is the one with index 1.
+        factor = min(0.5 + 0.5 * (iteration - 1) / 4, 1)
+        assert row.pop('ags/factor') == pytest.approx(factor)
+        assert row == pytest.approx(recorder.rows[iteration - 1])
+        for name in LAYERS:
+            assert row[f'ags/scale/{name}'] == pytest.approx(
+                0.4
+                * factor
+                * row[f'ags/norm_b/{name}']
+                / row[f'ags/norm_a/{name}'],
+                rel=1e-4,
+            )
+
+    hub = runner.message_hub
+    history, _ = hub.get_scalar('ags/scale/head').data
+    assert list(history) == pytest.approx(
+        [row['ags/scale/head'] for row in rows.values()]
+    )
+    assert not any(
+        key.startswith('ags/') for key in hub.state_dict()['log_scalars']
+    )
+
+    # LoggerHook's own json file has the summary and no layer.
+    vis_data = Path(runner.log_dir) / 'vis_data'
+    own = json_lines(vis_data / f'{runner.timestamp}.json')
+    assert [row['step'] for row in own] == [2, 4, 6]
+    for row in own:
+        values = rows[row['step']]
+        assert row['ags_scale'] == pytest.approx(
+            (values['ags/scale/body.1'] + values['ags/scale/head']) / 2
+        )
+        assert not any('body' in key or 'head' in key for key in row)
+
+    lines = text_log(runner).splitlines()
+    steps = [line for line in lines if 'Epoch(train)' in line]
+    assert len(steps) == 3
+    for line in steps:
+        assert 'ags_scale: ' in line
+        assert 'body.1' not in line
+        assert 'norm_' not in line
+    summaries = [line for line in lines if 'AGS lambda of 2 layers' in line]
+    assert len(summaries) == 3
+    low, high = sorted(LAYERS, key=lambda name: rows[6][f'ags/scale/{name}'])
+    assert re.search(
+        rf'smallest: {re.escape(low)} [\d.e-]+; '
+        rf'largest: {re.escape(high)} [\d.e-]+$',
+        summaries[-1],
+    )
+
+
+def test_eta_zero_has_no_norms(make_model, make_runner):
+    runner = make_runner(
+        make_model(),
+        {'ags': {'eta': 0.0}},
+        custom_hooks=[{'type': 'AGSHook'}],
+    )
+    runner.train()
+    assert ags_rows(runner)[6] == {
+        'ags/factor': 1.0,
+        'ags/scale/body.1': 0.0,
+        'ags/scale/head': 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ('interval', 'logger_interval', 'expected'),
+    [(3, 2, [3, 6]), (None, 4, [4]), (None, 50, [6])],
+)
+def test_interval(
+    make_model, make_runner, interval, logger_interval, expected
+):
+    runner = make_runner(
+        make_model(),
+        interval=logger_interval,
+        custom_hooks=[{'type': 'AGSHook', 'interval': interval}],
+    )
+    runner.train()
+    assert sorted(ags_rows(runner)) == expected
+
+
+def test_unreached_layers_are_listed_once(make_model, make_runner):
+    model = make_model()
+    # No gradient is asked for before the head.
+    for module in (model.stem, model.body):
+        module.requires_grad_(False)
+    runner = make_runner(model, custom_hooks=[{'type': 'AGSHook'}])
+    runner.train()
+    lines = text_log(runner).splitlines()
+    (warning,) = (line for line in lines if 'no backward pass' in line)
+    assert warning.endswith('1 of 2 SURGE layers (frozen or unused): body.1')
+    assert 'WARNING' in warning
+    assert 'ags/scale/body.1' not in ags_rows(runner)[6]
+
+
+@pytest.mark.parametrize(
+    'constructor',
+    ['SURGEOptimWrapperConstructor', 'DefaultOptimWrapperConstructor'],
+)
+def test_lost_ags_is_told(make_model, make_runner, constructor):
+    model = make_model(eta=0.3)
+    ags = {}
+    if constructor.startswith('SURGE'):
+        ags = {'ags': {'eta': 0.1}}
+    runner = make_runner(
+        model,
+        {'type': 'OptimWrapper', 'constructor': constructor, **ags},
+        custom_hooks=[{'type': 'AGSHook'}],
+    )
+    runner.train()
+    assert model.head.ags.eta == 0.3
+    lines = text_log(runner).splitlines()
+    (told,) = (line for line in lines if 'AGS is not applied' in line)
+    assert 'WARNING' in told
+    assert 'wrapper is OptimWrapper, so 2 layers keep the eta' in told
+    assert "'AGSOptimWrapper'" in told
+    # What the layers do is recorded all the same.
+    assert ags_rows(runner)[6]['ags/scale/head'] > 0
+
+
+def fake_runner(model, optim_wrapper):
+    messages = []
+    hub = {}
+    return SimpleNamespace(
+        model=model,
+        optim_wrapper=optim_wrapper,
+        hooks=[],
+        iter=0,
+        train_dataloader=range(100),
+        messages=messages,
+        hub=hub,
+        logger=SimpleNamespace(info=messages.append, warning=messages.append),
+        message_hub=SimpleNamespace(
+            update_scalars=lambda values, resumed: hub.update(values),
+            update_scalar=hub.__setitem__,
+        ),
+        visualizer=SimpleNamespace(add_scalars=lambda values, step: None),
+    )
+
+
+def test_wrapper_dict_and_float_models(make_model, float_model):
+    model = make_model()
+    ags, stock = (
+        wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        for wrapper in (AGSOptimWrapper, OptimWrapper)
+    )
+    for runner, told in (
+        (fake_runner(model, OptimWrapperDict(a=ags, b=stock)), False),
+        (fake_runner(model, OptimWrapperDict(a=stock)), True),
+        (fake_runner(float_model, stock), False),
+    ):
+        AGSHook().before_train(runner)
+        assert any('not applied' in m for m in runner.messages) is told
+
+
+def test_one_transfer_and_only_when_due(make_model, monkeypatch):
+    model = make_model()
+    inputs = torch.randn(2, 3, 8, 8)
+    model(inputs, torch.tensor([0, 1]), 'loss')['loss'].backward()
+    runner = fake_runner(model, None)
+    hook = AGSHook(interval=10)
+    hook.before_train(runner)
+    reads = []
+    for name in ('item', 'tolist', '__float__', 'cpu', 'numpy'):
+        original = getattr(torch.Tensor, name)
+
+        def read(tensor, *args, _name=name, _original=original):
+            reads.append(_name)
+            return _original(tensor, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    for index in range(9):
+        hook.after_train_iter(runner, index)
+    assert reads == []
+    hook.after_train_iter(runner, 9)
+    assert reads == ['tolist']
+    assert len(runner.hub) == 7
+
+
+def test_values_that_are_not_finite_are_named(make_model):
+    model = make_model()
+    model.body[1].ags.last_scale = torch.tensor(math.nan)
+    model.head.ags.last_scale = torch.tensor(0.25)
+    runner = fake_runner(model, None)
+    hook = AGSHook(interval=1)
+    hook.before_train(runner)
+    runner.messages.clear()
+    hook.after_train_iter(runner, 0)
+    assert runner.messages == [
+        'AGS lambda of 2 layers: min 0.25, median 0.25, max 0.25; '
+        'layers: head 0.25; not finite: body.1'
+    ]
+    assert runner.hub['train/ags_scale'] == 0.25
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'named'),
+    [
+        ({'interval': 0}, 'interval=0'),
+        ({'interval': 1.5}, 'interval=1.5'),
+        ({'top': -1}, 'top=-1'),
+    ],
+)
+def test_bad_arguments(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        AGSHook(**arguments)

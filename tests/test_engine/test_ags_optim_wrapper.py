@@ -1,0 +1,324 @@
+import copy
+
+import pytest
+import torch
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    checkpoint_wrapper,
+)
+
+from surge_det.engine import AGSAmpOptimWrapper, AGSOptimWrapper
+
+on_cpu = pytest.mark.skipif(
+    get_device() != 'cpu', reason='mmengine trains on the accelerator here'
+)
+
+
+def sgd(model, lr=1.0):
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def batch(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        'inputs': torch.randn(4, 3, 8, 8, generator=generator).to(dtype),
+        'labels': torch.tensor([0, 1, 0, 1]),
+    }
+
+
+def step(wrapper, model, data):
+    with wrapper.optim_context(model):
+        loss = model(**data, mode='loss')['loss']
+    wrapper.update_params(loss)
+
+
+def scales(model):
+    return [model.body[1].ags.last_scale, model.head.ags.last_scale]
+
+
+class EtaRecorder(Hook):
+    def __init__(self, layer):
+        self.layer = layer
+        self.etas = []
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.etas.append(self.layer.ags.eta)
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet'])
+@pytest.mark.parametrize('name', ['AGSOptimWrapper', 'AGSAmpOptimWrapper'])
+def test_registered_in_both_scopes(scope, name):
+    pytest.importorskip(scope)
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        OPTIM_WRAPPERS.switch_scope_and_registry(None) as registry,
+    ):
+        assert registry.get(name).__name__ == name
+
+
+def test_eta_of_each_iteration_in_a_runner(make_model, make_runner):
+    model = make_model(eta=0.7)
+    recorder = EtaRecorder(model.head)
+    runner = make_runner(
+        model,
+        {'ags': {'eta': 0.4, 'warmup_iters': 2, 'decay': 'linear'}},
+    )
+    runner.register_hook(recorder)
+    runner.train()
+    # Warm-up t / 2, then 1 - (t - 2) / (6 - 2).
+    factors = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
+    assert recorder.etas == pytest.approx([0.4 * f for f in factors])
+    assert not torch.equal(model.head.aux_weight, model.head.weight)
+
+
+def test_without_settings_layers_keep_their_eta(make_model):
+    model = make_model(eta=0.7)
+    model.head.ags.eta = 0.3
+    wrapper = AGSOptimWrapper(optimizer=sgd(model))
+    step(wrapper, model, batch(0))
+    assert (model.body[1].ags.eta, model.head.ags.eta) == (0.7, 0.3)
+
+
+def test_second_schedule_starts_from_the_built_eta(make_model):
+    model = make_model(eta=0.5)
+    for _ in range(2):
+        wrapper = AGSOptimWrapper(
+            optimizer=sgd(model), ags={'decay': 'linear'}
+        )
+        wrapper.initialize_count_status(model, 3, 4)
+        assert model.head.ags.eta == pytest.approx(0.125)
+    model.head.ags.eta = 0.8
+    wrapper.bind(model)
+    assert model.head.ags.eta == pytest.approx(0.2)
+    assert model.body[1].ags.eta == pytest.approx(0.125)
+
+
+def test_overrides_are_scheduled_too(make_model):
+    model = make_model(eta=0.7)
+    wrapper = AGSOptimWrapper(
+        optimizer=sgd(model),
+        ags={'overrides': {'body.*': 0.1}, 'warmup_iters': 2},
+    )
+    wrapper.initialize_count_status(model, 1, 10)
+    assert model.body[1].ags.eta == pytest.approx(0.05)
+    assert model.head.ags.eta == pytest.approx(0.35)
+
+
+def test_override_without_a_match(make_model):
+    model = make_model()
+    wrapper = AGSOptimWrapper(
+        optimizer=sgd(model), ags={'overrides': {'stem': 0.1}}
+    )
+    with pytest.raises(ValueError, match=r"'stem'.*body\.1, head"):
+        wrapper.initialize_count_status(model, 0, 10)
+
+
+def test_names_do_not_depend_on_wrappers(make_model):
+    model = make_model()
+    head = model.head
+    model.head = checkpoint_wrapper(head)
+    wrapper = AGSOptimWrapper(
+        optimizer=sgd(model), ags={'overrides': {'head': 0.6}}
+    )
+    step(wrapper, model, batch(0))
+    assert head.ags.eta == 0.6
+    assert head.ags.last_scale > 0
+
+
+def test_backward_outside_optim_context(make_model):
+    model = make_model()
+    wrapper = AGSOptimWrapper(
+        optimizer=sgd(model, 0.0), ags={'eta': 0.4, 'warmup_iters': 4}
+    )
+    wrapper.initialize_count_status(model, 0, 10)
+    for expected in (0.0, 0.1, 0.2):
+        wrapper.update_params(model(**batch(0), mode='loss')['loss'])
+        assert model.head.ags.eta == pytest.approx(expected)
+
+
+def test_model_without_a_replica_is_warned_of(
+    make_model, float_model, log_messages
+):
+    for model in (make_model(compensate=False), float_model):
+        log_messages.clear()
+        wrapper = AGSOptimWrapper(
+            optimizer=sgd(model, 0.1), ags={'overrides': {'body.*': 0.1}}
+        )
+        before = copy.deepcopy(model.head.weight)
+        step(wrapper, model, batch(0))
+        step(wrapper, model, batch(1))
+        warnings = [m for level, m in log_messages if level == 'WARNING']
+        assert len(warnings) == 1
+        assert 'no SURGE layer with a replica' in warnings[0]
+        assert not torch.equal(model.head.weight, before)
+
+
+def test_accumulation_has_one_lambda_per_backward(make_model):
+    model = make_model(eta=0.4).double()
+    # What each batch gives by itself, with the loss not divided.
+    grads, lambdas = [], []
+    for seed in (0, 1):
+        single = copy.deepcopy(model)
+        single(**batch(seed, torch.float64), mode='loss')['loss'].backward()
+        lambdas.append(torch.stack(scales(single)))
+        grads.append([p.grad for p in single.parameters()])
+    assert not torch.allclose(lambdas[0], lambdas[1], rtol=1e-3)
+
+    before = copy.deepcopy(model)
+    wrapper = AGSOptimWrapper(optimizer=sgd(model), accumulative_counts=2)
+    wrapper.initialize_count_status(model, 0, 10)
+    for seed in (0, 1):
+        step(wrapper, model, batch(seed, torch.float64))
+        torch.testing.assert_close(
+            torch.stack(scales(model)), lambdas[seed], rtol=1e-5, atol=0
+        )
+    for new, old, a, b in zip(model.parameters(), before.parameters(), *grads):
+        torch.testing.assert_close(
+            old - new, (a + b) / 2, rtol=1e-5, atol=1e-12
+        )
+
+
+@on_cpu
+def test_amp_trains_on_cpu(make_model, make_runner):
+    model = make_model(eta=0.4)
+    before = copy.deepcopy(model.state_dict())
+    dtypes = []
+    model.head.register_forward_hook(
+        lambda module, args, out: dtypes.append(out.dtype)
+    )
+    runner = make_runner(
+        model,
+        {'type': 'AGSAmpOptimWrapper', 'loss_scale': 'dynamic'},
+    )
+    runner.train()
+    assert set(dtypes) == {torch.bfloat16}
+    for scale in scales(model):
+        assert scale.dtype == torch.float32
+        assert 0 < scale.item() < float('inf')
+    for name in ('head.weight', 'head.aux_weight', 'stem.weight'):
+        assert model.state_dict()[name].isfinite().all()
+        assert not torch.equal(model.state_dict()[name], before[name])
+
+
+@on_cpu
+@pytest.mark.parametrize('dtype', ['float16', torch.float16, 'float32'])
+def test_amp_on_cpu_is_bfloat16(make_model, dtype):
+    with pytest.raises(ValueError, match=r'float.*bfloat16'):
+        AGSAmpOptimWrapper(optimizer=sgd(make_model()), dtype=dtype)
+
+
+@on_cpu
+def test_loss_scale_does_not_change_lambda(make_model):
+    results = []
+    for scaler in (
+        torch.amp.GradScaler('cpu', enabled=False),
+        torch.amp.GradScaler('cpu', init_scale=2.0**16),
+    ):
+        model = make_model(eta=0.4)
+        wrapper = AGSAmpOptimWrapper(optimizer=sgd(model, 0.1))
+        wrapper.loss_scaler = scaler
+        step(wrapper, model, batch(0))
+        results.append((scales(model), model.head.ags.last_norm_b, model))
+    (plain, norm, model), (scaled, scaled_norm, scaled_model) = results
+    torch.testing.assert_close(scaled_norm, norm * 2**16, rtol=1e-3, atol=0)
+    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=0)
+    for a, b in zip(model.parameters(), scaled_model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ('saver', 'loader'),
+    [
+        (AGSOptimWrapper, OptimWrapper),
+        (AGSAmpOptimWrapper, OptimWrapper),
+        (OptimWrapper, AGSOptimWrapper),
+        (OptimWrapper, AGSAmpOptimWrapper),
+        (AGSOptimWrapper, AGSAmpOptimWrapper),
+        (AGSAmpOptimWrapper, AGSOptimWrapper),
+    ],
+)
+def test_state_passes_between_wrappers(make_model, tmp_path, saver, loader):
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    wrapper = saver(optimizer=optimizer)
+    step(wrapper, model, batch(0))
+    torch.save(wrapper.state_dict(), tmp_path / 'state.pth')
+    state = torch.load(tmp_path / 'state.pth', weights_only=True)
+    keys = set(state)
+
+    other = loader(
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    )
+    other.load_state_dict(state)
+    assert other.get_lr()['lr'] == [0.1]
+    for param in model.parameters():
+        torch.testing.assert_close(
+            other.optimizer.state[param]['momentum_buffer'],
+            optimizer.state[param]['momentum_buffer'],
+        )
+    if loader is not OptimWrapper:
+        assert other.inner_count == (0 if saver is OptimWrapper else 1)
+        # The caller's dict is not emptied.
+        assert set(state) == keys
+
+
+def test_config_wins_over_the_checkpoint(make_model, log_messages):
+    model = make_model()
+    saved = AGSOptimWrapper(
+        optimizer=sgd(model), ags={'eta': 0.1, 'decay': 'cosine'}
+    )
+    same = AGSOptimWrapper(
+        optimizer=sgd(model), ags={'eta': 0.1, 'decay': 'cosine'}
+    )
+    same.load_state_dict(saved.state_dict())
+    assert log_messages == []
+
+    other = AGSOptimWrapper(
+        optimizer=sgd(model), ags={'eta': 0.3, 'decay': 'cosine'}
+    )
+    other.load_state_dict(saved.state_dict())
+    ((level, message),) = log_messages
+    assert level == 'WARNING'
+    assert 'eta=0.1 (saved) -> 0.3 (now)' in message
+    assert 'decay' not in message
+    other.initialize_count_status(model, 0, 10)
+    assert model.head.ags.eta == 0.3
+
+
+def test_resume_equals_an_uninterrupted_run(make_model, make_runner):
+    wrapper = {
+        'ags': {
+            'eta': 0.4,
+            'warmup_iters': 4,
+            'decay': 'cosine',
+            'overrides': {'body.*': 0.2},
+        }
+    }
+    whole = make_model()
+    recorder = EtaRecorder(whole.head)
+    runner = make_runner(whole, wrapper, max_epochs=2, work_dir='whole')
+    runner.register_hook(recorder)
+    runner.train()
+
+    # Every epoch's state is saved; the run goes on from the first's.
+    part = make_model()
+    part_recorder = EtaRecorder(part.head)
+    runner = make_runner(
+        part,
+        wrapper,
+        max_epochs=2,
+        work_dir='part',
+        load_from=f'{runner.work_dir}/epoch_1.pth',
+        resume=True,
+    )
+    runner.register_hook(part_recorder)
+    runner.train()
+    assert len(recorder.etas) == 12
+    assert len(set(recorder.etas)) > 8
+    assert part_recorder.etas == recorder.etas[6:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(part.state_dict()[name], value), name

@@ -1,0 +1,73 @@
+"""What the command-line tools share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from surge_det.datasets import check_data, merge_options
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add mmdet's flags that training and testing have in common."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value pairs, nested keys '
+        'with dots, lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    # torch.distributed.launch passes this one.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def fail(message: object) -> None:
+    """End the program with a message for the user and status 2."""
+    print(f'error: {message}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+def load_config(args: argparse.Namespace, modes: tuple[str, ...]) -> Config:
+    """Read the config, apply the flags and see that its data is there.
+
+    Args:
+        args: The parsed command line.
+        modes: Which of train, val, test the program is going to run.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        fail(f'config {args.config!r} does not exist')
+    cfg = Config.fromfile(args.config)
+    try:
+        merge_options(cfg, args.cfg_options)
+        check_data(cfg, modes)
+    except (FileNotFoundError, ValueError) as error:
+        fail(error)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', ConfigDict())
+    if dist_cfg.get('backend') == 'nccl' and not torch.cuda.is_available():
+        dist_cfg.backend = 'gloo'
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

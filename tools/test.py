@@ -1,0 +1,105 @@
+"""Evaluate a detector: mmdet's ``tools/test.py`` with SURGE registered.
+
+Example::
+
+    python tools/test.py configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
+"""
+
+from __future__ import annotations
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+# First: closes the toolbox's gaps before anything of it is imported.
+import surge_det  # noqa: F401
+
+# isort: split
+from cli import add_common_arguments, build_runner, fail, load_config
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, ConfigDict
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description='Evaluate a detector')
+    parser.add_argument('config', help='test config file path')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    add_common_arguments(parser)
+    parser.add_argument('--out', help='write predictions to this .pkl file')
+    parser.add_argument(
+        '--show', action='store_true', help='show pictures of detections'
+    )
+    parser.add_argument(
+        '--show-dir',
+        help='write pictures of detections beside ground truth to '
+        'WORK_DIR/TIMESTAMP/SHOW_DIR',
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds for --show'
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation'
+    )
+    args = parser.parse_args(argv)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out {args.out!r}: the name must end in .pkl')
+    return args
+
+
+def apply_tta(cfg: Config) -> None:
+    """Put mmdet's default test-time augmentation where the config has none."""
+    cfg.setdefault(
+        'tta_model',
+        ConfigDict(
+            type='DetTTAModel',
+            tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100
+            ),
+        ),
+    )
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        cfg.tta_pipeline = deepcopy(dataset.pipeline)
+        pack = deepcopy(dataset.pipeline[-1])
+        pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
+        cfg.tta_pipeline[-1] = dict(
+            type='TestTimeAug',
+            transforms=[
+                [
+                    dict(type='RandomFlip', prob=1.0),
+                    dict(type='RandomFlip', prob=0.0),
+                ],
+                [pack],
+            ],
+        )
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
+    args = parse_args(argv)
+    setup_cache_size_limit_of_dynamo()
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        fail(f'checkpoint {args.checkpoint!r} does not exist')
+    cfg = load_config(args, ('test',))
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        apply_tta(cfg)
+    runner = build_runner(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(
+            DumpDetResults(out_file_path=args.out)
+        )
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
