@@ -170,9 +170,7 @@ def _python() -> Row:
     version = platform.python_version()
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
         return Row('python', version)
-    return Row(
-        'python', version, PROBLEM, 'use Python 3.10, 3.11 or 3.12'
-    )
+    return Row('python', version, PROBLEM, 'use Python 3.10, 3.11 or 3.12')
 
 
 def _torch() -> Row:
@@ -213,7 +211,8 @@ def _torchvision() -> Row:
 def _setuptools() -> Row:
     item = 'setuptools (pkg_resources)'
     version = _installed(('setuptools',)).get('setuptools')
-    if find_spec('mmengine') is None:
+    if not _installed(_FLAVOURS['mmdet']['mmengine']):
+        # The fork reads importlib.metadata instead.
         return Row(item, version or '-', OK if version else ABSENT)
     remedy = 'pip install "setuptools<81" (mmengine imports pkg_resources)'
     if version is None:
@@ -254,7 +253,9 @@ def _toolbox_package(name: str) -> Row:
 def _import_remedy(name: str, error: str) -> str:
     if 'pkg_resources' in error:
         return 'pip install "setuptools<81"'
-    needed = re.search(r'install (mmcv|mmengine)(>=[\w.]+), ?(<[\w.]+)', error)
+    needed = re.search(
+        r'install (mmcv|mmengine)(>=[\w.]+), ?(<[\w.]*\w)', error
+    )
     if needed:
         package = 'mmcv-lite' if needed[1] == 'mmcv' else needed[1]
         return f'pip install "{package}{needed[2]},{needed[3]}"'
@@ -295,13 +296,18 @@ def _mmcv_ops() -> Row:
         )
     error = _import_error('mmcv.ops')
     if error:
+        remedy = 'Solve the problems above first'
+        if source == mmcv_ops.COMPILED:
+            remedy = (
+                'Compiled ops must be built for your torch; without them, '
+                'mmcv-lite is enough: pip uninstall -y mmcv && '
+                'pip install "mmcv-lite>=2.0.0,<2.2.0"'
+            )
         return Row(
             item,
             source,
             PROBLEM,
-            f'importing mmcv.ops fails ({error}). Compiled ops must be '
-            'built for your torch; without them, mmcv-lite is enough: '
-            'pip uninstall -y mmcv && pip install "mmcv-lite>=2.0.0,<2.2.0"',
+            f'importing mmcv.ops fails ({error}). {remedy}',
         )
     return Row(item, source)
 

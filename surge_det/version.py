@@ -1,3 +1,3 @@
 """Version of surge_det."""
 
-__version__ = "0.1.0"
+__version__ = '0.1.0'

@@ -31,7 +31,7 @@ from surge_det.datasets import check_data, merge_options
 _WIDTH = 440
 _FONT = 10
 _SHEET_COLUMNS, _SHEET_PAIRS, _SHEET_CELL = 3, 9, 900
-_STRIP = 30
+_STRIP, _GAP = 30, 8
 
 
 def _draw(visualizer, image, boxes, labels, texts, colors):
@@ -43,16 +43,22 @@ def _draw(visualizer, image, boxes, labels, texts, colors):
     boxes = np.clip(boxes, 0, [width - 1, height - 1] * 2)
     colors = [tuple(colors[label]) for label in labels]
     visualizer.draw_bboxes(boxes, edge_colors=colors, line_widths=2)
+    # Each label stands on its box, except where that is outside the image.
     above = boxes[:, 1] > 2 * _FONT
+    far = boxes[:, 0] > 0.8 * width
+    corner = np.stack(
+        [np.where(far, boxes[:, 2], boxes[:, 0]), boxes[:, 1]], 1
+    )
     dark = [
         sum(c * w for c, w in zip(rgb, (3, 6, 1))) < 1400 for rgb in colors
     ]
     visualizer.draw_texts(
         texts,
-        boxes[:, :2] + np.where(above[:, None], (1, -2), (3, 3)),
+        corner + np.where(above[:, None], (0, -2), (0, 3)),
         font_sizes=_FONT,
         colors=['w' if d else 'k' for d in dark],
         vertical_alignments=['bottom' if a else 'top' for a in above],
+        horizontal_alignments=['right' if f else 'left' for f in far],
         bboxes=[
             dict(facecolor=[c / 255 for c in rgb], edgecolor='none', pad=1.0)
             for rgb in colors
@@ -116,7 +122,8 @@ def draw_pair(visualizer, info, prediction, metainfo, score_thr):
     names = [f'{classes[k]} {scores[i]:.2f}' for k, i in zip(labels, order)]
     right = _draw(visualizer, image, boxes * scale, labels, names, colors)
 
-    pair = np.concatenate([left, right], 1)
+    gap = np.full_like(left[:, :_GAP], 255)
+    pair = np.concatenate([left, gap, right], 1)
     titles = (
         f'{Path(info["img_path"]).name}: ground truth ({len(truth)})',
         f'detections, score {score_thr:g} and more ({len(order)})',
@@ -135,15 +142,18 @@ def _sheet(pairs):
     height = max(cell.shape[0] for cell in cells)
     columns = min(_SHEET_COLUMNS, len(cells))
     rows = -(-len(cells) // columns)
-    gap = 8
     page = np.full(
-        (rows * (height + gap) - gap, columns * (_SHEET_CELL + gap) - gap, 3),
+        (
+            rows * (height + _GAP) - _GAP,
+            columns * (_SHEET_CELL + _GAP) - _GAP,
+            3,
+        ),
         255,
         np.uint8,
     )
     for index, cell in enumerate(cells):
-        y = index // columns * (height + gap)
-        x = index % columns * (_SHEET_CELL + gap)
+        y = index // columns * (height + _GAP)
+        x = index % columns * (_SHEET_CELL + _GAP)
         page[y : y + cell.shape[0], x : x + _SHEET_CELL] = cell
     return page
 

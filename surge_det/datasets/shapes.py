@@ -41,13 +41,14 @@ class Instance(NamedTuple):
     """One object of a scene.
 
     ``label`` indexes ``CLASSES``; ``box`` is (x1, y1, x2, y2) in pixels,
-    0-based, both corners inclusive, around the visible part; ``truncated``
-    says whether some of the shape is covered or outside the image.
+    0-based, both corners inclusive, around the visible part; ``visible`` is
+    that part's share of the shape's area: the rest is covered, or outside the
+    image.
     """
 
     label: int
     box: tuple[int, int, int, int]
-    truncated: bool
+    visible: float
 
 
 class Scene(NamedTuple):
@@ -279,7 +280,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     for index_, label in enumerate(labels):
         ys, xs = np.nonzero(owner == index_)
         box = (int(xs.min()), int(ys.min()), int(xs.max()), int(ys.max()))
-        instances.append(Instance(label, box, len(xs) < areas[index_]))
+        instances.append(Instance(label, box, len(xs) / areas[index_]))
     return Scene(canvas.astype(np.uint8), owner, instances)
 
 
@@ -293,7 +294,7 @@ def _annotation(name: str, instances: list[Instance]) -> bytes:
     for instance in instances:
         item = ET.SubElement(root, 'object')
         ET.SubElement(item, 'name').text = CLASSES[instance.label]
-        ET.SubElement(item, 'truncated').text = str(int(instance.truncated))
+        ET.SubElement(item, 'truncated').text = str(int(instance.visible < 1))
         ET.SubElement(item, 'difficult').text = '0'
         box = ET.SubElement(item, 'bndbox')
         # VOC counts pixels from 1.

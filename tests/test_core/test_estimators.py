@@ -36,7 +36,7 @@ def test_derivative_keeps_shape_and_type(clip, dtype):
     assert out.dtype == dtype
 
 
-@pytest.mark.parametrize('clip', [-1.0, math.nan, 'wide'])
+@pytest.mark.parametrize('clip', [-1.0, 0, math.nan, 'wide', True])
 def test_bad_clip_is_named(clip):
     with pytest.raises(ValueError, match='clip') as error:
         STE(clip=clip)

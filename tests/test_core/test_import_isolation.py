@@ -11,25 +11,18 @@ CORE = ROOT / 'surge_det' / 'core'
 
 SCRIPT = textwrap.dedent(
     """
-    import importlib.abc
+    import importlib.util
     import sys
 
-    BLOCKED = {
+    # None in sys.modules is how an import fails as if nothing were there.
+    ABSENT = (
         'mmengine', 'mmcv', 'mmdet', 'torchvision', 'cv2', 'pycocotools',
         'matplotlib', 'scipy', 'PIL',
-    }
-
-    class Absent(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
-            if name.split('.')[0] in BLOCKED:
-                raise ModuleNotFoundError(
-                    f'No module named {name!r}', name=name
-                )
-            return None
-
-    sys.meta_path.insert(0, Absent())
+    )
+    sys.modules.update(dict.fromkeys(ABSENT))
+    assert importlib.util.find_spec('mmengine') is None
     try:
-        import mmengine
+        import mmengine.registry
     except ModuleNotFoundError:
         pass
     else:
@@ -52,7 +45,11 @@ SCRIPT = textwrap.dedent(
     assert isinstance(net[0].ags, AGS)
     assert binary_sign(torch.zeros(1)).item() == 1
     SURGEConv2d.from_float(torch.nn.Conv2d(3, 4, 3)).strip()
-    found = BLOCKED & {name.split('.')[0] for name in sys.modules}
+    found = [
+        name
+        for name, module in sys.modules.items()
+        if name.split('.')[0] in ABSENT and module is not None
+    ]
     assert not found, found
     print('works alone')
     """

@@ -14,7 +14,7 @@ SURGE_KEYS = ('pad_value', 'binarize_weight', 'binarize_activation')
 GEOMETRY_KEYS = ('stride', 'padding', 'dilation', 'groups')
 
 CONVOLUTIONS = {
-    'default': dict(),
+    'default': {},
     'no-bias': dict(bias=False),
     '1x1': dict(kernel_size=1),
     'stride': dict(stride=2, padding=1),
@@ -130,7 +130,7 @@ def compare(layer, x, kwargs=None, tolerance=TOLERANCE, **h):
     errors = {name: relative_error(*pair) for name, pair in pairs.items()}
     bad = {name: e for name, e in errors.items() if not e <= tolerance}
     assert not bad
-    # Otherwise the comparison would hold without a replica.
+    # The comparison must be about a replica that does something.
     assert want.scale > 0
     assert want.aux_weight.abs().max() > 0
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from reference import OpRecorder, expected, relative_error
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from surge_det.core import SURGEConv2d, SURGELinear
@@ -339,9 +341,54 @@ def test_backward_keeps_the_input_and_next_to_nothing(kind, train, compensate):
     assert 0 < sum(storages.values()) <= x.nbytes + 1024
 
 
+class NewStorages(TorchDispatchMode):
+    """Weak references to the memory that the calls made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            storage = out.untyped_storage()
+            self.made[storage._cdata] = (
+                StorageWeakRef(storage),
+                storage.nbytes(),
+            )
+        return out
+
+    def alive(self, *known):
+        known = {t.untyped_storage()._cdata for t in known}
+        return sum(
+            size
+            for key, (ref, size) in self.made.items()
+            if not ref.expired() and key not in known
+        )
+
+
+@both
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('train', [True, False])
+def test_what_forward_made_is_gone_but_for_the_output(kind, train, autocast):
+    # Also what a Function keeps past `save_for_backward` would be seen.
+    layer = large(kind).train(train)
+    x = torch.randn(LARGE[kind], requires_grad=True)
+    layer(x)
+    with (
+        torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast),
+        NewStorages() as recorder,
+    ):
+        out = layer(x)
+    assert out.requires_grad
+    assert sum(size for _, size in recorder.made.values()) > x.nbytes
+    known = (out, x, *layer._parameters.values())
+    assert recorder.alive(*known) <= 1024
+
+
 @pytest.mark.parametrize('kwargs', [dict(pad_value=-1), dict(padding='same')])
 def test_no_padded_copy_is_kept(kwargs):
-    layer = SURGEConv2d(16, 16, 3, **dict(dict(padding=1), **kwargs))
+    layer = SURGEConv2d(16, 16, 3, **{'padding': 1, **kwargs})
     x = torch.randn(LARGE['conv'], requires_grad=True)
     storages, _ = kept_storages(lambda: layer(x), *layer.parameters())
     assert 0 < sum(storages.values()) <= x.nbytes + 1024

@@ -266,6 +266,22 @@ def test_state_passes_between_wrappers(make_model, tmp_path, saver, loader):
         assert set(state) == keys
 
 
+@on_cpu
+def test_loss_scale_is_saved_where_there_is_one(make_model):
+    model = make_model()
+    plain = AGSAmpOptimWrapper(optimizer=sgd(model))
+    scaled, other = (AGSAmpOptimWrapper(optimizer=sgd(model)) for _ in 'ab')
+    scaled.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**9)
+    other.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**16)
+    # From a run without a loss scale: one's own holds.
+    scaled.load_state_dict(plain.state_dict())
+    assert scaled.loss_scaler.get_scale() == 2.0**9
+    other.load_state_dict(scaled.state_dict())
+    assert other.loss_scaler.get_scale() == 2.0**9
+    plain.load_state_dict(scaled.state_dict())
+    step(plain, model, batch(0))
+
+
 def test_config_wins_over_the_checkpoint(make_model, log_messages):
     model = make_model()
     saved = AGSOptimWrapper(

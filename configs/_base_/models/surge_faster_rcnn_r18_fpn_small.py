@@ -5,7 +5,12 @@ _base_ = ['./surge_faster_rcnn_r18_fpn.py']
 model = dict(
     data_preprocessor=dict(pad_size_divisor=16),
     neck=dict(out_channels=64),
-    rpn_head=dict(in_channels=64, feat_channels=64),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        # Anchors from 16 to 256 pixels: half of mmdet's, as the images are.
+        anchor_generator=dict(scales=[4]),
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256),

@@ -204,6 +204,12 @@ class SURGEResNet(ResNet):
             )
         return Sequential(*blocks)
 
+    def train(self, mode: bool = True) -> SURGEResNet:
+        """Set the mode; frozen stages and, on request, BN stay in eval."""
+        super().train(mode)
+        # mmdet's method returns nothing.
+        return self
+
     def init_weights(self) -> None:
         """Initialize, and say what a pretrained checkpoint left random."""
         with check_pretrained_convs(self):
@@ -225,5 +231,3 @@ def _downsample(
     layers['0'] = nn.Conv2d(in_channels, channels, 1, bias=False)
     layers['1'] = build_norm_layer(norm_cfg, channels)[1]
     return nn.Sequential(layers)
-
-

@@ -1,0 +1,45 @@
+# make demo   train, evaluate and draw a 1-bit detector on a drawn dataset
+# make test   linter and whole test suite
+# Both make .venv first; they need Python 3.10 to 3.12 and make.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
+	"$$p" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	>/dev/null 2>&1 && { echo "$$p"; break; }; done)
+VENV ?= .venv
+FLAVOUR ?= mmdet
+BIN = $(VENV)/bin
+export SURGE_DATA_ROOT ?= data
+WORK_DIR ?= work_dirs/demo
+
+.PHONY: demo test test-onedl lint install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/$(FLAVOUR).txt setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip<26'
+	$(BIN)/python -m pip install -r requirements/$(FLAVOUR).txt
+	$(BIN)/python -m pip install --no-deps -e .
+	@# OpenCV's ordinary wheel needs the system's libGL; the headless one does not.
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	$(BIN)/python -m pip uninstall -y opencv-python opencv-python-headless && \
+	$(BIN)/python -m pip install --no-deps opencv-python-headless==4.12.0.88; }
+	$(BIN)/python -m surge_det.doctor
+	@touch $@
+
+demo: install
+	$(BIN)/python tools/demo.py --work-dir $(WORK_DIR)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-onedl:
+	$(MAKE) test VENV=.venv-onedl FLAVOUR=onedl
+
+clean:
+	rm -rf .venv .venv-onedl work_dirs

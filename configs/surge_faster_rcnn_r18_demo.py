@@ -1,0 +1,13 @@
+# 1-bit Faster R-CNN R18 on the drawn shapes of `make demo`, from scratch.
+_base_ = [
+    './_base_/models/surge_faster_rcnn_r18_fpn_small.py',
+    './_base_/datasets/voc_shapes.py',
+    './_base_/schedules/adamw_small.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(roi_head=dict(bbox_head=dict(num_classes=6)))
+default_hooks = dict(
+    logger=dict(interval=25),
+    checkpoint=dict(interval=1, max_keep_ckpts=1),
+)

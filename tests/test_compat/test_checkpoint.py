@@ -1,0 +1,253 @@
+import inspect
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+pytest.importorskip('mmengine')
+
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+from surge_det import compat
+from surge_det.compat.checkpoint import UnsafeCheckpointError, safe_load
+
+compat.install()
+
+
+class _Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x, mode='tensor'):
+        return {'loss': self.layer(torch.stack(x)).square().mean()}
+
+
+class _Data(Dataset):
+    metainfo = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return {'x': torch.ones(2) * i}
+
+
+def _runner(folder, name, epochs, resume_from=None):
+    return Runner(
+        model=_Model(),
+        work_dir=str(folder),
+        train_dataloader={
+            'dataset': _Data(),
+            'batch_size': 2,
+            'num_workers': 0,
+            'sampler': {'type': 'DefaultSampler', 'shuffle': True},
+            'collate_fn': {'type': 'pseudo_collate'},
+        },
+        optim_wrapper={
+            'type': 'OptimWrapper',
+            'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9},
+            'clip_grad': {'max_norm': 1.0},
+        },
+        train_cfg={'by_epoch': True, 'max_epochs': epochs},
+        param_scheduler=[
+            {
+                'type': 'LinearLR',
+                'start_factor': 0.1,
+                'by_epoch': False,
+                'end': 2,
+            },
+            {'type': 'MultiStepLR', 'milestones': [1]},
+            # Pickles its annealing function by getattr.
+            {
+                'type': 'OneCycleLR',
+                'eta_max': 0.1,
+                'total_steps': 9,
+                'by_epoch': False,
+            },
+        ],
+        default_hooks={'logger': {'type': 'LoggerHook', 'interval': 1}},
+        custom_hooks=[{'type': 'EMAHook'}],
+        load_from=resume_from,
+        resume=resume_from is not None,
+        randomness={'seed': 0},
+        default_scope='mmengine',
+        experiment_name=name,
+        log_level='WARNING',
+    )
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('trained')
+    _runner(folder, 'surge_compat_trained', epochs=1).train()
+    return folder / 'epoch_1.pth'
+
+
+def _unsafe(path):
+    return torch.load(path, weights_only=False)
+
+
+def _load(path):
+    return CheckpointLoader.load_checkpoint(str(path), 'cpu')
+
+
+def test_runners_checkpoint_loads_whole(trained):
+    loaded, expected = _load(trained), _unsafe(trained)
+    assert loaded.keys() == expected.keys()
+    assert loaded['meta'] == expected['meta']
+    scalars = loaded['message_hub']['log_scalars']
+    wanted = expected['message_hub']['log_scalars']
+    assert scalars.keys() == wanted.keys()
+    assert 'train/loss' in scalars
+    for key, buffer in scalars.items():
+        assert isinstance(buffer, HistoryBuffer)
+        for mine, theirs in zip(buffer.data, wanted[key].data):
+            np.testing.assert_array_equal(mine, theirs)
+        assert buffer.statistics('mean') == wanted[key].statistics('mean')
+    mine, theirs = (c['param_schedulers'][2] for c in (loaded, expected))
+    assert mine == theirs
+    for key, value in expected['state_dict'].items():
+        assert torch.equal(loaded['state_dict'][key], value)
+
+
+def test_loading_leaves_torch_as_it_was(trained):
+    def _mine():
+        return {
+            entry
+            for entry in torch.serialization.get_safe_globals()
+            if 'numpy' in str(entry) or 'getattr' in str(entry)
+        }
+
+    load, before = torch.load, _mine()
+    _load(trained)
+    assert torch.load is load
+    assert _mine() == before
+
+
+@pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
+def test_names_of_both_numpy_generations(trained, tmp_path, package):
+    path = tmp_path / 'other_numpy.pth'
+    with zipfile.ZipFile(trained) as old, zipfile.ZipFile(path, 'w') as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename.endswith('data.pkl'):
+                assert b'multiarray' in data
+                for name in (b'cnumpy._core.', b'cnumpy.core.'):
+                    data = data.replace(name, f'c{package}.'.encode())
+            new.writestr(info.filename, data)
+    loss = _load(path)['message_hub']['log_scalars']['train/loss']
+    wanted = _load(trained)['message_hub']['log_scalars']['train/loss']
+    assert loss.mean() == wanted.mean()
+
+
+class _Calls:
+    """Pickles as a call."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def _write(path, payload):
+    torch.save({'state_dict': {}, 'meta': {'x': payload}}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('function', 'args', 'named'),
+    [
+        (os.system, ('true',), 'system'),
+        (eval, ('1',), 'eval'),
+        (getattr, (HistoryBuffer, '__init__'), 'getattr.*__init__'),
+        (getattr, (HistoryBuffer, 'register_statistics'), 'getattr'),
+        (getattr, (torch.Tensor, 'numpy'), 'getattr.*numpy'),
+        (Config, (), 'Config'),
+    ],
+)
+def test_anything_else_is_refused(tmp_path, function, args, named):
+    path = _write(tmp_path / 'evil.pth', _Calls(function, *args))
+    with pytest.raises(UnsafeCheckpointError, match=f'evil.pth.*{named}'):
+        _load(path)
+
+
+def test_refused_payload_does_not_run(tmp_path, monkeypatch):
+    # The variable lifts weights_only wherever a caller has not set it.
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    trace = tmp_path / 'ran'
+    path = _write(tmp_path / 'evil.pth', _Calls(os.mkdir, str(trace)))
+    with pytest.raises(UnsafeCheckpointError, match='weights_only=False'):
+        _load(path)
+    assert not trace.exists()
+    _unsafe(path)
+    assert trace.exists()
+
+
+def test_someone_elses_getattr_does_not_widen_ours(tmp_path):
+    path = _write(
+        tmp_path / 'evil.pth', _Calls(getattr, torch.Tensor, 'numpy')
+    )
+    serialization = torch.serialization
+    before = list(serialization.get_safe_globals())
+    serialization.add_safe_globals([getattr])
+    try:
+        with pytest.raises(UnsafeCheckpointError, match='getattr'):
+            _load(path)
+        assert getattr in serialization.get_safe_globals()
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
+
+
+def test_downloads_are_as_safe(tmp_path):
+    _write(tmp_path / 'evil.pth', _Calls(eval, '1'))
+    torch.save({'state_dict': {'w': torch.ones(1)}}, tmp_path / 'good.pth')
+    load = mmengine_checkpoint.load_from_http
+    url = 'https://example.invalid/'  # already in model_dir, never fetched
+    with pytest.raises(UnsafeCheckpointError, match='example.*eval'):
+        load(url + 'evil.pth', model_dir=str(tmp_path))
+    loaded = load(url + 'good.pth', model_dir=str(tmp_path))
+    assert loaded['state_dict']['w'].item() == 1
+
+
+def test_no_scheme_has_a_way_round():
+    for prefix, loader in CheckpointLoader._schemes.items():
+        names = inspect.getclosurevars(loader).globals
+        if 'torch' in names:
+            assert names['torch'].load is safe_load, prefix
+        assert '_safe_torch_load' not in names or (
+            names['_safe_torch_load'] is safe_load
+        ), prefix
+
+
+def test_missing_file_stays_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        _load(tmp_path / 'nothing.pth')
+
+
+def test_stored_config_is_not_executed_on_resume(trained, tmp_path):
+    trace = tmp_path / 'ran'
+    code = f"open({str(trace)!r}, 'w').close()\n"
+    Config.fromstring(code, file_format='.py')
+    assert trace.exists(), 'the payload must be one that works'
+    trace.unlink()
+
+    checkpoint = _unsafe(trained)
+    checkpoint['meta'].update(config=code, cfg=code)
+    checkpoint['message_hub']['runtime_info']['cfg'] = code
+    path = tmp_path / 'evil.pth'
+    torch.save(checkpoint, path)
+    runner = _runner(tmp_path / 'work', 'surge_compat_resumed', 2, str(path))
+    runner.train()
+    assert runner.epoch == 2
+    assert not trace.exists()
+    assert _load(path)['meta']['config_not_run'] == code

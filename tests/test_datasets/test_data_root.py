@@ -1,0 +1,120 @@
+import pytest
+from mmengine.config import Config
+
+from surge_det.datasets import check_data, data_root, merge_options
+
+
+def _config(root):
+    leaf = dict(type='VOCFormatDataset', data_root=root, ann_file='train.txt')
+    return Config(
+        dict(
+            data_root=root,
+            train_dataloader=dict(
+                dataset=dict(
+                    type='RepeatDataset',
+                    times=2,
+                    dataset=dict(
+                        type='ConcatDataset',
+                        datasets=[
+                            dict(leaf),
+                            dict(leaf, data_prefix=dict(img='images/')),
+                        ],
+                    ),
+                )
+            ),
+            val_dataloader=None,
+            test_dataloader=dict(dataset=dict(leaf, ann_file='test.txt')),
+            test_evaluator=[
+                dict(type='CocoMetric', ann_file=f'{root}test.json')
+            ],
+        )
+    )
+
+
+def test_data_root_follows_the_variable(monkeypatch):
+    monkeypatch.delenv('SURGE_DATA_ROOT', raising=False)
+    assert data_root() == 'data'
+    monkeypatch.setenv('SURGE_DATA_ROOT', 'elsewhere/')
+    assert data_root() == 'elsewhere/'
+    monkeypatch.setenv('SURGE_DATA_ROOT', '')
+    with pytest.raises(ValueError, match="SURGE_DATA_ROOT=''"):
+        data_root()
+
+
+def test_check_data_looks_into_every_wrapper(tmp_path):
+    root = tmp_path / 'shapes'
+    cfg = _config(f'{root}/')
+    with pytest.raises(FileNotFoundError, match='train_dataloader'):
+        check_data(cfg)
+    root.mkdir()
+    for name in ('train.txt', 'test.txt', 'test.json'):
+        with pytest.raises(FileNotFoundError):
+            check_data(cfg)
+        (root / name).touch()
+    # The second of the concatenated datasets has one path more.
+    with pytest.raises(FileNotFoundError, match='images'):
+        check_data(cfg)
+    check_data(cfg, ['val', 'test'])
+    (root / 'images').mkdir()
+    check_data(cfg)
+
+
+def test_check_data_reads_the_evaluator(tmp_path):
+    (tmp_path / 'test.txt').touch()
+    cfg = _config(f'{tmp_path}/')
+    with pytest.raises(FileNotFoundError, match='test_evaluator'):
+        check_data(cfg, ['test'])
+
+
+@pytest.mark.parametrize(
+    ('folder', 'source'),
+    [
+        ('VOCdevkit', 'host.robots.ox.ac.uk'),
+        ('coco', 'cocodataset.org'),
+        ('bccd', 'BCCD_Dataset'),
+        ('shapes', 'tools/make_demo_data.py'),
+    ],
+)
+def test_message_tells_path_setting_and_source(monkeypatch, folder, source):
+    monkeypatch.setenv('SURGE_DATA_ROOT', 'nowhere')
+    with pytest.raises(FileNotFoundError) as error:
+        check_data(_config(f'nowhere/{folder}/'))
+    message = str(error.value)
+    assert f'no data at nowhere/{folder}' in message
+    assert "SURGE_DATA_ROOT ('nowhere'" in message
+    assert '--cfg-options data_root=' in message
+    assert source in message
+
+
+def test_remote_data_is_not_looked_for():
+    cfg = _config('s3://bucket/')
+    check_data(cfg)
+    assert cfg.data_root == 's3://bucket/'
+
+
+@pytest.mark.parametrize('new', ['b/c', 'b/c/'])
+def test_data_root_option_moves_every_path(new):
+    cfg = _config('data/a/')
+    merge_options(
+        cfg,
+        {'data_root': new, 'test_dataloader.dataset.ann_file': 'other.txt'},
+    )
+    datasets = cfg.train_dataloader.dataset.dataset.datasets
+    assert [d.data_root for d in datasets] == ['b/c/', 'b/c/']
+    assert [d.ann_file for d in datasets] == ['train.txt', 'train.txt']
+    assert cfg.test_dataloader.dataset.data_root == 'b/c/'
+    assert cfg.test_dataloader.dataset.ann_file == 'other.txt'
+    assert cfg.test_evaluator[0].ann_file == 'b/c/test.json'
+    assert cfg.data_root == new
+
+
+def test_other_options_merge_as_always():
+    cfg = _config('data/a/')
+    merge_options(cfg, None)
+    merge_options(cfg, {'test_dataloader.batch_size': 3})
+    assert cfg.test_dataloader.batch_size == 3
+    assert cfg.test_dataloader.dataset.data_root == 'data/a/'
+    with pytest.raises(ValueError, match='data_root=5 must be a path'):
+        merge_options(cfg, {'data_root': 5})
+    with pytest.raises(ValueError, match='has no data_root of its own'):
+        merge_options(Config(dict(a=1)), {'data_root': 'x'})

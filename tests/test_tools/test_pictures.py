@@ -1,0 +1,234 @@
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.fileio import dump
+
+from surge_det.datasets import shapes
+
+ROOT = Path(__file__).parents[2]
+
+
+def _tool(name):
+    path = ROOT / 'tools' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def plot():
+    return _tool('plot_run')
+
+
+@pytest.fixture(scope='module')
+def show():
+    return _tool('show_detections')
+
+
+def _log(work_dir, start, records):
+    folder = work_dir / start / 'vis_data'
+    folder.mkdir(parents=True)
+    text = ''.join(json.dumps(r) + '\n' for r in records)
+    (folder / 'scalars.json').write_text(text)
+    return folder / 'scalars.json'
+
+
+def _epochs(first, last, loss=1.0, score=0.5):
+    """Ten iterations an epoch, logged every five."""
+    for epoch in range(first, last + 1):
+        for step in (10 * epoch - 5, 10 * epoch):
+            yield dict(loss=loss, lr=0.1, epoch=epoch, iter=step, step=step)
+        yield {'pascal_voc/mAP': score, 'pascal_voc/AP50': 0.0, 'step': epoch}
+
+
+def test_curves_of_one_run(plot, tmp_path):
+    _log(tmp_path, '20250101_000000', _epochs(1, 2))
+    curves = plot.read_curves(tmp_path)
+    assert curves.losses == [(5, 1.0), (10, 1.0), (15, 1.0), (20, 1.0)]
+    assert curves.scores == [(1, 0.5), (2, 0.5)]
+    assert curves.step_name == 'epoch'
+
+
+def test_resumed_run_continues_the_curve(plot, tmp_path):
+    _log(tmp_path, '20250101_000000', _epochs(1, 3))
+    # Resumed from the checkpoint of epoch 2.
+    _log(tmp_path, '20250102_000000', _epochs(3, 4, loss=2.0, score=0.7))
+    # A test in the same folder logs no loss, and changes nothing.
+    _log(tmp_path, '20250103_000000', [{'pascal_voc/mAP': 0.9, 'step': 0}])
+    curves = plot.read_curves(tmp_path)
+    assert curves.scores == [(1, 0.5), (2, 0.5), (3, 0.7), (4, 0.7)]
+    assert [step for step, _ in curves.losses] == list(range(5, 41, 5))
+    assert [loss for _, loss in curves.losses] == [1.0] * 4 + [2.0] * 4
+
+
+def test_run_from_scratch_starts_a_new_curve(plot, tmp_path):
+    _log(tmp_path, '20250101_000000', _epochs(1, 3))
+    _log(tmp_path, '20250102_000000', list(_epochs(1, 1, loss=2.0))[:2])
+    curves = plot.read_curves(tmp_path)
+    assert curves.losses == [(5, 2.0), (10, 2.0)]
+    assert curves.scores == []
+
+
+def test_run_by_iterations_and_coco_key(plot, tmp_path):
+    _log(
+        tmp_path,
+        '20250101_000000',
+        [
+            dict(loss=3.0, iter=10, step=10),
+            {'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_50': 0.4, 'step': 10},
+        ],
+    )
+    curves = plot.read_curves(tmp_path)
+    assert curves.scores == [(10, 0.2)]
+    assert curves.step_name == 'iteration'
+
+
+def test_half_last_line_is_passed_over(plot, tmp_path):
+    path = _log(tmp_path, '20250101_000000', _epochs(1, 1))
+    whole = path.read_text()
+    path.write_text(whole + '{"loss": 1.')
+    assert len(plot.read_curves(tmp_path).losses) == 2
+    path.write_text('nonsense\n' + whole)
+    with pytest.raises(ValueError, match='scalars.json, line 1'):
+        plot.read_curves(tmp_path)
+
+
+def test_smoothing_is_unbiased_and_passes_over_nan(plot):
+    # 0.5-weighted: (1), (1*.25 + 3*.5)/.75, then unchanged by the NaN.
+    result = plot.smoothed([1.0, 3.0, math.nan], 0.5)
+    assert result == pytest.approx([1.0, 7 / 3, 7 / 3])
+
+
+@pytest.mark.parametrize('scored', [True, False])
+def test_picture_shows_panels(plot, tmp_path, scored):
+    records = list(_epochs(1, 5, loss=0.8))
+    records[0]['loss'] = math.nan
+    if not scored:
+        records = [r for r in records if 'loss' in r]
+    _log(tmp_path, '20250101_000000', records)
+    out = plot.plot_run(tmp_path, tmp_path / 'new' / 'p.png')
+    image = cv2.imread(str(out))
+    assert image.shape[1] == (1248 if scored else 624)
+    # Something of each line's colour is there (BGR).
+    for color, there in (((159, 93, 42), True), ((26, 87, 194), scored)):
+        assert (abs(image.astype(int) - color).max(-1) < 12).any() == there
+
+
+def test_no_log_is_an_error(plot, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no log of a training run'):
+        plot.plot_run(tmp_path)
+    with pytest.raises(SystemExit, match='plot_run: no log'):
+        plot.main([str(tmp_path)])
+
+
+@pytest.fixture(scope='module')
+def tested(tmp_path_factory):
+    """The demo's config, and perfect predictions of its ten test images."""
+    root = tmp_path_factory.mktemp('data')
+    shapes.prepare_shapes(root, 6, 10)
+    path = ROOT / 'configs' / '_base_' / 'datasets' / 'voc_shapes.py'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SURGE_DATA_ROOT', str(root))
+        cfg = Config.fromfile(path)
+    predictions = []
+    for index in range(10):
+        scene = shapes.draw_scene(0, 'test', index)
+        count = len(scene.instances)
+        predictions.append(
+            dict(
+                img_id=f'test_{index:05d}',
+                pred_instances=dict(
+                    bboxes=torch.tensor([i.box for i in scene.instances]),
+                    labels=torch.tensor([i.label for i in scene.instances]),
+                    scores=torch.full((count,), 0.9),
+                ),
+            )
+        )
+    return root, path, cfg, predictions
+
+
+def test_pictures_and_sheet(show, tested, tmp_path):
+    root, path, _, predictions = tested
+    dump(predictions, tmp_path / 'p.pkl')
+    out = tmp_path / 'out'
+    show.main(
+        [str(path), str(tmp_path / 'p.pkl'), '--out', str(out), '--num', '5']
+        + ['--cfg-options', f'data_root={root}/shapes']
+    )
+    names = sorted(p.name for p in out.iterdir())
+    singles = [f'test_{i:05d}.png' for i in (0, 2, 4, 6, 8)]
+    assert names == ['detections.png', *singles]
+    sheet = cv2.imread(str(out / 'detections.png'))
+    assert sheet.shape[1] > 2 * shapes.WIDTH * 3
+    pair = cv2.imread(str(out / singles[0])).astype(int)
+    # Twice enlarged, truth and detections side by side under one strip.
+    left = pair[-2 * shapes.HEIGHT :, : 2 * shapes.WIDTH]
+    right = pair[-2 * shapes.HEIGHT :, -2 * shapes.WIDTH :]
+    image = cv2.imread(str(root / 'shapes' / 'JPEGImages' / 'test_00000.jpg'))
+    blank = cv2.resize(
+        image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
+    ).astype(int)
+    for side in (left, right):
+        drawn = abs(side - blank).max(-1) > 20
+        assert 0.005 < drawn.mean() < 0.5
+    # The right one's labels have scores, so the two are not the same.
+    assert (abs(left - right).max(-1) > 20).any()
+
+
+def test_score_threshold_empties_the_right_side(show, tested, tmp_path):
+    root, _, cfg, predictions = tested
+    _, (path,) = show.show_detections(
+        cfg, predictions, tmp_path, num=1, score_thr=0.95
+    )
+    pair = cv2.imread(str(path)).astype(int)
+    image = cv2.imread(str(root / 'shapes' / 'JPEGImages' / 'test_00000.jpg'))
+    blank = cv2.resize(
+        image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
+    ).astype(int)
+    right = pair[-2 * shapes.HEIGHT :, -2 * shapes.WIDTH :]
+    assert abs(right - blank).max() <= 2
+
+
+def test_box_over_the_edge_does_not_shrink_the_image(show, tested, tmp_path):
+    _, _, cfg, predictions = tested
+    wide = [dict(p) for p in predictions]
+    wide[0]['pred_instances'] = dict(
+        bboxes=torch.tensor([[-40.0, -30.0, 400.0, 300.0]]),
+        labels=torch.tensor([0]),
+        scores=torch.tensor([0.9]),
+    )
+    _, (path,) = show.show_detections(cfg, wide, tmp_path, num=1)
+    right = cv2.imread(str(path))[-2 * shapes.HEIGHT :, -2 * shapes.WIDTH :]
+    assert not (right[5:-5, 5:-5] == 255).all(-1).all(0).any()
+    assert np.ptp(right[10:-10, 10:-10].astype(int)) > 50
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(num=0), 'num=0'),
+        (dict(score_thr=1.0), 'score_thr=1.0'),
+        (dict(predictions={}), 'must be a list of dicts'),
+        (dict(predictions=[]), 'predictions are of 0 images'),
+    ],
+)
+def test_bad_arguments_are_refused(show, tested, tmp_path, changes, match):
+    _, _, cfg, predictions = tested
+    arguments = dict(cfg=cfg, predictions=predictions, out=tmp_path)
+    with pytest.raises(ValueError, match=match):
+        show.show_detections(**dict(arguments, **changes))
+
+
+def test_predictions_of_other_images_are_refused(show, tested, tmp_path):
+    _, _, cfg, predictions = tested
+    other = [dict(p, img_id=f'x{i}') for i, p in enumerate(predictions)]
+    with pytest.raises(ValueError, match="no prediction for image 'test_"):
+        show.show_detections(cfg, other, tmp_path)
