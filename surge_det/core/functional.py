@@ -182,19 +182,28 @@ def surge(
             estimator's gradients.
         bias: (C_out,) or ``None``.
         settings: Everything that is no tensor.
+
+    Raises:
+        RuntimeError: If ``x`` and ``weight`` differ in type outside
+            autocast, as torch's own operators do.
     """
-    dtype = _compute_dtype(x)
+    dtype = _compute_dtype(x, weight)
     # Casting happens inside: an autocast that reached the convolutions would
     # otherwise cache casts of tensors that live for one call only.
     with torch.autocast(x.device.type, enabled=False):
         return _Surge.apply(x, weight, aux_weight, bias, settings, dtype)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     device = x.device.type
     # Autocast leaves float64 alone.
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
+    if x.dtype != weight.dtype:
+        raise RuntimeError(
+            f'input type {x.dtype} and weight type {weight.dtype} should be '
+            'the same'
+        )
     return x.dtype
 
 

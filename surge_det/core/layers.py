@@ -69,12 +69,17 @@ class SURGELayer(nn.Module):
         self.pad_value = float(pad_value)
         ags = AGS(eta)
         self.ags = ags if compensate else None
-        self._followed: int | None = None
+        # What `aux_weight` was when it last followed. A buffer, because DDP
+        # then gives every process the first one's, as it does with
+        # `aux_weight` itself.
+        self._following = compensate
         if compensate:
             self.register_parameter(
                 'aux_weight', nn.Parameter(self.weight.detach().clone())
             )
-            self._followed = _checksum(self.weight)
+            self.register_buffer(
+                '_followed', _checksum(self.weight), persistent=False
+            )
         else:
             self.register_parameter('aux_weight', None)
 
@@ -97,24 +102,29 @@ class SURGELayer(nn.Module):
 
     def _follow(self) -> None:
         """Copy ``weight`` to the replica unless that is its own by now."""
-        if self._followed is None:
+        if not self._following:
             return
         aux_weight = self._parameters['aux_weight']
-        if aux_weight is None or _checksum(aux_weight) != self._followed:
-            self._followed = None
+        if aux_weight.is_meta:
             return
-        checksum = _checksum(self.weight)
-        if checksum != self._followed:
-            with torch.no_grad():
+        if not torch.equal(_checksum(aux_weight), self._followed):
+            self._following = False
+            return
+        with torch.no_grad():
+            checksum = _checksum(self.weight)
+            if not torch.equal(checksum, self._followed):
                 aux_weight.copy_(self.weight)
-            self._followed = checksum
+                self._followed.copy_(checksum)
 
     def _apply(self, fn: Any, recurse: bool = True) -> SURGELayer:
         self._follow()
         super()._apply(fn, recurse)
-        if self._followed is not None:
-            self._followed = _checksum(self._parameters['aux_weight'])
+        self._mark_followed()
         return self
+
+    def _mark_followed(self) -> None:
+        if self._following:
+            self._followed = _checksum(self._parameters['aux_weight'])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._follow()
@@ -130,9 +140,8 @@ class SURGELayer(nn.Module):
             state_dict[name] = state_dict[prefix + 'weight'].clone()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.compensate:
-            self._followed = (
-                None if own else _checksum(self._parameters['aux_weight'])
-            )
+            self._following = not own
+            self._mark_followed()
 
     def strip(self) -> SURGELayer:
         """Drop the replica in place.
@@ -142,14 +151,14 @@ class SURGELayer(nn.Module):
         """
         self.register_parameter('aux_weight', None)
         self.ags = None
-        self._followed = None
+        self._following = False
         return self
 
     def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
         aux_weight = None
         if self.training and torch.is_grad_enabled() and self.compensate:
             self._follow()
-            self._followed = None
+            self._following = False
             aux_weight = self._parameters['aux_weight']
         settings = Settings(
             operator,
@@ -436,14 +445,15 @@ def named_surge_layers(
             yield name, child
 
 
-def _checksum(x: Tensor) -> int:
+def _checksum(x: Tensor) -> Tensor:
     """Tell whether somebody wrote to ``x``, through ``.data`` too.
 
     Exact integer arithmetic: the same on every device and in every order.
+
+    Returns:
+        0-dim int64 tensor on the device of ``x``.
     """
-    if x.is_meta:
-        return 0
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     words = x.detach().contiguous().view(bits).flatten().to(torch.int64)
     places = torch.arange(1, 2 * words.numel(), 2, device=x.device)
-    return int((words * places).sum())
+    return (words * places).sum()

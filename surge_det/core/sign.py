@@ -1,6 +1,5 @@
 """The one sign of the project."""
 
-import torch
 from torch import Tensor
 
 

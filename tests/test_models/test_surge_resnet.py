@@ -214,7 +214,7 @@ def test_conv_cfg_reaches_every_binary_layer():
     [
         (dict(depth=20), 'depth'),
         (dict(depth=18, deep_stem=True), 'deep_stem'),
-        (dict(depth=18, plugins=[dict()]), 'plugins'),
+        (dict(depth=18, plugins=[{}]), 'plugins'),
     ],
 )
 def test_wrong_arguments(kwargs, name):

@@ -15,8 +15,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-# Without mmdet 3's bbox_min_size=32, which leaves smaller objects out of
-# training: the published figures were made with all of them.
+# mmdet 3's bbox_min_size=32 would leave smaller objects out of training.
 filter_cfg = dict(filter_empty_gt=True, min_size=32)
 
 train_dataloader = dict(
