@@ -6,7 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-model = dict(roi_head=dict(bbox_head=dict(num_classes=6)))
+model = dict(roi_head=dict(bbox_head=dict(num_classes=5)))
 default_hooks = dict(
     logger=dict(interval=25),
     checkpoint=dict(interval=1, max_keep_ckpts=1),

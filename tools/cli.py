@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
@@ -35,7 +36,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
     """End the program with a message for the user and status 2."""
     print(f'error: {message}', file=sys.stderr)
     raise SystemExit(2)
@@ -62,10 +63,26 @@ def load_config(args: argparse.Namespace, modes: tuple[str, ...]) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', ConfigDict())
-    if dist_cfg.get('backend') == 'nccl' and not torch.cuda.is_available():
-        dist_cfg.backend = 'gloo'
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        _distribute_on_cpu(cfg)
     return cfg
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    # mmengine's launcher sets a CUDA device, and its default wrapper names
+    # one; a group that is there already, and a wrapper of the config's own,
+    # it takes as they are.
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        ConfigDict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
 
 
 def build_runner(cfg: Config) -> Runner:

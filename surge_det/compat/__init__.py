@@ -22,6 +22,9 @@ def install() -> None:
     that is there and cannot be imported gives a warning, not an error, so
     that `surge_det.core` keeps working.
     """
+    # mmengine imports pkg_resources; the pins say setuptools<81, and the
+    # doctor tells where they are not kept.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     mmcv_ops.install()
     if find_spec('mmengine') is None:
         return

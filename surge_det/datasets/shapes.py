@@ -1,8 +1,9 @@
 """A small detection dataset that is drawn instead of downloaded.
 
 Textured shapes on textured, cluttered backgrounds. Fills and backgrounds come
-from one distribution of colours and patterns, so an object is told from its
-surroundings by its outline alone: no threshold on colour finds it.
+from one distribution of colours, so no threshold on colour finds an object.
+Each class has its own pattern, which backgrounds and clutter have as well, and
+objects have a dark or a light rim: what tells them is outline and texture.
 
 Every quantity is an integer and every random number comes from the bit stream
 of ``numpy.random.RandomState``, which NumPy froze: the same parameters give
@@ -20,21 +21,22 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
+CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
+PATTERNS = ('dots', 'checker', 'stripes', 'plain', 'noise')  # of each class
 SPLITS = ('train', 'test')
 FOLDER = 'shapes'
 # Part of the manifest: raise it with every change to what is drawn, so that
 # datasets drawn by an older version are not taken for current ones.
 VERSION = 1
 
-WIDTH, HEIGHT = 224, 160
-MAX_OBJECTS = 6
-# Circumscribed radii in pixels: sizes vary by a factor of four.
-RADII = (10, 12, 14, 17, 20, 24, 28, 34, 40)
+WIDTH, HEIGHT = 192, 128
+MAX_OBJECTS = 5
+# Circumscribed radii in pixels: sizes vary by a factor of three.
+RADII = (12, 14, 17, 20, 24, 28, 32, 36)
 MIN_VISIBLE_PERCENT = 60
 # Least distance (summed over three channels of 0..255) between the mean
 # colours of a fill and of the band around it; below it nobody sees the shape.
-MIN_CONTRAST = 100
+MIN_CONTRAST = 120
 
 
 class Instance(NamedTuple):
@@ -93,15 +95,17 @@ def _smooth_noise(dice: _Dice, height: int, width: int) -> np.ndarray:
     return (top * (cell - fy) + bottom * fy) // (cell * cell)
 
 
-def _texture(dice: _Dice, height: int, width: int) -> np.ndarray:
-    """Two colours mixed by one of five patterns, plus grain; (H, W, 3)."""
+def _texture(
+    dice: _Dice, height: int, width: int, pattern: str | None
+) -> np.ndarray:
+    """Two colours mixed by a pattern (None: any), plus grain; (H, W, 3)."""
     first = dice.many(30, 225, 3)
     offset = dice.many(20, 60, 3) * (2 * dice.many(0, 1, 3) - 1)
     ys, xs = np.mgrid[:height, :width]
     xs = xs + dice.one(0, 63)
     ys = ys + dice.one(0, 63)
     period = dice.one(4, 12)
-    kind = dice.pick(('plain', 'stripes', 'checker', 'dots', 'noise'))
+    kind = pattern or dice.pick(PATTERNS)
     if kind == 'plain':
         mix = np.zeros((height, width), np.int64)
     elif kind == 'stripes':
@@ -119,7 +123,11 @@ def _texture(dice: _Dice, height: int, width: int) -> np.ndarray:
 
 
 def _paint(
-    canvas: np.ndarray, mask: np.ndarray, dice: _Dice, unlike=None
+    canvas: np.ndarray,
+    mask: np.ndarray,
+    dice: _Dice,
+    unlike: np.ndarray | None = None,
+    pattern: str | None = None,
 ) -> None:
     """Give ``canvas`` a new texture where ``mask`` is set.
 
@@ -130,7 +138,7 @@ def _paint(
         return
     y, x = ys.min(), xs.min()
     while True:
-        texture = _texture(dice, ys.max() - y + 1, xs.max() - x + 1)
+        texture = _texture(dice, ys.max() - y + 1, xs.max() - x + 1, pattern)
         colours = texture[ys - y, xs - x]
         mean = colours.sum(0) // len(colours)
         if unlike is None or abs(mean - unlike).sum() >= MIN_CONTRAST:
@@ -140,7 +148,7 @@ def _paint(
 
 def _background(dice: _Dice) -> np.ndarray:
     """Regions of different texture, with blobs and lines scattered on it."""
-    canvas = _texture(dice, HEIGHT, WIDTH)
+    canvas = _texture(dice, HEIGHT, WIDTH, None)
     ys, xs = np.mgrid[:HEIGHT, :WIDTH]
     for _ in range(dice.one(1, 2)):
         x, y = dice.one(0, WIDTH), dice.one(0, HEIGHT)
@@ -148,7 +156,7 @@ def _background(dice: _Dice) -> np.ndarray:
         _paint(canvas, (xs - x) * nx + (ys - y) * ny > 0, dice)
     # Crooked chains of small discs: as textured and as closed as the objects,
     # and of no class.
-    for _ in range(dice.one(3, 7)):
+    for _ in range(dice.one(2, 4)):
         mask = np.zeros((HEIGHT, WIDTH), bool)
         x, y = dice.one(0, WIDTH), dice.one(0, HEIGHT)
         for _ in range(dice.one(3, 6)):
@@ -156,7 +164,7 @@ def _background(dice: _Dice) -> np.ndarray:
             mask |= (xs - x) ** 2 + (ys - y) ** 2 <= radius * radius
             x, y = x + dice.one(-8, 8), y + dice.one(-8, 8)
         _paint(canvas, mask, dice)
-    for _ in range(dice.one(4, 9)):
+    for _ in range(dice.one(2, 5)):
         # Not cv2.line, which draws other pixels in other OpenCV versions.
         x, y = xs - dice.one(0, WIDTH), ys - dice.one(0, HEIGHT)
         dx, dy = dice.pick(((7, 1), (5, 5), (1, 7), (6, -4), (4, -6)))
@@ -187,9 +195,6 @@ def _outline(dice: _Dice, name: str, radius: int) -> np.ndarray:
         return (squared <= size * size) & (100 * squared > 30 * size * size)
     if name == 'square':
         return 100 * np.maximum(abs(u), abs(v)) <= 70 * size
-    if name == 'cross':
-        long, short = np.maximum(abs(u), abs(v)), np.minimum(abs(u), abs(v))
-        return (100 * long <= 95 * size) & (100 * short <= 31 * size)
     if name == 'triangle':
         normals = ((0, 1000), (866, -500), (-866, -500))
         inside = [nu * u + nv * v <= 500 * size for nu, nv in normals]
@@ -201,16 +206,16 @@ def _outline(dice: _Dice, name: str, radius: int) -> np.ndarray:
     return np.sum(inside, 0) >= 4
 
 
-def _band(mask: np.ndarray) -> np.ndarray:
-    """Pixels within three steps of ``mask`` and not in it."""
-    grown = np.pad(mask, 3)
-    for _ in range(3):
+def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Pixels within ``steps`` of ``mask``, along rows and columns."""
+    grown = np.pad(mask, steps)
+    for _ in range(steps):
         core = grown.copy()
         grown[1:] |= core[:-1]
         grown[:-1] |= core[1:]
         grown[:, 1:] |= core[:, :-1]
         grown[:, :-1] |= core[:, 1:]
-    return grown[3:-3, 3:-3] & ~mask
+    return grown[steps:-steps, steps:-steps]
 
 
 def _placed(outline: np.ndarray, x: int, y: int) -> np.ndarray:
@@ -270,9 +275,11 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
                 break
         else:
             continue
-        band = canvas[_band(mask)]
+        band = canvas[_grown(mask, 3) & ~mask]
         around = band.sum(0) // len(band)
-        _paint(canvas, mask, dice, unlike=around)
+        _paint(canvas, mask, dice, around, PATTERNS[label])
+        # Half of the rims are dark, half are light.
+        canvas[mask & _grown(~mask, 2)] = dice.pick((25, 230))
         owner[mask] = len(labels)
         labels.append(label)
         areas.append(area)

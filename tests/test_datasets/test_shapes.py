@@ -31,7 +31,7 @@ def test_pixels_are_the_same_on_every_machine(scenes):
     for scene in scenes[:8]:
         digest.update(scene.image.tobytes())
     assert shapes.VERSION == 1
-    assert digest.hexdigest()[:16] == '925648a42503a3fc'
+    assert digest.hexdigest()[:16] == '885dc6c4c7597684'
 
 
 def test_scenes_differ_by_index_split_and_seed(scenes):
@@ -64,7 +64,7 @@ def test_scale_varies_and_objects_hide_each_other(scenes):
     instances = [i for scene in scenes for i in scene.instances]
     sizes = [max(x2 - x1, y2 - y1) + 1 for _, (x1, y1, x2, y2), _ in instances]
     low, high = np.percentile(sizes, [2, 98])
-    assert high / low > 3.5
+    assert high / low > 3
     assert 0.1 < np.mean([i.visible < 1 for i in instances]) < 0.6
 
 
@@ -159,8 +159,8 @@ def test_another_folder_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ('counts', 'match'),
     [
-        (dict(train=5), 'train=5 must be at least 6'),
-        (dict(test=0), 'test=0 must be at least 6'),
+        (dict(train=4), 'train=4 must be at least 5'),
+        (dict(test=0), 'test=0 must be at least 5'),
         (dict(seed=-1), 'seed=-1 must not be negative'),
     ],
 )

@@ -169,12 +169,12 @@ def test_pictures_and_sheet(show, tested, tmp_path):
     sheet = cv2.imread(str(out / 'detections.png'))
     assert sheet.shape[1] > 2 * shapes.WIDTH * 3
     pair = cv2.imread(str(out / singles[0])).astype(int)
-    # Twice enlarged, truth and detections side by side under one strip.
-    left = pair[-2 * shapes.HEIGHT :, : 2 * shapes.WIDTH]
-    right = pair[-2 * shapes.HEIGHT :, -2 * shapes.WIDTH :]
+    # Enlarged three times, truth and detections side by side under one strip.
+    left = pair[-3 * shapes.HEIGHT :, : 3 * shapes.WIDTH]
+    right = pair[-3 * shapes.HEIGHT :, -3 * shapes.WIDTH :]
     image = cv2.imread(str(root / 'shapes' / 'JPEGImages' / 'test_00000.jpg'))
     blank = cv2.resize(
-        image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
+        image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC
     ).astype(int)
     for side in (left, right):
         drawn = abs(side - blank).max(-1) > 20
@@ -191,9 +191,9 @@ def test_score_threshold_empties_the_right_side(show, tested, tmp_path):
     pair = cv2.imread(str(path)).astype(int)
     image = cv2.imread(str(root / 'shapes' / 'JPEGImages' / 'test_00000.jpg'))
     blank = cv2.resize(
-        image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
+        image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC
     ).astype(int)
-    right = pair[-2 * shapes.HEIGHT :, -2 * shapes.WIDTH :]
+    right = pair[-3 * shapes.HEIGHT :, -3 * shapes.WIDTH :]
     assert abs(right - blank).max() <= 2
 
 
@@ -206,7 +206,7 @@ def test_box_over_the_edge_does_not_shrink_the_image(show, tested, tmp_path):
         scores=torch.tensor([0.9]),
     )
     _, (path,) = show.show_detections(cfg, wide, tmp_path, num=1)
-    right = cv2.imread(str(path))[-2 * shapes.HEIGHT :, -2 * shapes.WIDTH :]
+    right = cv2.imread(str(path))[-3 * shapes.HEIGHT :, -3 * shapes.WIDTH :]
     assert not (right[5:-5, 5:-5] == 255).all(-1).all(0).any()
     assert np.ptp(right[10:-10, 10:-10].astype(int)) > 50
 

@@ -61,7 +61,7 @@ def tool(name, *args, **kwargs):
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
-    prepare_shapes(folder, 8, 4, 0)
+    prepare_shapes(folder, 8, 6, 0)
     return folder
 
 
@@ -115,8 +115,8 @@ def test_evaluation_gives_trainings_figure(trained, root, tmp_path):
     )
     assert final_map(tested) == final_map(out)
     with open(predictions, 'rb') as file:
-        assert len(pickle.load(file)) == 4
-    assert len(list(tmp_path.glob('*/shown/*'))) == 4
+        assert len(pickle.load(file)) == 6
+    assert len(list(tmp_path.glob('*/shown/*'))) == 6
     pictures = tmp_path / 'pictures'
     tool(
         'show_detections.py',
@@ -212,8 +212,9 @@ def test_two_processes(root, tmp_path):
 
 def test_missing_data_is_told_first(tmp_path):
     out = tool('train.py', CONFIG, root=tmp_path / 'nowhere', ok=False)
-    first = out.strip().splitlines()[0]
-    assert first.startswith('error:')
+    # Python's own warnings about the toolbox's imports aside.
+    first = out[out.index('error:') :].splitlines()[0]
+    assert 'System environment' not in out
     assert os.path.join('nowhere', 'shapes') in first
     assert 'SURGE_DATA_ROOT' in out
     assert 'make_demo_data.py' in out
@@ -263,11 +264,10 @@ model = dict(
     rpn_head=dict(type='SURGERPNHead', in_channels=32, feat_channels=32),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=32),
-        bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=6)))
+        bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=5)))
 data = dict(
     type='VOCFormatDataset', data_root={str(root / 'shapes') + '/'!r},
-    metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'cross',
-                           'ring')))
+    metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring')))
 train_dataloader = dict(
     num_workers=0, persistent_workers=False, batch_size=4,
     dataset=dict(_delete_=True, ann_file='ImageSets/Main/train.txt',
@@ -284,10 +284,10 @@ train_cfg = dict(max_epochs=1)
 optim_wrapper = dict(type='AGSOptimWrapper', ags=dict(eta=0.1))
 custom_hooks = [dict(type='AGSHook')]
 model.update(test_cfg=dict(rcnn=dict(score_thr=0.0)))
-resize = dict(scale=(224, 160))
+resize = dict(scale=(192, 128))
 """
     )
-    text = config.read_text().replace('resize = dict(scale=(224, 160))\n', '')
+    text = config.read_text().replace('resize = dict(scale=(192, 128))\n', '')
     config.write_text(text)
     return config
 
@@ -298,7 +298,7 @@ def test_stock_tools_on_a_users_config(users_config, root):
     for split, key in (('train', 'Resize'), ('val', 'Resize')):
         index = {'train': 2, 'val': 1}[split]
         small.append(
-            f'{split}_dataloader.dataset.pipeline.{index}.scale=(224,160)'
+            f'{split}_dataloader.dataset.pipeline.{index}.scale=(192,128)'
         )
         assert key
     out = run(
@@ -319,7 +319,7 @@ def test_stock_tools_on_a_users_config(users_config, root):
         users_config,
         checkpoint,
         '--cfg-options',
-        'test_dataloader.dataset.pipeline.1.scale=(224,160)',
+        'test_dataloader.dataset.pipeline.1.scale=(192,128)',
         root=root,
         cwd=folder,
     )

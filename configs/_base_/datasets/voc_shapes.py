@@ -1,15 +1,14 @@
-# The demo's dataset, drawn by tools/make_demo_data.py: 224x160 pixels, used as
+# The demo's dataset, drawn by tools/make_demo_data.py: 192x128 pixels, used as
 # they are (a multiple of 32 both ways, so that nothing is padded).
 dataset_type = 'VOCFormatDataset'
 data_root = '{{$SURGE_DATA_ROOT:data}}/shapes/'
 metainfo = dict(
-    classes=('circle', 'square', 'triangle', 'star', 'cross', 'ring'),
+    classes=('circle', 'square', 'triangle', 'star', 'ring'),
     palette=[
         (230, 60, 60),
         (60, 120, 240),
         (250, 200, 60),
         (240, 90, 220),
-        (70, 200, 90),
         (60, 210, 220),
     ],
 )
@@ -17,13 +16,13 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(224, 160), keep_ratio=True),
+    dict(type='Resize', scale=(192, 128), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(224, 160), keep_ratio=True),
+    dict(type='Resize', scale=(192, 128), keep_ratio=True),
     # After Resize: the metric compares boxes in the original image.
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
