@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from surge_det.datasets import check_data, merge_options
+from surge_det.datasets import check_data, data_root, merge_options
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,10 @@ def load_config(args: argparse.Namespace, modes: tuple[str, ...]) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
         fail(f'config {args.config!r} does not exist')
+    try:
+        data_root()
+    except ValueError as error:
+        fail(error)
     cfg = Config.fromfile(args.config)
     try:
         merge_options(cfg, args.cfg_options)
@@ -83,6 +88,18 @@ def _distribute_on_cpu(cfg: Config) -> None:
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         ),
     )
+
+
+def leave() -> None:
+    """End the process, whole, after all is done."""
+    dist = torch.distributed
+    if dist.is_initialized() and dist.get_backend() == 'gloo':
+        # gloo's threads now and then abort a process that ends by itself.
+        dist.barrier()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def build_runner(cfg: Config) -> Runner:

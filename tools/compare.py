@@ -7,9 +7,9 @@ figure of a run is the mAP of its last epoch.
 
 Example::
 
-    python tools/compare.py configs/float_faster_rcnn_r18_bccd.py \\
-        configs/ste_faster_rcnn_r18_bccd.py \\
+    python tools/compare.py configs/ste_faster_rcnn_r18_bccd.py \\
         configs/surge_faster_rcnn_r18_bccd.py \\
+        configs/float_faster_rcnn_r18_bccd.py \\
         --seeds 0 1 2 3 4 --jobs 2 --out work_dirs/compare_bccd
 """
 
@@ -63,6 +63,14 @@ def run_one(
     """
     folder = out / config.stem / f'seed{seed}'
     done = folder / 'minutes.txt'
+    cfg = Config.fromfile(config)
+    settings = '\n'.join([cfg.pretty_text, *options])
+    kept = folder / 'settings.txt'
+    if done.is_file() and kept.read_text() != settings:
+        raise RuntimeError(
+            f'{folder} holds a run with other settings (compare {kept}); '
+            'give another --out, or delete the folder'
+        )
     if not done.is_file():
         # Random states are not in a checkpoint, so half a run is repeated.
         shutil.rmtree(folder, ignore_errors=True)
@@ -88,6 +96,7 @@ def run_one(
         if result.returncode:
             tail = '\n'.join(log.read_text().splitlines()[-5:])
             raise RuntimeError(f'training failed, see {log}:\n{tail}')
+        kept.write_text(settings)
         done.write_text(f'{(time.monotonic() - start) / 60:.2f}\n')
     scores = read_curves(folder).scores
     if not scores:

@@ -40,34 +40,33 @@ def run(tool: str, *args: object) -> None:
         raise SystemExit(result.returncode)
 
 
-def finished_checkpoint(config: Path, work_dir: Path) -> Path | None:
-    """Return the last checkpoint of a finished training with this config.
+def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
+    """Return the last checkpoint of a training with this config.
 
     Args:
         config: The config's path.
         work_dir: Where a run with it may have been.
+        since: Time of the dataset; what is older was trained on another.
     """
-    cfg = Config.fromfile(config)
     dumped = work_dir / config.name
-    checkpoint = work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    if not dumped.is_file() or not checkpoint.is_file():
+    pointer = work_dir / 'last_checkpoint'
+    if not dumped.is_file() or not pointer.is_file():
         return None
-    old = Config.fromfile(dumped)
+    checkpoint = work_dir / Path(pointer.read_text().strip()).name
+    if not checkpoint.is_file() or checkpoint.stat().st_mtime < since:
+        return None
+    cfg, old = Config.fromfile(config), Config.fromfile(dumped)
     same = all(old.get(key) == cfg.get(key) for key in TRAINING_KEYS)
     return checkpoint if same else None
 
 
-def read_map(work_dir: Path) -> float:
-    """Return the mAP that the last evaluation in ``work_dir`` logged.
-
-    Raises:
-        FileNotFoundError: If there was none.
-    """
+def read_map(work_dir: Path) -> float | None:
+    """Return the mAP that the last evaluation in ``work_dir`` logged."""
     for path in sorted(work_dir.glob('*/*.json'), reverse=True):
         metrics = json.loads(path.read_text())
         if 'pascal_voc/mAP' in metrics:
             return metrics['pascal_voc/mAP']
-    raise FileNotFoundError(f'no evaluation in {work_dir}')
+    return None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,27 +85,30 @@ def main(argv: list[str] | None = None) -> None:
     work_dir = args.work_dir
 
     run('make_demo_data.py', '--root', data_root())
+    manifest = Path(data_root(), 'shapes', 'manifest.json')
+    since = manifest.stat().st_mtime
 
-    checkpoint = finished_checkpoint(args.config, work_dir)
-    if checkpoint:
-        print(f'\nTrained already: {checkpoint}')
+    epochs = Config.fromfile(args.config).train_cfg.max_epochs
+    final = work_dir / f'epoch_{epochs}.pth'
+    checkpoint = last_checkpoint(args.config, work_dir, since)
+    if checkpoint == final:
+        print(f'\nTrained already: {final}')
     else:
-        run('train.py', args.config, '--work-dir', work_dir)
-        checkpoint = finished_checkpoint(args.config, work_dir)
-        if checkpoint is None:
-            raise SystemExit(f'error: no final checkpoint in {work_dir}')
+        resume = ['--resume'] if checkpoint else []
+        run('train.py', args.config, '--work-dir', work_dir, *resume)
 
     predictions = work_dir / 'predictions.pkl'
     if (
         predictions.is_file()
-        and predictions.stat().st_mtime > checkpoint.stat().st_mtime
+        and predictions.stat().st_mtime > final.stat().st_mtime
+        and read_map(work_dir / 'test') is not None
     ):
         print(f'Evaluated already: {predictions}')
     else:
         run(
             'test.py',
             args.config,
-            checkpoint,
+            final,
             '--work-dir',
             work_dir / 'test',
             '--out',
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
 
     print(f'\nDetections beside ground truth: {pictures}')
     print(f'Loss and mAP over training:     {curve}')
-    print(f'Checkpoint:                     {checkpoint}')
+    print(f'Checkpoint:                     {final}')
     print(f'mAP: {read_map(work_dir / "test"):.3f}')
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import add_common_arguments, build_runner, fail, load_config
+from cli import add_common_arguments, build_runner, fail, leave, load_config
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
@@ -66,7 +66,8 @@ def apply_tta(cfg: Config) -> None:
     if 'tta_pipeline' not in cfg:
         cfg.tta_pipeline = deepcopy(dataset.pipeline)
         pack = deepcopy(dataset.pipeline[-1])
-        pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
+        if 'meta_keys' in pack:
+            pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
         cfg.tta_pipeline[-1] = dict(
             type='TestTimeAug',
             transforms=[
@@ -103,3 +104,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == '__main__':
     main()
+    leave()

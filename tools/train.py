@@ -13,7 +13,7 @@ import argparse
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import add_common_arguments, build_runner, fail, load_config
+from cli import add_common_arguments, build_runner, fail, leave, load_config
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 
@@ -82,3 +82,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == '__main__':
     main()
+    leave()

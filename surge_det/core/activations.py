@@ -25,7 +25,8 @@ class LearnedShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the shift."""
-        return x + self.shift.view(-1, *[1] * (x.dim() - 2))
+        # In the input's type, so that autocast's narrow one stays.
+        return x + self.shift.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
 
 
 class RPReLU(nn.Sequential):

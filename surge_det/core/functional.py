@@ -7,6 +7,7 @@ output, ``g_b`` and ``g_a`` the gradients at the input through each.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,16 +189,22 @@ def surge(
             autocast, as torch's own operators do.
     """
     dtype = _compute_dtype(x, weight)
-    # Casting happens inside: an autocast that reached the convolutions would
-    # otherwise cache casts of tensors that live for one call only.
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
+        # Without a gradient to come, and for tracers that count operations
+        # or export, this is an ordinary convolution.
+        if torch.jit.is_tracing() or not torch.is_grad_enabled():
+            return _forward(x, weight, bias, settings, dtype)
         return _Surge.apply(x, weight, aux_weight, bias, settings, dtype)
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     device = x.device.type
-    # Autocast leaves float64 alone.
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    # Autocast leaves float64 alone, and knows no meta tensors.
+    if (
+        x.dtype != torch.float64
+        and not x.is_meta
+        and torch.is_autocast_enabled(device)
+    ):
         return torch.get_autocast_dtype(device)
     if x.dtype != weight.dtype:
         raise RuntimeError(
@@ -205,6 +212,14 @@ def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
             'the same'
         )
     return x.dtype
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager:
+    # Casting is explicit here: an autocast that reached the convolutions
+    # would cache casts of tensors that live for one call only.
+    if x.is_meta:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _alpha(weight: Tensor) -> Tensor:
@@ -234,12 +249,7 @@ class _Surge(torch.autograd.Function):
         ctx.settings = settings
         ctx.dtype = dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return settings.operator.forward(
-            _binarized_input(x, settings, dtype),
-            _binarized_weight(weight, settings, dtype),
-            None if bias is None else bias.to(dtype),
-            settings.pad_value,
-        )
+        return _forward(x, weight, bias, settings, dtype)
 
     @staticmethod
     @once_differentiable
@@ -251,7 +261,7 @@ class _Surge(torch.autograd.Function):
         grad = grad.to(dtype)
         compensate = aux_weight is not None and ags.eta > 0
 
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             # lambda needs g_b even where x itself takes no gradient.
             need_g_b = need_x or (compensate and need_aux)
             g_b, grad_weight, grad_bias = operator.adjoint(
@@ -290,7 +300,7 @@ class _Surge(torch.autograd.Function):
                     )
                 if grad_aux is not None:
                     grad_aux = grad_aux.to(scale.dtype) * scale
-            elif aux_weight is not None:
+            elif aux_weight is not None and not compensate:
                 ags.skip(grad)
                 if need_aux:
                     # Zeros, not None: DDP waits for every parameter.
@@ -304,6 +314,21 @@ class _Surge(torch.autograd.Function):
                 None,
                 None,
             )
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    settings: Settings,
+    dtype: torch.dtype,
+) -> Tensor:
+    return settings.operator.forward(
+        _binarized_input(x, settings, dtype),
+        _binarized_weight(weight, settings, dtype),
+        None if bias is None else bias.to(dtype),
+        settings.pad_value,
+    )
 
 
 def _binarized_input(

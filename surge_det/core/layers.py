@@ -83,29 +83,24 @@ class SURGELayer(nn.Module):
         else:
             self.register_parameter('aux_weight', None)
 
-    # Parameters live in `_parameters`; this reads through to it so that an
-    # initializer's new `weight` is seen in `aux_weight` at once.
-    @property
-    def aux_weight(self) -> nn.Parameter | None:
-        """The replica's weights, same shape as ``weight``, or ``None``."""
-        try:
-            aux_weight = self._parameters['aux_weight']
-        except KeyError:
-            raise AttributeError('aux_weight') from None
-        self._follow()
-        return aux_weight
+    def __getattr__(self, name: str) -> Any:
+        # Parameters are looked up here: an initializer's new `weight` is seen
+        # in `aux_weight` at once.
+        if name == 'aux_weight':
+            self._follow()
+        return super().__getattr__(name)
 
     @property
     def compensate(self) -> bool:
         """Whether there is a replica."""
-        return self._parameters['aux_weight'] is not None
+        return self.aux_weight is not None
 
     def _follow(self) -> None:
         """Copy ``weight`` to the replica unless that is its own by now."""
         if not self._following:
             return
-        aux_weight = self._parameters['aux_weight']
-        if aux_weight.is_meta:
+        aux_weight = self._parameters.get('aux_weight')
+        if aux_weight is None or aux_weight.is_meta:
             return
         if not torch.equal(_checksum(aux_weight), self._followed):
             self._following = False
@@ -133,13 +128,16 @@ class SURGELayer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        name = prefix + 'aux_weight'
-        own = name in state_dict
-        if self.compensate and not own and prefix + 'weight' in state_dict:
-            state_dict = dict(state_dict)
-            state_dict[name] = state_dict[prefix + 'weight'].clone()
+        key, source = prefix + 'aux_weight', prefix + 'weight'
+        own = key in state_dict
+        if self._parameters.get('aux_weight') is None:
+            # The output does not depend on a replica: a checkpoint of SURGE
+            # training fits a layer without one.
+            state_dict = {k: v for k, v in state_dict.items() if k != key}
+        elif not own and source in state_dict:
+            state_dict = {**state_dict, key: state_dict[source].clone()}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if self.compensate:
+        if key in state_dict:
             self._following = not own
             self._mark_followed()
 
@@ -150,6 +148,7 @@ class SURGELayer(nn.Module):
             The layer itself; it computes the same output as before.
         """
         self.register_parameter('aux_weight', None)
+        self._buffers.pop('_followed', None)
         self.ags = None
         self._following = False
         return self
@@ -157,9 +156,8 @@ class SURGELayer(nn.Module):
     def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
         aux_weight = None
         if self.training and torch.is_grad_enabled() and self.compensate:
-            self._follow()
+            aux_weight = self.aux_weight
             self._following = False
-            aux_weight = self._parameters['aux_weight']
         settings = Settings(
             operator,
             self.activation_estimator if self.binarize_activation else None,
@@ -171,16 +169,16 @@ class SURGELayer(nn.Module):
 
     def _adopt(self, module: nn.Module) -> SURGELayer:
         """Take over what ``from_float`` does not pass to the constructor."""
-        self.to_empty(device=module.weight.device)
-        with torch.no_grad():
-            self.weight.copy_(module.weight)
-            if module.bias is not None:
-                self.bias.copy_(module.bias)
-                self.bias.requires_grad_(module.bias.requires_grad)
-        self._follow()
-        for weight in (self.weight, self._parameters['aux_weight']):
-            if weight is not None:
-                weight.requires_grad_(module.weight.requires_grad)
+        for name in ('weight', 'bias', 'aux_weight'):
+            if self._parameters[name] is None:
+                continue
+            # A clone keeps device and memory format.
+            value = getattr(module, name.removeprefix('aux_'))
+            self.register_parameter(
+                name,
+                nn.Parameter(value.detach().clone(), value.requires_grad),
+            )
+        self._mark_followed()
         return self.train(module.training)
 
     def extra_repr(self) -> str:
@@ -267,6 +265,20 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         binarize_activation: bool = True,
         pad_value: float = 0.0,
     ) -> None:
+        _check_positive(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+        )
+        for name, value in (('in', in_channels), ('out', out_channels)):
+            if value % groups:
+                raise ValueError(
+                    f'groups={groups!r} is not allowed: a divisor of '
+                    f'{name}_channels={value}'
+                )
         if padding_mode != 'zeros':
             raise ValueError(
                 f"padding_mode={padding_mode!r} is not allowed: 'zeros' "
@@ -395,6 +407,7 @@ class SURGELinear(SURGELayer, nn.Linear):
         binarize_weight: bool = True,
         binarize_activation: bool = True,
     ) -> None:
+        _check_positive(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._setup(
             activation_estimator,
@@ -443,6 +456,18 @@ def named_surge_layers(
     for name, child in module.named_modules():
         if isinstance(child, SURGELayer):
             yield name, child
+
+
+def _check_positive(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(
+            isinstance(n, int) and not isinstance(n, bool) and n > 0
+            for n in numbers
+        ):
+            raise ValueError(
+                f'{name}={value!r} is not allowed: whole numbers > 0'
+            )
 
 
 def _checksum(x: Tensor) -> Tensor:

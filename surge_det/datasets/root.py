@@ -69,7 +69,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
     new = options.pop('data_root', None)
     if new is not None:
         old = cfg.get('data_root')
-        if not isinstance(old, str):
+        if not isinstance(old, str) or not old:
             raise ValueError(
                 f'data_root={new!r}: this config has no data_root of its '
                 'own; give each *_dataloader.dataset.data_root instead'
@@ -91,8 +91,10 @@ def _moved(node: Any, old: str, new: str) -> Any:
         return node
     if isinstance(node, list | tuple):
         return type(node)(_moved(item, old, new) for item in node)
-    if isinstance(node, str) and node.startswith(old):
-        return new + node[len(old) :].lstrip('/')
+    if isinstance(node, str):
+        folder = osp.join(old, '')
+        if node == old or node.startswith(folder):
+            return new + node[len(folder) :]
     return node
 
 
@@ -156,8 +158,8 @@ def _require(path: str, key: str) -> None:
         f'no data at {osp.normpath(path)} (absolute: {osp.abspath(path)}), '
         f'which {key} of the config names.\n'
         f'The data folder is the environment variable {VARIABLE} '
-        f'({state}; default {DEFAULT}/); for one run: --cfg-options '
-        'data_root=...'
+        f'({state}; default {DEFAULT}/). For one run, --cfg-options '
+        'data_root=... names the folder of this dataset itself.'
     )
     parts = osp.normpath(path).split(os.sep)
     for folder, source in _SOURCES.items():

@@ -19,6 +19,7 @@ from surge_det.datasets.shapes import prepare_shapes
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
 SMALL = [
+    'train_dataloader.batch_size=4',
     'train_dataloader.num_workers=0',
     'train_dataloader.persistent_workers=False',
     'val_dataloader.num_workers=0',
@@ -189,9 +190,10 @@ def test_two_processes(root, tmp_path):
         '--cfg-options',
         *SMALL,
         'train_dataloader.batch_size=2',
-        'auto_scale_lr.base_batch_size=4',
+        'auto_scale_lr.base_batch_size=2',
         root=root,
     )
+    assert 'LR has been automatically scaled' in out
     assert final_map(out)
     state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert state['meta']['iter'] == 2
@@ -281,26 +283,24 @@ test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='VOCMetric', metric='mAP')
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1)
-optim_wrapper = dict(type='AGSOptimWrapper', ags=dict(eta=0.1))
+optim_wrapper = dict(
+    type='AGSOptimWrapper', ags=dict(eta=0.1),
+    constructor='SURGEOptimWrapperConstructor')
 custom_hooks = [dict(type='AGSHook')]
 model.update(test_cfg=dict(rcnn=dict(score_thr=0.0)))
-resize = dict(scale=(192, 128))
 """
     )
-    text = config.read_text().replace('resize = dict(scale=(192, 128))\n', '')
-    config.write_text(text)
     return config
 
 
 def test_stock_tools_on_a_users_config(users_config, root):
     folder = users_config.parent
-    small = ['--cfg-options', 'default_hooks.logger.interval=1']
-    for split, key in (('train', 'Resize'), ('val', 'Resize')):
-        index = {'train': 2, 'val': 1}[split]
-        small.append(
-            f'{split}_dataloader.dataset.pipeline.{index}.scale=(192,128)'
-        )
-        assert key
+    small = [
+        '--cfg-options',
+        'default_hooks.logger.interval=1',
+        'train_dataloader.dataset.pipeline.2.scale=(192,128)',
+        'val_dataloader.dataset.pipeline.1.scale=(192,128)',
+    ]
     out = run(
         sys.executable,
         stock_tool('train.py'),

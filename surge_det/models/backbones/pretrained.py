@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
 
 
@@ -30,9 +30,12 @@ def check_pretrained_convs(module: BaseModule) -> Iterator[None]:
     if isinstance(init_cfg, dict):
         init_cfg = [init_cfg]
     checkpoints = [
-        cfg['checkpoint'] for cfg in init_cfg if cfg['type'] == 'Pretrained'
+        cfg['checkpoint']
+        for cfg in init_cfg
+        if cfg['type'] in ('Pretrained', PretrainedInit)
     ]
-    if not checkpoints:
+    # mmengine initializes a module once.
+    if not checkpoints or module.is_init:
         yield
         return
 

@@ -145,7 +145,14 @@ class SURGEResNet(ResNet):
                 f'depth={depth!r} is not allowed: one of '
                 f'{sorted(self.arch_settings)}'
             )
-        for name in ('dcn', 'plugins', 'deep_stem', 'avg_down'):
+        for name in (
+            'dcn',
+            'plugins',
+            'deep_stem',
+            'avg_down',
+            'zero_init_residual',
+            'pretrained',
+        ):
             if kwargs.get(name):
                 raise ValueError(
                     f'{name}={kwargs[name]!r} is not allowed: SURGEResNet '
@@ -155,8 +162,7 @@ class SURGEResNet(ResNet):
             depth,
             conv_cfg=conv_cfg or dict(type='SURGEConv2d'),
             norm_eval=norm_eval,
-            zero_init_residual=False,
-            **kwargs,
+            **{**kwargs, 'zero_init_residual': False},
         )
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:

@@ -14,7 +14,8 @@ class SURGEFPN(FPN):
     """Feature pyramid with 1-bit 3x3 convolutions, each with bias and PReLU.
 
     Lateral convolutions are 3x3 as well (IDa-Det, ECCV 2022): a 1-bit 1x1
-    convolution sees too few values. There is no norm layer.
+    convolution sees too few values. By default there
+    is no norm layer.
 
     Args:
         in_channels: Channels of each input level.
@@ -64,6 +65,9 @@ class SURGEFPN(FPN):
             act_cfg=act_cfg,
             **kwargs,
         )
+        lateral_norm_cfg = (
+            None if self.no_norm_on_lateral else kwargs.get('norm_cfg')
+        )
         for i in range(len(self.lateral_convs)):
             self.lateral_convs[i] = ConvModule(
                 in_channels[i + self.start_level],
@@ -71,6 +75,7 @@ class SURGEFPN(FPN):
                 3,
                 padding=1,
                 conv_cfg=conv_cfg,
+                norm_cfg=lateral_norm_cfg,
                 act_cfg=act_cfg,
                 inplace=False,
             )

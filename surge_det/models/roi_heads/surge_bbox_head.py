@@ -60,5 +60,5 @@ class SURGEShared2FCBBoxHead(Shared2FCBBoxHead):
             # mmdet's rule for `shared_fcs` takes all in there for matrices.
             self.init_cfg = [
                 dict(type='Xavier', distribution='uniform', layer='Linear'),
-                *self.init_cfg[:2],
+                *self.init_cfg[:-1],
             ]

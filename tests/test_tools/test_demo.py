@@ -1,0 +1,112 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+import surge_det  # noqa: F401
+
+# isort: split
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
+
+
+@pytest.fixture(scope='module')
+def demo():
+    spec = importlib.util.spec_from_file_location(
+        'demo', ROOT / 'tools' / 'demo.py'
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A work folder as a finished training with the config leaves it."""
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path / 'data'))
+    (tmp_path / 'data' / 'shapes').mkdir(parents=True)
+    (tmp_path / 'data' / 'shapes' / 'manifest.json').write_text('{}')
+    cfg = Config.fromfile(CONFIG)
+    checkpoint = tmp_path / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    checkpoint.write_bytes(b'weights')
+    # The runner writes an absolute path; the folder may have moved since.
+    (tmp_path / 'last_checkpoint').write_text(f'/elsewhere/{checkpoint.name}')
+    cfg.work_dir = str(tmp_path)
+    cfg.launcher = 'none'
+    cfg.dump(tmp_path / CONFIG.name)
+    return tmp_path, checkpoint, cfg
+
+
+def test_finished_training_is_found(demo, finished):
+    folder, checkpoint, _ = finished
+    assert demo.last_checkpoint(CONFIG, folder, 0) == checkpoint
+
+
+def test_training_on_an_older_dataset_is_not_reused(demo, finished):
+    folder, checkpoint, _ = finished
+    since = checkpoint.stat().st_mtime + 1
+    assert demo.last_checkpoint(CONFIG, folder, since) is None
+
+
+def test_training_with_another_config_is_not_reused(demo, finished):
+    folder, _, cfg = finished
+    cfg.optim_wrapper.ags.eta = 0.9
+    cfg.dump(folder / CONFIG.name)
+    assert demo.last_checkpoint(CONFIG, folder, 0) is None
+
+
+@pytest.fixture
+def ran(demo, finished, monkeypatch):
+    """The tools that the demo runs, and a stand-in for what they write."""
+    folder = finished[0]
+    commands = []
+
+    def run(tool, *args):
+        commands.append((tool, *args))
+        if tool == 'test.py':
+            for stamp, score in (('20260101_1', 0.1), ('20260102_1', 0.654)):
+                path = folder / 'test' / stamp / f'{stamp}.json'
+                path.parent.mkdir(parents=True)
+                path.write_text(json.dumps({'pascal_voc/mAP': score}))
+            (folder / 'predictions.pkl').write_bytes(b'')
+
+    monkeypatch.setattr(demo, 'run', run)
+    return commands
+
+
+def test_second_run_reuses_all_and_the_last_line_is_the_map(
+    demo, finished, ran, capsys
+):
+    folder, checkpoint, _ = finished
+    for expected in (
+        ['make_demo_data.py', 'test.py', 'show_detections.py', 'plot_run.py'],
+        ['make_demo_data.py', 'show_detections.py', 'plot_run.py'],
+    ):
+        ran.clear()
+        demo.main(['--work-dir', str(folder)])
+        assert [command[0] for command in ran] == expected
+        out = capsys.readouterr().out
+        assert f'Trained already: {checkpoint}' in out
+        assert out.splitlines()[-1] == 'mAP: 0.654'
+
+
+def test_interrupted_training_goes_on(demo, finished, ran):
+    folder, checkpoint, _ = finished
+    checkpoint.rename(folder / 'epoch_1.pth')
+    (folder / 'last_checkpoint').write_text('epoch_1.pth')
+    (folder / checkpoint.name).write_bytes(b'what training will write')
+    demo.main(['--work-dir', str(folder)])
+    assert ran[1][0] == 'train.py'
+    assert ran[1][-1] == '--resume'
+
+
+def test_failing_tool_ends_the_demo(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
+    with pytest.raises(SystemExit) as error:
+        demo.run('train.py', 'missing.py')
+    assert error.value.code
