@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3)))
-# Learning rate (of 7e-4 and 2e-3) and batch size were chosen on the `val` split.
+# Settings were chosen on the `val` split, see docs/results/bccd.md.
 train_cfg = dict(max_epochs=4)
 default_hooks = dict(
     logger=dict(interval=20),

@@ -155,7 +155,9 @@ class SURGELayer(nn.Module):
 
     def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
         aux_weight = None
-        if self.training and torch.is_grad_enabled() and self.compensate:
+        # A tracer sees the forward pass only.
+        learning = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        if self.training and learning and self.compensate:
             aux_weight = self.aux_weight
             self._following = False
         settings = Settings(

@@ -536,3 +536,35 @@ def test_two_processes_agree(tmp_path):
             process.kill()
     # One rank's failure makes the other fail too: show both.
     assert [p.returncode for p in processes] == [0, 0], '\n'.join(logs)
+
+
+def test_partial_load_leaves_a_trained_replica_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(SURGEConv2d(2, 3, 3), nn.Conv2d(3, 2, 1))
+    model(torch.randn(1, 2, 5, 5)).sum().backward()
+    with torch.no_grad():
+        model[0].aux_weight.add_(1)
+    before = model[0].aux_weight.detach().clone()
+    other = {f'1.{k}': v for k, v in model[1].state_dict().items()}
+    model.load_state_dict(other, strict=False)
+    assert torch.equal(model.state_dict()['0.aux_weight'], before)
+
+
+@pytest.mark.parametrize('how', ['strip', 'compensate=False'])
+def test_layer_without_replica_takes_a_surge_checkpoint(how):
+    trained = SURGEConv2d(2, 3, 3)
+    if how == 'strip':
+        layer = SURGEConv2d(2, 3, 3).strip()
+    else:
+        layer = SURGEConv2d(2, 3, 3, compensate=False)
+    layer.load_state_dict(trained.state_dict(), strict=True)
+    assert torch.equal(layer.weight, trained.weight)
+    assert layer.aux_weight is None
+    assert not list(layer.buffers())
+
+
+def test_from_float_keeps_the_memory_format():
+    conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    layer = SURGEConv2d.from_float(conv)
+    for weight in (layer.weight, layer.aux_weight):
+        assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -572,3 +572,50 @@ def test_cuda_gradient_scaler_sees_through_to_the_same_scale():
         scaler.scale(loss).backward()
         scales.append(layer.ags.last_scale.clone())
     assert relative_error(*scales) < 0.02
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_tracing_sees_one_ordinary_convolution(training):
+    layer = SURGEConv2d(2, 3, 3).train(training)
+    x = torch.randn(1, 2, 6, 6)
+    traced = torch.jit.trace(layer, x)
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert sum('conv' in kind for kind in kinds) == 1
+    assert not any('Python' in kind for kind in kinds)
+    assert torch.equal(traced(x), layer(x))
+
+
+def test_meta_tensors_give_shapes():
+    layer = SURGEConv2d(2, 3, 3, device='meta')
+    assert layer(torch.randn(1, 2, 6, 7, device='meta')).shape == (1, 3, 4, 5)
+
+
+def test_shift_keeps_autocasts_type():
+    from surge_det.core.activations import RPReLU
+
+    with torch.autocast('cpu', torch.bfloat16):
+        out = RPReLU(3)(torch.randn(2, 3, 4, 4).bfloat16())
+    assert out.dtype == torch.bfloat16
+
+
+def test_input_of_another_type_than_the_weight_is_refused():
+    with pytest.raises(RuntimeError, match='should be the same'):
+        SURGEConv2d(2, 3, 3).double()(torch.randn(1, 2, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'said'),
+    [
+        (dict(in_channels=-3), 'in_channels=-3'),
+        (dict(out_channels=0), 'out_channels=0'),
+        (dict(kernel_size=(3, 0)), r'kernel_size=\(3, 0\)'),
+        (dict(stride=0), 'stride=0'),
+        (dict(dilation=1.5), 'dilation=1.5'),
+        (dict(groups=3), 'groups=3'),
+    ],
+)
+def test_wrong_geometry_is_named(kwargs, said):
+    with pytest.raises(ValueError, match=said):
+        SURGEConv2d(
+            **{'in_channels': 4, 'out_channels': 4, 'kernel_size': 3, **kwargs}
+        )

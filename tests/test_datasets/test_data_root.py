@@ -118,3 +118,32 @@ def test_other_options_merge_as_always():
         merge_options(cfg, {'data_root': 5})
     with pytest.raises(ValueError, match='has no data_root of its own'):
         merge_options(Config(dict(a=1)), {'data_root': 'x'})
+
+
+def test_merge_options_moves_whole_folders_only():
+    cfg = Config(
+        dict(
+            data_root='data/coco',
+            val_dataloader=dict(
+                dataset=dict(
+                    type='CocoDataset',
+                    data_root='data/coco',
+                    ann_file='data/coco/a.json',
+                    other='data/coco_extra/a.json',
+                )
+            ),
+        )
+    )
+    merge_options(cfg, dict(data_root='/x'))
+    dataset = cfg.val_dataloader.dataset
+    assert dataset.data_root.rstrip('/') == '/x'
+    assert dataset.ann_file == '/x/a.json'
+    assert dataset.other == 'data/coco_extra/a.json'
+
+
+def test_merge_options_refuses_to_move_from_nowhere():
+    cfg = Config(
+        dict(data_root='', val_dataloader=dict(dataset=dict(type='A')))
+    )
+    with pytest.raises(ValueError, match='data_root'):
+        merge_options(cfg, dict(data_root='/x'))

@@ -195,3 +195,30 @@ def test_bbox_head_binarizes_hidden_layers():
     assert all(0.05 < (x < 0).float().mean() < 0.95 for x in seen)
     (cls_score.sum() + bbox_pred.sum()).backward()
     assert all(p.grad is not None for p in head.parameters())
+
+
+def test_fpn_gives_its_norm_to_lateral_convolutions():
+    def kinds(**kwargs):
+        neck = MODELS.build(
+            dict(
+                type='SURGEFPN',
+                in_channels=[4],
+                out_channels=8,
+                num_outs=1,
+                norm_cfg=dict(type='BN'),
+                **kwargs,
+            )
+        )
+        convs = (neck.lateral_convs[0], neck.fpn_convs[0])
+        return [m.with_norm for m in convs]
+
+    assert kinds() == [True, True]
+    assert kinds(no_norm_on_lateral=True) == [False, True]
+
+
+def test_binary_bbox_head_without_regression_initializes():
+    head = MODELS.build(
+        head_cfg(linear_cfg=dict(type='SURGELinear'), with_reg=False)
+    )
+    head.init_weights()
+    assert head.fc_cls.weight.std().item() == pytest.approx(0.01, rel=0.3)

@@ -220,3 +220,23 @@ def test_conv_cfg_reaches_every_binary_layer():
 def test_wrong_arguments(kwargs, name):
     with pytest.raises(ValueError, match=name):
         SURGEResNet(**kwargs)
+
+
+def test_initializer_given_as_a_class_is_watched_too(tmp_path):
+    from mmengine.model import PretrainedInit
+
+    path = tmp_path / 'other.pth'
+    torch.save({'stem.weight': torch.zeros(3)}, path)
+    net = build(init_cfg=dict(type=PretrainedInit, checkpoint=str(path)))
+    with pytest.raises(ValueError, match='none of the 20 convolutions'):
+        net.init_weights()
+
+
+def test_second_initialization_is_mmengines_no_op(tmp_path):
+    path = tmp_path / 'resnet18.pth'
+    torch.save(torchvision_state_dict(), path)
+    net = build(init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    net.init_weights()
+    before = net.conv1.weight.detach().clone()
+    net.init_weights()
+    assert torch.equal(net.conv1.weight, before)
