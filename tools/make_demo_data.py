@@ -16,7 +16,7 @@ def parse_args(argv=None):
         help='data folder; default: environment variable SURGE_DATA_ROOT, '
         'and without it data/',
     )
-    parser.add_argument('--train', type=int, default=300, metavar='N')
+    parser.add_argument('--train', type=int, default=500, metavar='N')
     parser.add_argument('--test', type=int, default=80, metavar='N')
     parser.add_argument('--seed', type=int, default=0)
     return parser.parse_args(argv)

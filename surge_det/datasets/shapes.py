@@ -2,8 +2,8 @@
 
 Textured shapes on textured, cluttered backgrounds. Fills and backgrounds come
 from one distribution of colours, so no threshold on colour finds an object.
-Each class has its own pattern, which backgrounds and clutter have as well, and
-objects have a dark or a light rim: what tells them is outline and texture.
+Each class has its own pattern, which clutter has as well, and objects have a
+dark or a light rim: what tells them is outline and texture.
 
 Every quantity is an integer and every random number comes from the bit stream
 of ``numpy.random.RandomState``, which NumPy froze: the same parameters give
@@ -22,7 +22,9 @@ import cv2
 import numpy as np
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
-PATTERNS = ('dots', 'checker', 'stripes', 'plain', 'noise')  # of each class
+# Of each class, in their order; clutter has any of them.
+PATTERNS = ('dots', 'checker', 'stripes', 'plain', 'noise')
+BACKGROUND_PATTERNS = ('plain', 'noise', 'dots')
 SPLITS = ('train', 'test')
 FOLDER = 'shapes'
 # Part of the manifest: raise it with every change to what is drawn, so that
@@ -148,12 +150,14 @@ def _paint(
 
 def _background(dice: _Dice) -> np.ndarray:
     """Regions of different texture, with blobs and lines scattered on it."""
-    canvas = _texture(dice, HEIGHT, WIDTH, None)
+    canvas = _texture(dice, HEIGHT, WIDTH, dice.pick(BACKGROUND_PATTERNS))
     ys, xs = np.mgrid[:HEIGHT, :WIDTH]
     for _ in range(dice.one(1, 2)):
         x, y = dice.one(0, WIDTH), dice.one(0, HEIGHT)
         nx, ny = dice.one(-9, 9), dice.one(-9, 9)
-        _paint(canvas, (xs - x) * nx + (ys - y) * ny > 0, dice)
+        side = (xs - x) * nx + (ys - y) * ny > 0
+        pattern = dice.pick(BACKGROUND_PATTERNS)
+        _paint(canvas, side, dice, pattern=pattern)
     # Crooked chains of small discs: as textured and as closed as the objects,
     # and of no class.
     for _ in range(dice.one(2, 4)):
@@ -347,7 +351,7 @@ def _is_complete(folder: Path, manifest: dict) -> bool:
 
 def prepare_shapes(
     root: str | os.PathLike,
-    train: int = 300,
+    train: int = 500,
     test: int = 80,
     seed: int = 0,
     on_image: Callable[[int, int], None] | None = None,
