@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 model = dict(roi_head=dict(bbox_head=dict(num_classes=5)))
-train_cfg = dict(max_epochs=4)
+train_cfg = dict(max_epochs=5)
 optim_wrapper = dict(optimizer=dict(lr=0.001))
 default_hooks = dict(
     logger=dict(interval=25),
