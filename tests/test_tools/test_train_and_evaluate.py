@@ -193,7 +193,7 @@ def test_two_processes(root, tmp_path):
         'auto_scale_lr.base_batch_size=2',
         root=root,
     )
-    assert 'LR has been automatically scaled' in out
+    assert 'LR is set based on batch size' in out
     assert final_map(out)
     state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert state['meta']['iter'] == 2
