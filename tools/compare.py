@@ -54,17 +54,29 @@ class Run(NamedTuple):
 
 
 def run_one(
-    config: Path, seed: int, out: Path, threads: int, options: Sequence[str]
+    config: Path,
+    text: str,
+    seed: int,
+    out: Path,
+    threads: int,
+    options: Sequence[str],
 ) -> Run:
     """Train one config with one seed, unless that was done before.
+
+    Args:
+        config: The config's path.
+        text: What it says; a finished run with another text is no such run.
+        seed: Of the run.
+        out: Folder of the whole comparison.
+        threads: CPU threads of the run.
+        options: ``--cfg-options`` of the run.
 
     Raises:
         RuntimeError: If the training fails; the message names its log.
     """
     folder = out / config.stem / f'seed{seed}'
     done = folder / 'minutes.txt'
-    cfg = Config.fromfile(config)
-    settings = '\n'.join([cfg.pretty_text, *options])
+    settings = '\n'.join([text, *options])
     kept = folder / 'settings.txt'
     if done.is_file() and kept.read_text() != settings:
         raise RuntimeError(
@@ -189,7 +201,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for config in args.configs:
         if not config.is_file():
             parser.error(f'config {str(config)!r} does not exist')
-        Config.fromfile(config)
     return args
 
 
@@ -199,10 +210,14 @@ def main(argv: list[str] | None = None) -> None:
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
     # Seed by seed, so that pairs are complete early.
     wanted = [(c, s) for s in args.seeds for c in args.configs]
+    # Here, because mmengine's reader of configs is not for several threads.
+    texts = {c: Config.fromfile(c).pretty_text for c in args.configs}
     runs = []
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
-            pool.submit(run_one, c, s, args.out, threads, args.cfg_options)
+            pool.submit(
+                run_one, c, texts[c], s, args.out, threads, args.cfg_options
+            )
             for c, s in wanted
         ]
         try:

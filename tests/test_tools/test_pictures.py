@@ -184,17 +184,23 @@ def test_pictures_and_sheet(show, tested, tmp_path):
 
 
 def test_score_threshold_empties_the_right_side(show, tested, tmp_path):
-    root, _, cfg, predictions = tested
-    _, (path,) = show.show_detections(
-        cfg, predictions, tmp_path, num=1, score_thr=0.95
+    _, _, cfg, predictions = tested
+    empty = [dict(p) for p in predictions]
+    empty[0]['pred_instances'] = dict(
+        bboxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.long),
+        scores=torch.zeros(0),
     )
-    pair = cv2.imread(str(path)).astype(int)
-    image = cv2.imread(str(root / 'shapes' / 'JPEGImages' / 'test_00000.jpg'))
-    blank = cv2.resize(
-        image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC
-    ).astype(int)
-    right = pair[-3 * shapes.HEIGHT :, -3 * shapes.WIDTH :]
-    assert abs(right - blank).max() <= 2
+
+    def picture(folder, entries, score_thr):
+        _, (path,) = show.show_detections(
+            cfg, entries, tmp_path / folder, num=1, score_thr=score_thr
+        )
+        return cv2.imread(str(path))[-3 * shapes.HEIGHT :]
+
+    nothing = picture('empty', empty, 0.95)
+    assert np.array_equal(picture('high', predictions, 0.95), nothing)
+    assert not np.array_equal(picture('low', predictions, 0.5), nothing)
 
 
 def test_box_over_the_edge_does_not_shrink_the_image(show, tested, tmp_path):
