@@ -32,6 +32,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config
 from plot_run import read_curves
 from scipy import stats
@@ -175,6 +176,7 @@ def draw(runs: Sequence[Run], names: Sequence[str], path: Path) -> None:
             color=line.get_color(),
             linewidth=0,
         )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel('epoch')
     axes.set_ylabel('mAP (mean; band: min to max over seeds)')
     axes.grid(alpha=0.3)
