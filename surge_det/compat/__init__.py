@@ -1,9 +1,11 @@
 """What lets one code base run on every supported toolbox installation.
 
-`install()` does two things, each only where its package is there:
+`install()` does three things, each only where its package is there:
 
 - ``mmcv.ops`` works without mmcv's compiled extension (`mmcv_ops`);
-- mmengine reads checkpoints with ``weights_only`` safety (`checkpoint`).
+- mmengine reads checkpoints with ``weights_only`` safety (`checkpoint`);
+- the warning about ``pkg_resources`` that mmengine's imports set off is
+  silenced: the pins and the doctor take care of it.
 """
 
 import warnings
@@ -22,8 +24,6 @@ def install() -> None:
     that is there and cannot be imported gives a warning, not an error, so
     that `surge_det.core` keeps working.
     """
-    # mmengine imports pkg_resources; the pins say setuptools<81, and the
-    # doctor tells where they are not kept.
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     mmcv_ops.install()
     if find_spec('mmengine') is None:
