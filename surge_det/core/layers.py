@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ class SURGELayer(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    shift: nn.Parameter | None
     ags: AGS | None
 
     def _setup(
@@ -36,6 +38,7 @@ class SURGELayer(nn.Module):
         compensate: bool,
         binarize_weight: bool,
         binarize_activation: bool,
+        shift: float | None,
         pad_value: float = 0.0,
     ) -> None:
         for name, value in (
@@ -54,6 +57,14 @@ class SURGELayer(nn.Module):
                 f'pad_value={pad_value!r} pads a binarized input; with '
                 'binarize_activation=False only 0 is allowed'
             )
+        if shift is not None and (
+            isinstance(shift, bool)
+            or not isinstance(shift, (int, float))
+            or not math.isfinite(shift)
+        ):
+            raise ValueError(
+                f'shift={shift!r} is not allowed: None or a finite number'
+            )
         self.activation_estimator = build_estimator(
             STE(clip=1.0)
             if activation_estimator is None
@@ -67,6 +78,8 @@ class SURGELayer(nn.Module):
         self.binarize_weight = binarize_weight
         self.binarize_activation = binarize_activation
         self.pad_value = float(pad_value)
+        self.shift_start = None if shift is None else float(shift)
+        self._register_shift(self.weight)
         ags = AGS(eta)
         self.ags = ags if compensate else None
         # What `aux_weight` was when it last followed. A buffer, because DDP
@@ -82,6 +95,15 @@ class SURGELayer(nn.Module):
             )
         else:
             self.register_parameter('aux_weight', None)
+
+    def _register_shift(self, weight: Tensor) -> None:
+        if self.shift_start is None:
+            self.register_parameter('shift', None)
+            return
+        # Conv2d and Linear keep the number of inputs under two names.
+        channels = getattr(self, 'in_channels', None) or self.in_features
+        value = weight.detach().new_full((channels,), self.shift_start)
+        self.shift = nn.Parameter(value, weight.requires_grad)
 
     def __getattr__(self, name: str) -> Any:
         # Parameters are looked up here: an initializer's new `weight` is seen
@@ -136,6 +158,14 @@ class SURGELayer(nn.Module):
             state_dict = {k: v for k, v in state_dict.items() if k != key}
         elif not own and source in state_dict:
             state_dict = {**state_dict, key: state_dict[source].clone()}
+        shift = prefix + 'shift'
+        if (
+            self.shift is not None
+            and source in state_dict
+            and shift not in state_dict
+        ):
+            # A float layer's checkpoint: nothing to move the start by.
+            state_dict = {**state_dict, shift: self.shift.detach().clone()}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if key in state_dict:
             self._following = not own
@@ -154,6 +184,11 @@ class SURGELayer(nn.Module):
         return self
 
     def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
+        if self.shift is not None:
+            # Channels last or third from last; in the input's type, so that
+            # autocast's narrow one stays.
+            places = 0 if isinstance(operator, LinearOperator) else 2
+            x = x + self.shift.to(x.dtype).view(-1, *[1] * places)
         aux_weight = None
         # A tracer sees the forward pass only.
         learning = torch.is_grad_enabled() and not torch.jit.is_tracing()
@@ -180,6 +215,7 @@ class SURGELayer(nn.Module):
                 name,
                 nn.Parameter(value.detach().clone(), value.requires_grad),
             )
+        self._register_shift(module.weight)
         self._mark_followed()
         return self.train(module.training)
 
@@ -195,6 +231,8 @@ class SURGELayer(nn.Module):
         else:
             parts.append('binarize_weight=False')
         parts.append(f'eta={self.ags.eta}' if self.ags else 'compensate=False')
+        if self.shift_start is not None:
+            parts.append(f'shift={self.shift_start}')
         if self.pad_value:
             parts.append(f'pad_value={self.pad_value:+.0f}')
         return ', '.join(parts)
@@ -214,7 +252,7 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         - Input: (N, C_in, H, W) or (C_in, H, W), N may be 0.
         - Output: as ``nn.Conv2d``'s.
         - ``weight`` (latent), ``aux_weight`` (replica): (C_out,
-          C_in / groups, kh, kw); ``bias``: (C_out,).
+          C_in / groups, kh, kw); ``bias``: (C_out,); ``shift``: (C_in,).
 
     Args:
         in_channels: As in ``nn.Conv2d``, like all arguments up to ``dtype``.
@@ -238,6 +276,9 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         compensate: Whether there is a replica at all.
         binarize_weight: Whether weights are binarized.
         binarize_activation: Whether the input is binarized.
+        shift: Where the learned shift of each input channel starts, which is
+            added to the input in front of sign and replica (ReActNet's
+            RSign, arXiv 2003.03488, eq. 1); ``None`` for no shift.
         pad_value: What the binarized input is padded with: 0, -1 or +1. The
             replica's input is always padded with 0.
 
@@ -265,6 +306,7 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         compensate: bool = True,
         binarize_weight: bool = True,
         binarize_activation: bool = True,
+        shift: float | None = None,
         pad_value: float = 0.0,
     ) -> None:
         _check_positive(
@@ -306,6 +348,7 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
             compensate,
             binarize_weight,
             binarize_activation,
+            shift,
             pad_value,
         )
 
@@ -375,7 +418,7 @@ class SURGELinear(SURGELayer, nn.Linear):
     Shape:
         - Input: (..., C_in); output: (..., C_out).
         - ``weight`` (latent), ``aux_weight`` (replica): (C_out, C_in);
-          ``bias``: (C_out,).
+          ``bias``: (C_out,); ``shift``: (C_in,).
 
     Args:
         in_features: C_in.
@@ -389,6 +432,7 @@ class SURGELinear(SURGELayer, nn.Linear):
         compensate: Whether there is a replica at all.
         binarize_weight: Whether weights are binarized.
         binarize_activation: Whether the input is binarized.
+        shift: Where the learned shift of each input feature starts.
 
     Raises:
         ValueError: If an argument is out of range; it is named.
@@ -408,6 +452,7 @@ class SURGELinear(SURGELayer, nn.Linear):
         compensate: bool = True,
         binarize_weight: bool = True,
         binarize_activation: bool = True,
+        shift: float | None = None,
     ) -> None:
         _check_positive(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
@@ -418,6 +463,7 @@ class SURGELinear(SURGELayer, nn.Linear):
             compensate,
             binarize_weight,
             binarize_activation,
+            shift,
         )
 
     @classmethod

@@ -382,7 +382,7 @@ def test_what_forward_made_is_gone_but_for_the_output(kind, train, autocast):
         out = layer(x)
     assert out.requires_grad
     assert sum(size for _, size in recorder.made.values()) > x.nbytes
-    known = (out, x, *layer._parameters.values())
+    known = (out, x, *layer.parameters())
     assert recorder.alive(*known) <= 1024
 
 
