@@ -42,8 +42,28 @@ def test_structure_and_shapes(depth, binary):
     ]
 
 
-def test_no_relu_anywhere():
-    assert not any(isinstance(m, nn.ReLU) for m in build().modules())
+def test_structure_and_shapes_of_bottlenecks():
+    net = build(depth=50)
+    convs = {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    surge = [n for n, m in convs.items() if isinstance(m, SURGEConv2d)]
+    assert len(surge) == 3 * 16
+    assert sorted(set(convs) - set(surge)) == [
+        'conv1',
+        *(f'layer{i}.0.downsample.0' for i in (1, 2, 3, 4)),
+    ]
+    outs = net(torch.randn(2, 3, 70, 65))
+    assert [tuple(o.shape) for o in outs] == [
+        (2, 256, 18, 17),
+        (2, 512, 9, 9),
+        (2, 1024, 5, 5),
+        (2, 2048, 3, 3),
+    ]
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+def test_no_relu_anywhere(depth):
+    net = build(depth=depth)
+    assert not any(isinstance(m, nn.ReLU) for m in net.modules())
 
 
 def test_block_equals_the_formula_written_out():
@@ -82,11 +102,69 @@ def test_block_equals_the_formula_written_out():
     torch.testing.assert_close(block(x), want, rtol=1e-5, atol=1e-5)
 
 
-def test_loads_every_convolution_of_torchvision(tmp_path):
-    path = tmp_path / 'resnet18.pth'
-    state = torchvision_state_dict()
+def test_bottleneck_equals_the_formula_written_out():
+    torch.manual_seed(0)
+    block = build(depth=50).train().layer2[0]
+    for p in block.parameters():
+        if p.dim() == 1:
+            nn.init.normal_(p)
+    x = torch.randn(2, 256, 9, 7)
+
+    def third(z, shift, conv, norm, shortcut, act):
+        sign = torch.where(z + shift.view(-1, 1, 1) >= 0, 1.0, -1.0)
+        alpha = conv.weight.abs().mean((1, 2, 3), keepdim=True)
+        weight = torch.where(conv.weight >= 0, 1.0, -1.0) * alpha
+        z = nn.functional.conv2d(sign, weight, None, conv.stride, conv.padding)
+        z = norm(z) + shortcut + act[0].shift.view(-1, 1, 1)
+        z = torch.where(z > 0, z, z * act[1].weight.view(-1, 1, 1))
+        return z + act[2].shift.view(-1, 1, 1)
+
+    def pool(z):
+        return nn.functional.avg_pool2d(
+            z, 2, 2, ceil_mode=True, count_include_pad=False
+        )
+
+    want = third(x, block.shift1.shift, block.conv1, block.bn1, 0, block.act1)
+    want = third(
+        want,
+        block.shift2.shift,
+        block.conv2,
+        block.bn2,
+        pool(want),
+        block.act2,
+    )
+    shortcut = block.downsample[2](
+        nn.functional.conv2d(pool(x), block.downsample[1].weight)
+    )
+    want = third(
+        want, block.shift3.shift, block.conv3, block.bn3, shortcut, block.act3
+    )
+    torch.testing.assert_close(block(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_bottlenecks_learn():
+    torch.manual_seed(0)
+    net = build(depth=50, with_cp=True).train()
+    net.init_weights()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    sum(o.square().mean() for o in net(torch.randn(2, 3, 64, 64))).backward()
+    optimizer.step()
+    for name, layer in net.named_modules():
+        if isinstance(layer, SURGEConv2d):
+            for kind in ('weight', 'aux_weight'):
+                now = getattr(layer, kind)
+                assert not torch.equal(now, before[f'{name}.{kind}'])
+
+
+@pytest.mark.parametrize(('depth', 'convs'), [(18, 20), (50, 53)])
+def test_loads_every_convolution_of_torchvision(tmp_path, depth, convs):
+    path = tmp_path / 'resnet.pth'
+    state = torchvision_state_dict(depth)
     torch.save(state, path)
-    net = build(init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    net = build(
+        depth=depth, init_cfg=dict(type='Pretrained', checkpoint=str(path))
+    )
     net.init_weights()
     count = 0
     for name, module in net.named_modules():
@@ -99,7 +177,7 @@ def test_loads_every_convolution_of_torchvision(tmp_path):
             assert torch.equal(
                 module.running_var, state[f'{name}.running_var']
             )
-    assert count == 20
+    assert count == convs
 
 
 def test_torchvision_address_is_asked_for(monkeypatch):

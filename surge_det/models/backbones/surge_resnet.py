@@ -91,9 +91,97 @@ class SURGEBasicBlock(BaseModule):
         return self._forward(x)
 
 
+class SURGEBottleneck(BaseModule):
+    """1-bit 1x1, 3x3 and 1x1 convolutions, shortcuts where widths allow.
+
+    Each third is shift, sign, 1-bit convolution, BN, plus shortcut, RPReLU.
+    The 3x3 convolution has a shortcut of its own (identity, or average pool
+    where it has a stride), the last 1x1 convolution has the block's; the
+    first, which changes the width, has none. The stride is the 3x3
+    convolution's, as in torchvision.
+
+    Args:
+        in_channels: C_in.
+        channels: C; C_out = 4 * C.
+        stride: Of the 3x3 convolution.
+        dilation: Of the 3x3 convolution.
+        downsample: The block's shortcut, or ``None`` for identity.
+        conv_cfg: Type and keywords of the three convolutions.
+        norm_cfg: Norm layer.
+        with_cp: Whether to trade time for memory by gradient checkpointing.
+        init_cfg: Initialization, as in mmengine.
+
+    Shape:
+        (N, C_in, H, W) to (N, 4 * C, ceil(H / stride), ceil(W / stride)).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        downsample: nn.Module | None,
+        conv_cfg: dict,
+        norm_cfg: dict,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.with_cp = with_cp
+        out_channels = self.expansion * channels
+        self.shift1 = LearnedShift(in_channels)
+        self.conv1 = build_conv_layer(
+            conv_cfg, in_channels, channels, 1, bias=False
+        )
+        self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, 1)
+        self.add_module(self.norm1_name, norm1)
+        self.act1 = RPReLU(channels)
+        self.shift2 = LearnedShift(channels)
+        self.conv2 = build_conv_layer(
+            conv_cfg,
+            channels,
+            channels,
+            3,
+            stride=stride,
+            padding=dilation,
+            dilation=dilation,
+            bias=False,
+        )
+        self.norm2_name, norm2 = build_norm_layer(norm_cfg, channels, 2)
+        self.add_module(self.norm2_name, norm2)
+        self.pool = nn.Identity() if stride == 1 else _avg_pool(stride)
+        self.act2 = RPReLU(channels)
+        self.shift3 = LearnedShift(channels)
+        self.conv3 = build_conv_layer(
+            conv_cfg, channels, out_channels, 1, bias=False
+        )
+        self.norm3_name, norm3 = build_norm_layer(norm_cfg, out_channels, 3)
+        self.add_module(self.norm3_name, norm3)
+        self.downsample = downsample
+        self.act3 = RPReLU(out_channels)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        norm1 = getattr(self, self.norm1_name)
+        norm2 = getattr(self, self.norm2_name)
+        norm3 = getattr(self, self.norm3_name)
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.act1(norm1(self.conv1(self.shift1(x))))
+        x = self.act2(norm2(self.conv2(self.shift2(x))) + self.pool(x))
+        return self.act3(norm3(self.conv3(self.shift3(x))) + identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply; shapes as in the class."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+
 @MODELS.register_module()
 class SURGEResNet(ResNet):
-    """ResNet with 1-bit 3x3 convolutions.
+    """ResNet with 1-bit convolutions in its body.
 
     The stem (7x7 convolution, BN, max-pool, no ReLU) and the shortcuts'
     downsampling (average pool, 1x1 convolution, BN) stay real. Layers have
@@ -107,7 +195,7 @@ class SURGEResNet(ResNet):
     architecture; SURGE (arXiv 2605.10989) for the layers.
 
     Args:
-        depth: 18 or 34.
+        depth: 18 or 34 (basic blocks), 50 (bottlenecks).
         conv_cfg: Type and keywords of the 1-bit convolutions, e.g.
             ``dict(type='SURGEConv2d', eta=0.1)``.
         norm_eval: Whether BN keeps its running statistics while training.
@@ -121,7 +209,8 @@ class SURGEResNet(ResNet):
     Shape:
         - Input: (N, 3, H, W).
         - Output: tuple, one per ``out_indices``: (N, 64 * 2**i,
-          H / 2**(i + 2), W / 2**(i + 2)), sizes rounded up.
+          H / 2**(i + 2), W / 2**(i + 2)), sizes rounded up; four times the
+          channels for depth 50.
 
     Raises:
         ValueError: If ``depth`` or an argument that has no 1-bit meaning
@@ -131,6 +220,7 @@ class SURGEResNet(ResNet):
     arch_settings = {
         18: (SURGEBasicBlock, (2, 2, 2, 2)),
         34: (SURGEBasicBlock, (3, 4, 6, 3)),
+        50: (SURGEBottleneck, (3, 4, 6, 3)),
     }
 
     def __init__(
@@ -158,6 +248,11 @@ class SURGEResNet(ResNet):
                     f'{name}={kwargs[name]!r} is not allowed: SURGEResNet '
                     'has one form of stem, block and shortcut'
                 )
+        if kwargs.get('style', 'pytorch') != 'pytorch':
+            raise ValueError(
+                f"style={kwargs['style']!r} is not allowed: 'pytorch' (the "
+                "3x3 convolution has the stride, as in torchvision's weights)"
+            )
         super().__init__(
             depth,
             conv_cfg=conv_cfg or dict(type='SURGEConv2d'),
@@ -179,7 +274,7 @@ class SURGEResNet(ResNet):
 
     def make_res_layer(
         self,
-        block: type[SURGEBasicBlock],
+        block: type[SURGEBasicBlock] | type[SURGEBottleneck],
         inplanes: int,
         planes: int,
         num_blocks: int,
@@ -192,13 +287,14 @@ class SURGEResNet(ResNet):
     ) -> Sequential:
         """Build one stage."""
         blocks = []
+        width = planes * block.expansion
         for i in range(num_blocks):
             downsample = None
-            if i == 0 and (stride != 1 or inplanes != planes):
-                downsample = _downsample(inplanes, planes, stride, norm_cfg)
+            if i == 0 and (stride != 1 or inplanes != width):
+                downsample = _downsample(inplanes, width, stride, norm_cfg)
             blocks.append(
                 block(
-                    inplanes if i == 0 else planes,
+                    inplanes if i == 0 else width,
                     planes,
                     stride if i == 0 else 1,
                     dilation,
@@ -222,6 +318,13 @@ class SURGEResNet(ResNet):
             super().init_weights()
 
 
+def _avg_pool(stride: int) -> nn.AvgPool2d:
+    # As many rows and columns as the convolution's.
+    return nn.AvgPool2d(
+        stride, stride, ceil_mode=True, count_include_pad=False
+    )
+
+
 def _downsample(
     in_channels: int,
     channels: int,
@@ -230,9 +333,7 @@ def _downsample(
 ) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stride != 1:
-        layers['pool'] = nn.AvgPool2d(
-            stride, stride, ceil_mode=True, count_include_pad=False
-        )
+        layers['pool'] = _avg_pool(stride)
     # Named as in torchvision, which has no pool.
     layers['0'] = nn.Conv2d(in_channels, channels, 1, bias=False)
     layers['1'] = build_norm_layer(norm_cfg, channels)[1]
