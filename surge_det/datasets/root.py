@@ -22,6 +22,11 @@ _SOURCES = {
         'annotations_trainval2017.zip from https://cocodataset.org/#download '
         'and unpack them in the folder coco/ of the data folder.'
     ),
+    'coco_tiny': (
+        'coco_tiny: a few images of COCO 2017 with their annotations in '
+        "COCO's layout: annotations/instances_{train,val}2017.json, "
+        'train2017/ and val2017/ in the folder coco_tiny/ of the data folder.'
+    ),
     'bccd': (
         'BCCD (blood cells, MIT licence): '
         'git clone https://github.com/Shenggan/BCCD_Dataset, then copy its '

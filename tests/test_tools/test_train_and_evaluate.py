@@ -5,18 +5,17 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import ROOT, run, tool
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from surge_det.datasets.shapes import prepare_shapes
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
 SMALL = [
     'train_dataloader.batch_size=4',
@@ -30,33 +29,6 @@ SMALL = [
     'default_hooks.logger.interval=1',
     'model.test_cfg.rcnn.score_thr=0.0',
 ]
-
-
-def run(*command, root, cwd=ROOT, ok=True):
-    env = dict(
-        os.environ,
-        SURGE_DATA_ROOT=str(root),
-        OMP_NUM_THREADS='1',
-        PYTHONPATH=str(ROOT),
-        PYTHON=sys.executable,
-    )
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
-        env.pop(name, None)
-    result = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=400,
-    )
-    assert (result.returncode == 0) is ok, result.stdout[-4000:]
-    return result.stdout
-
-
-def tool(name, *args, **kwargs):
-    return run(sys.executable, ROOT / 'tools' / name, *args, **kwargs)
 
 
 @pytest.fixture(scope='module')
