@@ -6,6 +6,9 @@
 - mmengine reads checkpoints with ``weights_only`` safety (`checkpoint`);
 - the warning about ``pkg_resources`` that mmengine's imports set off is
   silenced: the pins and the doctor take care of it.
+
+What is mmdet's own (`ssd_head`) is installed with `surge_det.models`, since
+importing mmdet comes after this.
 """
 
 import warnings

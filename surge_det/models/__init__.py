@@ -1,14 +1,20 @@
 """Parts of detectors, registered with mmdet; one folder per role."""
 
+from surge_det.compat import ssd_head
+
 from . import layers  # noqa: F401
-from .backbones import SURGEResNet
+from .backbones import SURGESSDVGG, SURGEResNet
 from .dense_heads import SURGERPNHead
-from .necks import SURGEFPN
+from .necks import SURGEFPN, SURGESSDNeck
 from .roi_heads import SURGEShared2FCBBoxHead
+
+ssd_head.install()
 
 __all__ = [
     'SURGEFPN',
     'SURGERPNHead',
     'SURGEResNet',
+    'SURGESSDNeck',
+    'SURGESSDVGG',
     'SURGEShared2FCBBoxHead',
 ]
