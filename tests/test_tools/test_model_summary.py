@@ -1,0 +1,205 @@
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
+FLOAT = ROOT / 'configs' / 'float_faster_rcnn_r18_demo.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        spec = importlib.util.spec_from_file_location(
+            'model_summary', ROOT / 'tools' / 'model_summary.py'
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(ROOT / 'tools'))
+
+
+def run(tool, capsys, *args):
+    tool.main([str(arg) for arg in args])
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope='module')
+def written(tool, tmp_path_factory):
+    out = tmp_path_factory.mktemp('out') / 'new'
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr('builtins.print', lambda text: lines.append(text))
+        tool.main([str(CONFIG), '--shape', '64', '96', '--out', str(out)])
+    with open(out / f'{CONFIG.stem}.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    return '\n'.join(lines), rows, out
+
+
+def columns(line):
+    return [cell for cell in line.split('  ') if cell.strip()]
+
+
+def test_csv_and_table_have_the_same_totals(tool, written):
+    text, (*rows, last), _ = written
+    assert last['part'] == 'total'
+    for key in tool.TOTALS:
+        assert sum(float(row[key]) for row in rows) == float(last[key]) > 0
+    assert float(last['ops']) == float(last['bops']) / 64 + float(
+        last['flops']
+    )
+    (total,) = (
+        line for line in text.splitlines() if line.startswith('total ')
+    )
+    cells = [cell.strip() for cell in columns(total)]
+    ops, float_ops = float(last['ops']), float(last['float_ops'])
+    small, large = float(last['bytes']), float(last['float_bytes'])
+    assert cells[1:] == [
+        '25 of 35',
+        *(tool.short(int(last[k])) for k in ('parameters', 'bops', 'flops')),
+        tool.short(ops),
+        tool.short(float_ops),
+        f'{float_ops / ops:.2f}x',
+        tool.short(small),
+        tool.short(large),
+        f'{large / small:.2f}x',
+    ]
+
+
+def test_table_shows_layers_by_part(written):
+    text, rows, _ = written
+    lines = {
+        line.split()[0]: line.split()
+        for line in text.splitlines()
+        if line.startswith(('backbone.', 'rpn_head.'))
+    }
+    assert lines['backbone.layer1.0.conv1'][1:4] == [
+        '64x64x3x3',
+        '1x64x16x24',
+        '1/1',
+    ]
+    assert lines['rpn_head.rpn_cls'][1:5] == [
+        '3x64x1x1',
+        '1x3x16x24',
+        '+4',
+        '32/32',
+    ]
+    assert 'input 64x96' in text
+    assert '200 proposals' in text
+    shared = next(r for r in rows if r['layer'] == 'rpn_head.rpn_cls')
+    assert shared['output_shapes'].split() == [
+        '1x3x16x24',
+        '1x3x8x12',
+        '1x3x4x6',
+        '1x3x2x3',
+        '1x3x1x2',
+    ]
+
+
+def test_picture_shows_both_bars_of_each_part(written):
+    _, _, out = written
+    image = cv2.imread(str(out / f'{CONFIG.stem}.png')).astype(int)
+    assert image.shape[1] == 1040
+    widths = []
+    # Red of roi_head, the fourth part (BGR): where it stands in each bar.
+    red = (abs(image - (40, 39, 214)).max(-1) < 8).sum(1)
+    bars = np.flatnonzero(red > 0)
+    for bar in np.split(bars, np.flatnonzero(np.diff(bars) > 5) + 1):
+        widths.append(red[bar].max())
+    # Two of OPs, two of bytes, one in the legend. The RoI head is real, so
+    # it is as wide in this config as in the float twin.
+    assert len(widths) == 5
+    assert widths[0] == pytest.approx(widths[1], abs=2)
+    assert widths[2] == pytest.approx(widths[3], abs=2)
+    assert min(widths) > 10
+    # The backbone is not.
+    blue = (abs(image - (180, 119, 31)).max(-1) < 8).sum(1)
+    assert blue[bars[0] : bars[0] + 20].max() * 5 < blue.max()
+
+
+def test_float_config_and_out_file(tool, tmp_path, capsys):
+    text = run(
+        tool,
+        capsys,
+        FLOAT,
+        *('--shape', 64, 64, '--depth', 2, '--out', tmp_path / 'x.png'),
+        *('--cfg-options', 'model.test_cfg.rpn.max_per_img=3'),
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['x.csv', 'x.png']
+    assert '3 proposals' in text
+    assert 'backbone.layer4' in text
+    assert 'backbone.layer4.0' not in text
+    total = next(x for x in text.splitlines() if x.startswith('total '))
+    assert '0 of 35' in total
+    assert total.count('1.00x') == 2
+
+
+def test_long_tables_are_shortened(tool, capsys, monkeypatch):
+    monkeypatch.setattr(tool, 'LONG', 20)
+    text = run(tool, capsys, CONFIG, '--shape', 64, 64)
+    assert 'backbone.layer2.0  ' in text
+    assert 'backbone.layer2.0.conv1' not in text
+    line = next(
+        x for x in text.splitlines() if x.startswith('backbone.layer2.0 ')
+    )
+    assert '3 layers' in line
+    assert 'mixed' in line
+
+
+@pytest.mark.parametrize(
+    ('number', 'text'),
+    [
+        (0, '0'),
+        (999, '999'),
+        (27.5, '27.5'),
+        (999.6, '1.00K'),
+        (1234, '1.23K'),
+        (999600, '1.00M'),
+        (163985408, '164M'),
+        (9.262e10, '92.6G'),
+        (2.5e15, '2.50e+03T'),
+    ],
+)
+def test_short_numbers(tool, number, text):
+    assert tool.short(number) == text
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['nowhere.py'], "config 'nowhere.py' does not exist"),
+        ([CONFIG, '--depth', '0'], '--depth 0: at least 1'),
+        ([CONFIG, '--shape', '0', '64'], '--shape 0 64: at least 1'),
+        ([CONFIG, '--cfg-options', 'model=None'], 'config has no model'),
+        (
+            [CONFIG, '--cfg-options', 'test_dataloader.dataset.pipeline=[]'],
+            'give the shape of the image',
+        ),
+    ],
+)
+def test_bad_input_is_a_clear_error(tool, capsys, args, message):
+    with pytest.raises(SystemExit) as error:
+        tool.main([str(a) for a in args])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_out_that_cannot_be_written(tool, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit):
+        run(
+            tool,
+            capsys,
+            *(CONFIG, '--shape', 64, 64, '--out', tmp_path / 'file'),
+        )
+    assert 'error: --out' in capsys.readouterr().err
