@@ -16,7 +16,12 @@ compat.install()
 
 if all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmdet')):
     try:
-        from surge_det import datasets, engine, models  # noqa: F401
+        from surge_det import (  # noqa: F401
+            datasets,
+            engine,
+            evaluation,
+            models,
+        )
     except Exception as error:  # whatever a half-installed toolbox raises
         warnings.warn(
             'surge_det: the toolbox is installed but does not import, so '

@@ -32,6 +32,17 @@ _SOURCES = {
         'git clone https://github.com/Shenggan/BCCD_Dataset, then copy its '
         'folder BCCD to bccd/ in the data folder.'
     ),
+    'bccd_crops': (
+        'BCCD, cut into one image per cell: python tools/make_crops.py'
+    ),
+    'imagenet': (
+        'ImageNet (ILSVRC 2012): download ILSVRC2012_img_train.tar, '
+        'ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from '
+        'https://image-net.org/download.php to imagenet/ in the data folder '
+        '(an account is needed); torchvision.datasets.ImageNet(folder, split) '
+        "for the splits 'train' and 'val' unpacks them to train/ and val/ "
+        'with one folder per class.'
+    ),
     'shapes': 'The demo dataset is drawn by: python tools/make_demo_data.py',
 }
 

@@ -4,6 +4,7 @@ from surge_det.compat import ssd_head
 
 from . import layers  # noqa: F401
 from .backbones import SURGESSDVGG, SURGEResNet
+from .classifiers import SURGEImageClassifier
 from .dense_heads import SURGERPNHead
 from .necks import SURGEFPN, SURGESSDNeck
 from .roi_heads import SURGEShared2FCBBoxHead
@@ -12,6 +13,7 @@ ssd_head.install()
 
 __all__ = [
     'SURGEFPN',
+    'SURGEImageClassifier',
     'SURGERPNHead',
     'SURGEResNet',
     'SURGESSDNeck',
