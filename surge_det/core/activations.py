@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,3 +49,30 @@ class RPReLU(nn.Sequential):
         super().__init__(
             LearnedShift(channels), nn.PReLU(channels), LearnedShift(channels)
         )
+
+
+class SlopePReLU(nn.PReLU):
+    """A PReLU that may stand where a checkpoint's model had a ReLU.
+
+    One slope, because a ReLU is often shared between layers of different
+    width. A checkpoint without the slope leaves it as it is.
+
+    Args:
+        init: Where the slope starts, a finite number.
+
+    Raises:
+        ValueError: If ``init`` is no finite number.
+    """
+
+    def __init__(self, init: float = 0.25) -> None:
+        if not isinstance(init, (int, float)) or not math.isfinite(init):
+            raise ValueError(f'init={init!r} is not allowed: a finite number')
+        super().__init__(1, init)
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        key = prefix + 'weight'
+        if key not in state_dict:
+            state_dict = {**state_dict, key: self.weight.detach().clone()}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -183,12 +183,17 @@ class SURGELayer(nn.Module):
         self._following = False
         return self
 
+    def shifted(self, x: Tensor) -> Tensor:
+        """Return what the sign sees of an input: ``x`` plus ``shift``."""
+        if self.shift is None:
+            return x
+        # Channels stand third from last in a convolution's input. In the
+        # input's type, so that autocast's narrow one stays.
+        places = 2 if isinstance(self, nn.Conv2d) else 0
+        return x + self.shift.to(x.dtype).view(-1, *[1] * places)
+
     def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
-        if self.shift is not None:
-            # Channels last or third from last; in the input's type, so that
-            # autocast's narrow one stays.
-            places = 0 if isinstance(operator, LinearOperator) else 2
-            x = x + self.shift.to(x.dtype).view(-1, *[1] * places)
+        x = self.shifted(x)
         aux_weight = None
         # A tracer sees the forward pass only.
         learning = torch.is_grad_enabled() and not torch.jit.is_tracing()

@@ -1,0 +1,112 @@
+"""The config key ``binarize_cfg``: binarizes whatever mmengine builds.
+
+A module's dict may carry it anywhere, the whole model's or one part's::
+
+    model = dict(binarize_cfg=dict(exclude=['neck.*']))
+
+Its keywords are those of :func:`surge_det.core.convert.binarize`; ``None``
+leaves the module as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from mmcv.cnn.bricks import wrappers
+from mmdet.models.dense_heads.tood_head import TaskDecomposition
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, Registry
+from torch import nn
+
+from surge_det.core.convert import (
+    Conversion,
+    add_equivalent,
+    add_functional,
+    binarize,
+)
+from surge_det.core.layers import named_surge_layers
+
+KEY = 'binarize_cfg'
+
+
+def install() -> None:
+    """Make the registries of models understand ``binarize_cfg``."""
+    add_equivalent(wrappers.Conv2d)
+    add_equivalent(wrappers.Linear)
+    add_functional(TaskDecomposition)
+    _install(MODELS)
+
+
+def _install(registry: Registry) -> None:
+    if not getattr(registry.build_func, 'binarizes', False):
+        registry.build_func = _binarizing(registry.build_func)
+    # A child has copied its parent's function when it was made.
+    for child in registry.children.values():
+        _install(child)
+
+
+def _binarizing(build: Callable) -> Callable:
+    @functools.wraps(build)
+    def build_and_binarize(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(cfg, dict) or KEY not in cfg:
+            return build(cfg, *args, **kwargs)
+        cfg = cfg.copy()
+        settings = cfg.pop(KEY)
+        module = build(cfg, *args, **kwargs)
+        if settings is not None:
+            _convert(module, settings, cfg.get('type'))
+        return module
+
+    build_and_binarize.binarizes = True
+    return build_and_binarize
+
+
+def _convert(module: nn.Module, settings: Any, kind: Any) -> None:
+    name = kind if isinstance(kind, str) else type(module).__name__
+    try:
+        if not isinstance(settings, dict):
+            raise ValueError('None or a dict is allowed')
+        conversion = binarize(module, **settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{name}: {KEY}={settings!r}: {error}') from error
+    _report(name, conversion)
+    _warn_of_frozen(name, module, conversion)
+
+
+def _report(name: str, conversion: Conversion) -> None:
+    kept: dict[str, list[str]] = {}
+    for layer, reason in conversion.kept.items():
+        kept.setdefault(reason, []).append(layer)
+    lines = [
+        f'{KEY}: {name} has {len(conversion.binarized)} 1-bit layers, '
+        f'{len(conversion.kept)} real ones; {len(conversion.activations)} '
+        'ReLUs replaced. Real:'
+    ]
+    lines += [f'  {reason}: {", ".join(kept[reason])}' for reason in kept]
+    print_log('\n'.join(lines), logger='current')
+
+
+def _warn_of_frozen(
+    name: str, module: nn.Module, conversion: Conversion
+) -> None:
+    new = set(conversion.binarized)
+    frozen = [
+        layer_name
+        for layer_name, layer in named_surge_layers(module)
+        if layer_name in new and not layer.weight.requires_grad
+    ]
+    if frozen:
+        print_log(
+            f'{KEY}: {name}: these 1-bit layers are frozen, so they keep '
+            'weights that were trained as float ones, and ruin what follows: '
+            f'{", ".join(frozen)}. Train them (frozen_stages=0 or -1) or '
+            'exclude them.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+install()

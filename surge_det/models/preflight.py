@@ -1,0 +1,147 @@
+"""What the signs of a binarized model see, before it is trained."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from surge_det.core import binary_sign
+from surge_det.core.layers import SURGEConv2d, SURGELayer, named_surge_layers
+
+
+@dataclass(frozen=True)
+class SignReport:
+    """What one layer's sign saw, over all of the layer's calls.
+
+    Attributes:
+        name: The layer's name in the model.
+        negative: Share of the input's values that are -1, 0 to 1.
+        constant_channels: Share of the input's channels that never change
+            sign, 0 to 1.
+        constant: Whether the whole input has one sign, or no channel of it
+            ever changes sign: the layer sees nothing.
+        ran: Whether the layer was called on anything at all; if not, the
+            other values mean nothing. A layer whose weight is only read by
+            other code is not.
+    """
+
+    name: str
+    negative: float
+    constant_channels: float
+    constant: bool
+    ran: bool
+
+    @property
+    def blind(self) -> bool:
+        """Whether the layer cannot work: never called, or on one sign."""
+        return self.constant or not self.ran
+
+
+def preflight(model: nn.Module, batch: dict) -> list[SignReport]:
+    """Run one training step's forward pass and look at every sign.
+
+    It runs a copy: the model keeps its buffers, flags and counters, and the
+    random generators their state.
+
+    Args:
+        model: A detector with SURGE layers.
+        batch: ``inputs`` and ``data_samples``: a raw batch of the dataset
+            (a list of images) or what the model's ``data_preprocessor`` made
+            of one.
+
+    Returns:
+        One report for each layer that binarizes its input, in order of
+        definition.
+
+    Raises:
+        ValueError: If no layer binarizes its input, or the batch has no
+            ``inputs``.
+    """
+    if not isinstance(batch, dict) or 'inputs' not in batch:
+        raise ValueError(
+            f'batch={type(batch).__name__} is not allowed: a dict with '
+            "'inputs' and 'data_samples'"
+        )
+    # Only a group of processes can run SyncBN.
+    model = revert_sync_batchnorm(copy.deepcopy(model)).train()
+    counts = {
+        name: _Count(layer)
+        for name, layer in named_surge_layers(model)
+        if layer.binarize_activation
+    }
+    if not counts:
+        raise ValueError('model has no layer that binarizes its input')
+    with torch.no_grad(), _kept_random_state(), _first_iteration():
+        batch = copy.deepcopy(batch)
+        if not _is_preprocessed(batch['inputs']):
+            batch = model.data_preprocessor(batch, True)
+        model(**batch, mode='loss')
+    return [count.report(name) for name, count in counts.items()]
+
+
+def _is_preprocessed(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.is_floating_point()
+
+
+class _Count:
+    """Counts the -1 of each channel of a layer's binarized input."""
+
+    def __init__(self, layer: SURGELayer) -> None:
+        self.negative: Tensor | int = 0
+        self.total = 0
+        layer.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, layer: SURGELayer, args: tuple, kwargs: dict) -> None:
+        x = layer.shifted(args[0] if args else next(iter(kwargs.values())))
+        channel = -3 if isinstance(layer, SURGEConv2d) else -1
+        negative = binary_sign(x.movedim(channel, 0).flatten(1)) < 0
+        self.negative = self.negative + negative.sum(1)
+        self.total += negative.size(1)
+
+    def report(self, name: str) -> SignReport:
+        if not self.total:
+            return SignReport(name, 0.0, 0.0, False, False)
+        share = self.negative.double() / self.total
+        fixed = (share == 0) | (share == 1)
+        overall = share.mean().item()
+        # One value a channel, as behind global pooling, cannot change.
+        constant = overall in (0, 1) or (self.total > 1 and bool(fixed.all()))
+        return SignReport(
+            name, overall, fixed.double().mean().item(), constant, True
+        )
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    # mmdet's samplers and augmentations draw from all three.
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def _first_iteration() -> Iterator[None]:
+    # mmdet's batch augmentations ask the runner, whom there may be none.
+    hub = MessageHub.get_current_instance()
+    missing = [key for key in ('iter', 'epoch') if hub.get_info(key) is None]
+    for key in missing:
+        hub.update_info(key, 0)
+    try:
+        yield
+    finally:
+        for key in missing:
+            hub.pop_info(key)

@@ -1,0 +1,579 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from surge_det.core import SURGEConv2d, SURGELinear, convert
+from surge_det.core.activations import SlopePReLU
+from surge_det.core.convert import binarize
+from surge_det.core.layers import SURGELayer
+
+
+def block(channels, out, size=3, **kwargs):
+    """A convolution, its norm and a ReLU, as toolboxes put them together."""
+    layers = {
+        'conv': nn.Conv2d(channels, out, size, padding=size // 2, **kwargs),
+        'bn': nn.BatchNorm2d(out),
+        'activate': nn.ReLU(inplace=True),
+    }
+    module = nn.Module()
+    for name, layer in layers.items():
+        module.add_module(name, layer)
+    module.forward = lambda x: layers['activate'](
+        layers['bn'](layers['conv'](x))
+    )
+    return module
+
+
+class BoxHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([block(8, 8), block(8, 8)])
+        self.cls = nn.Conv2d(8, 3, 1)
+        self.reg = nn.Sequential(
+            nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Sigmoid()
+        )
+        self.relu = nn.ReLU()
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(block(3, 8), block(8, 8))
+        self.neck = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3))
+        self.bbox_head = BoxHead()
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU6(),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+
+
+def surge_names(model):
+    return [n for n, m in model.named_modules() if isinstance(m, SURGELayer)]
+
+
+# --- the safe default -----------------------------------------------------
+
+
+def test_default_keeps_the_first_convolution_and_what_a_head_emits():
+    model = Detector()
+    done = binarize(model)
+    assert done.binarized == surge_names(model)
+    assert done.binarized == [
+        'backbone.1.conv',
+        'neck.0',
+        'neck.1',
+        'bbox_head.convs.0.conv',
+        'bbox_head.convs.1.conv',
+        'bbox_head.reg.0',
+    ]
+    assert done.kept['backbone.0.conv'] == 'first convolution'
+    for name in ('cls', 'reg.2'):
+        assert 'emits' in done.kept[f'bbox_head.{name}']
+    assert len(done.kept) == 3
+
+
+def test_the_first_convolution_of_a_neck_sees_no_image():
+    neck = nn.Sequential(nn.Conv2d(64, 8, 1), nn.Conv2d(8, 8, 3))
+    assert binarize(neck).binarized == ['0', '1']
+    # An image that was sliced into twelve channels still is one.
+    sliced = nn.Sequential(nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 3))
+    assert binarize(sliced).kept == {'0': 'first convolution'}
+
+
+def test_a_head_converted_alone_keeps_what_it_emits():
+    head = BoxHead()
+    done = binarize(head, include=['cls', '*'], exclude=['cls'])
+    assert 'emits' in done.kept['reg.2']
+    assert done.kept['cls'] == 'excluded'
+
+
+@pytest.mark.parametrize(
+    ('name', 'module', 'kept'),
+    [
+        ('layer1.downsample.0', nn.Conv2d(8, 8, 1), True),
+        ('layer1.downsample.0', nn.Conv2d(8, 8, 3), False),
+        ('downsamples.0', nn.Conv2d(8, 8, 1), False),
+        ('blocks.depthwise', nn.Conv2d(8, 8, 3, groups=8), True),
+        ('blocks.grouped', nn.Conv2d(8, 8, 3, groups=4), False),
+        ('blocks.one', nn.Conv2d(1, 8, 3), False),
+        ('stage.attention.fc', nn.Conv2d(8, 8, 1), True),
+        ('mlp.fc', nn.Linear(8, 8), False),
+        ('attn.sampling_offsets', nn.Linear(8, 8), True),
+        ('attn.attention_weights', nn.Linear(8, 8), True),
+        ('attn.value_proj', nn.Linear(8, 8), False),
+        ('conv2.conv_offset', nn.Conv2d(8, 8, 3), True),
+        ('reference_points_fc', nn.Linear(8, 2), True),
+        ('rpn_head.rpn_conv', nn.Conv2d(8, 8, 3), False),
+        ('rpn_head.rpn_cls', nn.Conv2d(8, 8, 1), True),
+        ('roi_head.bbox_head.0.shared_fcs.1', nn.Linear(8, 8), False),
+        ('roi_head.bbox_head.0.fc_cls', nn.Linear(8, 8), True),
+    ],
+)
+def test_default_by_name_and_kind(name, module, kept):
+    root = nn.Module()
+    root.stem = nn.Conv2d(3, 8, 3)
+    root.hidden = nn.Linear(8, 8)
+    *parents, leaf = name.split('.')
+    holder = root
+    for part in parents:
+        holder.add_module(part, nn.Module())
+        holder = holder.get_submodule(part)
+    holder.add_module(leaf, module)
+    done = binarize(root)
+    assert (name in done.kept) is kept
+    assert (name in done.binarized) is not kept
+
+
+def test_channel_attention_stays_real():
+    class SELayer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = block(8, 2, 1)
+
+    done = binarize(nn.Sequential(block(3, 8), block(8, 8), SELayer()))
+    assert done.binarized == ['1.conv']
+    assert done.kept['2.conv1.conv'] == 'channel attention'
+
+
+def test_last_convolution_of_a_sequence_emits_even_with_an_activation():
+    model = nn.Module()
+    model.stem = nn.Conv2d(3, 8, 3)
+    model.mask_head = nn.Sequential(
+        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+    )
+    assert binarize(model).binarized == ['mask_head.0']
+
+
+def test_include_by_exact_name_overrules_the_default():
+    model = Detector()
+    done = binarize(model, include=['bbox_head.cls', 'neck.*'])
+    assert done.binarized == ['neck.0', 'neck.1', 'bbox_head.cls']
+    assert done.kept['backbone.1.conv'] == 'not included'
+
+
+def test_without_defaults_only_the_patterns_count():
+    model = plain()
+    assert binarize(model, defaults=False).binarized == ['0', '2', '5']
+
+
+def test_exclude_wins_over_include():
+    done = binarize(plain(), include=['2', '5'], exclude=['[2-4]'])
+    assert done.binarized == ['5']
+    assert done.kept == {'0': 'not included', '2': 'excluded'}
+
+
+# --- what is refused ------------------------------------------------------
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Padding(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x.abs(), weight, bias)
+
+
+def tied():
+    model = nn.ModuleDict({'bad': nn.Linear(4, 4), 'other': nn.Linear(4, 4)})
+    model['bad'].weight = model['other'].weight
+    return model
+
+
+def hooked():
+    layer = nn.Linear(4, 4)
+    layer.register_forward_hook(lambda module, args, out: -out)
+    return layer
+
+
+def patched():
+    layer = nn.Linear(4, 4)
+    layer.forward = torch.nn.functional.relu
+    return layer
+
+
+REFUSED = {
+    'attention.out_proj': (
+        lambda: nn.ModuleDict({'attention': nn.MultiheadAttention(4, 2)}),
+        'functionally',
+    ),
+    'reflect': (
+        lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode='reflect'),
+        "padding_mode='reflect'",
+    ),
+    'doubling': (lambda: Doubling(4, 4), 'Doubling computes something else'),
+    'padding': (lambda: Padding(4, 4, 3), 'Padding computes something else'),
+    'patched': (patched, 'Linear computes something else'),
+    'normed': (
+        lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
+        'computed from other parameters',
+    ),
+    'old_norm': (
+        lambda: weight_norm(nn.Linear(4, 4)),
+        'computed from other parameters',
+    ),
+    'lazy': (lambda: nn.LazyConv2d(4, 3), 'lazy'),
+    'bad': (tied, 'shares a parameter'),
+    'hooked': (hooked, 'hooks'),
+}
+
+
+def with_refused(name):
+    made = REFUSED[name][0]()
+    holder = (
+        made if name.partition('.')[0] in dict(made.named_children()) else None
+    )
+    model = nn.ModuleDict({'stem': nn.Conv2d(3, 4, 3)})
+    model['good'] = nn.Linear(4, 4)
+    children = holder.items() if holder is not None else [(name, made)]
+    for key, child in children:
+        model[key] = child
+    return model
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+@pytest.mark.filterwarnings('ignore:Lazy modules')
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_binarized_is_kept_or_refused_by_name(name):
+    reason = REFUSED[name][1]
+    done = binarize(with_refused(name))
+    assert 'good' in done.binarized
+    assert reason in done.kept[name]
+
+    for include in ([name], ['good', '*']):
+        model = with_refused(name)
+        before = list(model.modules())
+        with pytest.raises(ValueError, match='exclude=') as error:
+            binarize(model, include=include)
+        assert name in str(error.value)
+        assert reason in str(error.value)
+        assert list(model.modules()) == before
+
+    done = binarize(
+        with_refused(name),
+        include=['good', '*'],
+        exclude=[name, 'other*'] if name == 'bad' else [name],
+    )
+    assert done.kept[name] == 'excluded'
+
+
+def test_all_refused_layers_are_in_one_error():
+    model = nn.Sequential(Doubling(4, 4), nn.Linear(4, 4), Padding(4, 4, 3))
+    with pytest.raises(ValueError, match=r'0 \(Doubling.*2 \(Padding'):
+        binarize(model, include=['[0-9]'])
+
+
+def test_equivalent_subclass_is_covered(monkeypatch):
+    class Wrapper(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if x.numel() else x
+
+    monkeypatch.setattr(convert, '_EQUIVALENT', {nn.Conv2d, nn.Linear})
+    model = nn.Sequential(Wrapper(4, 4), nn.Linear(4, 4))
+    assert '0' in binarize(model).kept
+    convert.add_equivalent(Wrapper)
+    model = nn.Sequential(Wrapper(4, 4), nn.Linear(4, 4))
+    assert binarize(model).binarized == ['0', '1']
+    with pytest.raises(ValueError, match='ReLU'):
+        convert.add_equivalent(nn.ReLU)
+
+
+def test_layers_of_a_functional_owner_are_refused(monkeypatch):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reduce = block(8, 8)
+
+    monkeypatch.setattr(convert, '_FUNCTIONAL', {nn.MultiheadAttention})
+    convert.add_functional(Reads)
+    done = binarize(nn.Sequential(block(3, 8), block(8, 8), Reads()))
+    assert 'functionally' in done.kept['2.reduce.conv']
+
+
+def test_subclass_without_a_forward_of_its_own_is_covered():
+    class Named(nn.Linear):
+        pass
+
+    assert binarize(nn.Sequential(Named(4, 4))).binarized == ['0']
+
+
+# --- patterns -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('argument', 'value'),
+    [
+        ('include', ['nek.*']),
+        ('exclude', ['neck.0.conv']),
+        ('overrides', {'head.*': {}}),
+        # It matches a layer, but one that stays real.
+        ('overrides', {'bbox_head.cls': {}}),
+    ],
+)
+def test_pattern_that_matches_nothing_is_named(argument, value):
+    model = Detector()
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=argument) as error:
+        binarize(model, **{argument: value})
+    assert repr(list(value)[0]) in str(error.value)
+    assert 'neck.' in str(error.value) or 'backbone.' in str(error.value)
+    assert list(model.modules()) == before
+
+
+@pytest.mark.parametrize('value', ['neck.*', [1], [None]])
+def test_patterns_are_lists_of_names(value):
+    with pytest.raises(ValueError, match='include=.*list of name patterns'):
+        binarize(Detector(), include=value)
+
+
+def test_nothing_left_is_an_error():
+    with pytest.raises(ValueError, match='nothing to binarize'):
+        binarize(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+def test_a_second_conversion_has_other_candidates():
+    model = plain()
+    binarize(model, include=['2'])
+    layer = model[2]
+    with pytest.raises(ValueError, match="include: '2' matches none"):
+        binarize(model, include=['2'])
+    assert binarize(model).binarized == ['5']
+    assert model[2] is layer
+
+
+# --- shared modules -------------------------------------------------------
+
+
+class Levels(nn.Module):
+    """Two levels that share convolution and ReLU but not their norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.levels = nn.ModuleList([block(4, 4), block(4, 4)])
+        self.levels[1].conv = self.levels[0].conv
+        self.levels[1].activate = self.levels[0].activate
+
+
+@pytest.mark.parametrize('pattern', ['levels.0.conv', 'levels.1.conv'])
+def test_shared_layers_stay_shared_and_match_by_any_name(pattern):
+    model = Levels()
+    done = binarize(model, include=[pattern])
+    assert done.binarized == ['levels.0.conv']
+    assert done.activations == ['levels.0.activate']
+    assert type(model.levels[0].conv) is SURGEConv2d
+    assert model.levels[1].conv is model.levels[0].conv
+    assert isinstance(model.levels[0].activate, SlopePReLU)
+    assert model.levels[1].activate is model.levels[0].activate
+
+    model = Levels()
+    done = binarize(model, include=['*'], exclude=[pattern], defaults=False)
+    assert done.kept == {'levels.0.conv': 'excluded'}
+
+
+# --- ReLUs ----------------------------------------------------------------
+
+
+def test_relus_give_way_in_branches_with_binarized_layers_only():
+    model = Detector()
+    done = binarize(model, include=['backbone.1.conv'])
+    assert done.activations == ['backbone.0.activate', 'backbone.1.activate']
+    assert isinstance(model.backbone[0].activate, SlopePReLU)
+    assert type(model.bbox_head.convs[0].activate) is nn.ReLU
+
+
+def test_a_model_without_backbone_is_one_branch():
+    model = plain()
+    done = binarize(model, include=['5'])
+    assert done.activations == ['1', '3']
+    assert [type(model[i]) for i in (1, 3)] == [SlopePReLU] * 2
+
+
+def test_relu_of_a_head_stays_beside_real_layers():
+    # A head may rectify its boxes with it.
+    model = Detector()
+    done = binarize(model)
+    assert type(model.bbox_head.relu) is nn.ReLU
+    assert 'bbox_head.convs.0.activate' in done.activations
+    assert 'bbox_head.reg.1' in done.activations
+
+    model = Detector()
+    done = binarize(model, include=['bbox_head.cls'])
+    assert 'bbox_head.relu' in done.activations
+
+
+def test_excluded_relu_stays():
+    done = binarize(plain(), exclude=['3'])
+    assert done.activations == ['1']
+
+
+def test_other_activations_keep_negatives_and_stay():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.SiLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.GELU(),
+        nn.LeakyReLU(),
+        nn.Hardswish(),
+    )
+    kept = [model[i] for i in (1, 3, 4, 5)]
+    assert binarize(model).activations == []
+    assert [model[i] for i in (1, 3, 4, 5)] == kept
+
+
+def test_activation_cfg():
+    model = plain()
+    done = binarize(model, activation_cfg=None)
+    assert done.activations == []
+    assert type(model[1]) is nn.ReLU
+
+    model = plain()
+    binarize(model, activation_cfg=dict(type='PReLU', init=0.1))
+    assert model[1].weight.tolist() == pytest.approx([0.1])
+    assert model[1] is not model[3]
+
+    model = plain()
+    binarize(model, activation_cfg=dict(type='LeakyReLU', negative_slope=0.3))
+    assert model[1].negative_slope == 0.3
+
+
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        'PReLU',
+        {},
+        dict(type='ReLU'),
+        dict(type='PReLU', slope=1),
+        dict(type='PReLU', init='big'),
+        dict(type='PReLU', init=float('nan')),
+    ],
+)
+def test_activation_cfg_is_checked(cfg):
+    model = plain()
+    with pytest.raises(ValueError, match='activation_cfg|init'):
+        binarize(model, activation_cfg=cfg)
+    assert not surge_names(model)
+
+
+# --- the layers -----------------------------------------------------------
+
+
+def test_layers_are_from_float_with_the_same_keywords():
+    model = plain()
+    twin = copy.deepcopy(model)
+    binarize(model, layer_cfg=dict(eta=0.3, pad_value=1, shift=None))
+    conv = SURGEConv2d.from_float(twin[2], eta=0.3, pad_value=1)
+    # Only convolutions pad.
+    linear = SURGELinear.from_float(twin[5], eta=0.3)
+    for made, wanted in ((model[2], conv), (model[5], linear)):
+        assert type(made) is type(wanted)
+        assert made.extra_repr() == wanted.extra_repr()
+        state = made.state_dict()
+        assert state.keys() == wanted.state_dict().keys()
+        for key, value in wanted.state_dict().items():
+            assert torch.equal(state[key], value)
+
+
+def test_shift_is_learned_by_default():
+    model = plain()
+    binarize(model)
+    assert torch.equal(model[2].shift, torch.zeros(4))
+    assert torch.equal(model[5].shift, torch.zeros(16))
+
+
+def test_overrides_last_one_wins():
+    model = plain()
+    binarize(
+        model,
+        layer_cfg=dict(eta=0.1),
+        overrides={'*': dict(eta=0.4, compensate=True), '5': dict(eta=0.5)},
+    )
+    assert (model[2].ags.eta, model[5].ags.eta) == (0.4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        (dict(layer_cfg=dict(etta=1)), "'etta'.*'eta'"),
+        (dict(layer_cfg=dict(type='SURGEConv2d')), "'type'"),
+        (dict(overrides={'5': dict(eta=-1)}), '5: eta=-1'),
+    ],
+)
+def test_keywords_are_checked_before_anything_changes(settings, match):
+    model = plain()
+    with pytest.raises(ValueError, match=match):
+        binarize(model, **settings)
+    assert not surge_names(model)
+
+
+def test_type_mode_and_freezing_are_kept():
+    model = plain().double().eval()
+    model[2].weight.requires_grad_(False)
+    binarize(model)
+    assert model[2].weight.dtype == torch.float64
+    assert model[1].weight.dtype == torch.float64
+    assert not any(m.training for m in model.modules())
+    assert not model[2].weight.requires_grad
+    assert model[2].bias.requires_grad
+
+
+def test_float_checkpoint_loads_strictly():
+    stock = plain()
+    model = plain()
+    for p in model.parameters():
+        nn.init.normal_(p)
+    binarize(model, activation_cfg=dict(type='PReLU', init=0.1))
+    nn.init.ones_(model[2].shift)
+    model.load_state_dict(stock.state_dict())
+    assert torch.equal(model[2].weight, stock[2].weight)
+    assert torch.equal(model[2].aux_weight, stock[2].weight)
+    assert model[1].weight.item() == pytest.approx(0.1)
+
+    broken = stock.state_dict()
+    del broken['2.weight']
+    with pytest.raises(RuntimeError, match='2.weight'):
+        model.load_state_dict(broken)
+
+
+def test_own_checkpoint_loads_strictly_and_restores_all():
+    model, other = plain(), plain()
+    for m in (model, other):
+        binarize(m)
+    for p in model.parameters():
+        nn.init.normal_(p)
+    other.load_state_dict(model.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value)
+    assert other[1].weight.item() == model[1].weight.item() != 0.25
+
+
+def test_converted_model_sees_both_signs_and_learns():
+    torch.manual_seed(0)
+    model = plain()
+    binarize(model)
+    seen = []
+    model[2].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    before = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(2, 3, 6, 6)).square().sum().backward()
+    optimizer.step()
+    assert (seen[0] < 0).any()
+    assert (seen[0] >= 0).any()
+    moved = {
+        name
+        for name, p in model.named_parameters()
+        if not torch.equal(p, before.get_parameter(name))
+    }
+    assert moved == {name for name, _ in model.named_parameters()}

@@ -1,0 +1,334 @@
+import copy
+import json
+import random
+import runpy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from command_line import ROOT, tool
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.logging import MessageHub
+from torch import nn
+
+from surge_det.core import SURGEConv2d, SURGELinear
+from surge_det.core.convert import binarize
+from surge_det.models.preflight import preflight
+
+
+class Model(nn.Module):
+    """Calls `run(self, inputs)` as a detector computes its loss."""
+
+    def __init__(self, run, **layers):
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        assert mode == 'loss'
+        assert self.training
+        assert not torch.is_grad_enabled()
+        return self.run(self, inputs)
+
+
+def reports(model, x):
+    batch = dict(inputs=x, data_samples=[])
+    return {report.name: report for report in preflight(model, batch)}
+
+
+def conv(channels=2, **kwargs):
+    return SURGEConv2d(channels, 3, 1, **kwargs)
+
+
+# Channel 0 is -1 in three of four places, channel 1 in none.
+X = torch.tensor([[[[-1.0, -2.0], [-0.1, 0.0]], [[0.0, 1.0], [2.0, 3.0]]]])
+
+
+def test_shares_of_a_convolution_and_a_linear_layer():
+    model = Model(
+        lambda m, x: (m.conv(x), m.fc(x.permute(0, 2, 3, 1))),
+        conv=conv(),
+        fc=SURGELinear(2, 3),
+    )
+    for report in reports(model, X).values():
+        assert report.ran
+        assert report.negative == 3 / 8
+        assert report.constant_channels == 0.5
+        assert not report.constant
+        assert not report.blind
+
+
+def test_image_without_a_batch_dimension():
+    model = Model(lambda m, x: m.conv(x[0]), conv=conv())
+    assert reports(model, X)['conv'].negative == 3 / 8
+
+
+@pytest.mark.parametrize('x', [X.abs(), -X - 1e-3 - X.abs()])
+def test_input_of_one_sign_is_constant(x):
+    report = reports(Model(lambda m, x: m.conv(x), conv=conv()), x)['conv']
+    assert report.constant
+    assert report.blind
+    assert report.constant_channels == 1
+    assert report.negative == (0 if x.min() >= 0 else 1)
+
+
+def test_channels_of_fixed_but_different_signs_are_constant():
+    x = torch.stack([-torch.ones(2, 2), torch.ones(2, 2)])[None]
+    model = Model(lambda m, x: m.conv(x), conv=conv())
+    assert reports(model, x)['conv'].constant
+    # One value a channel has nothing to change from.
+    assert not reports(model, x[..., :1, :1])['conv'].constant
+
+
+def test_shift_counts():
+    model = Model(lambda m, x: m.conv(x), conv=conv(shift=-0.5))
+    report = reports(model, X.abs())['conv']
+    # |x| - 0.5 < 0 at 0.1 and 0 in channel 0 and at 0 in channel 1.
+    assert report.negative == 3 / 8
+    assert report.constant_channels == 0
+
+
+def test_calls_add_up():
+    model = Model(
+        lambda m, x: m.conv(m.conv2(x) * 0 - 1) + m.conv(x),
+        conv=conv(),
+        conv2=SURGEConv2d(2, 2, 1),
+    )
+    report = reports(model, X)['conv']
+    assert report.negative == (3 + 8) / 16
+    assert report.constant_channels == 0
+
+
+def test_layer_that_is_not_called_is_named():
+    model = Model(
+        lambda m, x: nn.functional.conv2d(x, m.used.weight) + m.conv(x[:0]),
+        used=conv(),
+        conv=conv(),
+    )
+    for report in reports(model, X).values():
+        assert not report.ran
+        assert not report.constant
+        assert report.blind
+
+
+def test_layers_with_a_real_input_have_no_sign():
+    model = Model(
+        lambda m, x: m.conv(x) + m.real(x),
+        conv=conv(),
+        real=conv(binarize_activation=False),
+    )
+    assert list(reports(model, X)) == ['conv']
+    del model.conv
+    with pytest.raises(ValueError, match='no layer that binarizes'):
+        reports(model, X)
+
+
+@pytest.mark.parametrize('batch', [None, X, dict(data_samples=[])])
+def test_batch_is_checked(batch):
+    with pytest.raises(ValueError, match="batch=.*'inputs'"):
+        preflight(Model(None, conv=conv()), batch)
+
+
+def test_model_and_random_generators_stay_as_they_were():
+    def run(m, x):
+        m.calls += 1
+        np.random.rand(), random.random(), torch.rand(1)
+        return m.conv(m.bn(x))
+
+    model = Model(run, bn=nn.BatchNorm2d(2), conv=conv()).eval()
+    model.calls = 0
+    state = copy.deepcopy(model.state_dict())
+
+    def draw():
+        return np.random.rand(), random.random(), torch.rand(1).item()
+
+    np.random.seed(0), random.seed(0), torch.manual_seed(0)
+    expected = draw()
+    np.random.seed(0), random.seed(0), torch.manual_seed(0)
+    reports(model, X)
+    assert draw() == expected
+    assert model.calls == 0
+    assert not any(m.training for m in model.modules())
+    assert not model.conv._forward_pre_hooks
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
+
+
+# --- a stock detector -----------------------------------------------------
+
+
+def fcos(**kwargs):
+    return dict(
+        type='FCOS',
+        data_preprocessor=dict(
+            type='DetDataPreprocessor',
+            batch_augments=[
+                dict(
+                    type='BatchSyncRandomResize',
+                    random_size_range=(64, 96),
+                    interval=10,
+                )
+            ],
+        ),
+        backbone=dict(
+            type='ResNet',
+            depth=18,
+            base_channels=8,
+            norm_cfg=dict(type='SyncBN'),
+            norm_eval=False,
+        ),
+        neck=dict(
+            type='FPN',
+            in_channels=[8, 16, 32, 64],
+            start_level=1,
+            out_channels=8,
+            add_extra_convs='on_output',
+            num_outs=5,
+            **kwargs,
+        ),
+        bbox_head=dict(
+            type='FCOSHead',
+            num_classes=2,
+            in_channels=8,
+            feat_channels=8,
+            stacked_convs=1,
+            norm_cfg=dict(type='GN', num_groups=2),
+        ),
+    )
+
+
+def stock(binarize_cfg, **kwargs):
+    torch.manual_seed(0)
+    model = MODELS.build(dict(fcos(**kwargs), binarize_cfg=binarize_cfg))
+    model.init_weights()
+    return model
+
+
+def test_function_call_of_relu_is_found_in_a_stock_detector():
+    model = stock({}, relu_before_extra_convs=True)
+    batch = demo_mm_inputs(1, [[3, 128, 128]], num_classes=2)
+    inputs = copy.deepcopy(batch['inputs'])
+    found = preflight(model, batch)
+    assert [r.name for r in found if r.blind] == ['neck.fpn_convs.4.conv']
+    assert all(r.ran for r in found)
+    assert torch.equal(batch['inputs'][0], inputs[0])
+    assert MessageHub.get_current_instance().get_info('iter') is None
+    # The other way to give a batch.
+    preprocess = MODELS.build(dict(type='DetDataPreprocessor'))
+    batch = preprocess(batch, training=True)
+    assert [r.name for r in preflight(model, batch) if r.blind] == [
+        'neck.fpn_convs.4.conv'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'kwargs'),
+    [
+        ({}, {}),
+        (
+            dict(overrides={'neck.fpn_convs.4.conv': dict(shift=-0.1)}),
+            dict(relu_before_extra_convs=True),
+        ),
+    ],
+)
+def test_remedies(settings, kwargs):
+    batch = demo_mm_inputs(1, [[3, 128, 128]], num_classes=2)
+    assert not any(
+        r.blind for r in preflight(stock(settings, **kwargs), batch)
+    )
+
+
+def test_kept_relus_are_found():
+    model = stock(dict(activation_cfg=None))
+    batch = demo_mm_inputs(1, [[3, 128, 128]], num_classes=2)
+    blind = {r.name for r in preflight(model, batch) if r.blind}
+    assert 'backbone.layer1.0.conv1' in blind
+    assert 'neck.lateral_convs.0.conv' in blind
+
+
+# --- the tool -------------------------------------------------------------
+
+
+CONFIG = """
+_base_ = []
+custom_imports = dict(imports=['surge_det'])
+default_scope = 'mmdet'
+model = {model}
+train_dataloader = dict(
+    dataset=dict(
+        type='CocoDataset',
+        data_root=r'{root}/',
+        ann_file='train.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=('one', 'two')),
+        pipeline=[
+            dict(type='LoadImageFromFile', backend_args=None),
+            dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='PackDetInputs'),
+        ]))
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / 'images').mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 3))
+    cv2.imwrite(str(tmp_path / 'images/1.png'), image.astype(np.uint8))
+    annotation = dict(id=1, image_id=1, category_id=1, iscrowd=0, area=900)
+    annotation['bbox'] = [10, 20, 30, 30]
+    data = dict(
+        images=[dict(id=1, file_name='1.png', width=128, height=128)],
+        annotations=[annotation],
+        categories=[dict(id=1, name='one'), dict(id=2, name='two')],
+    )
+    (tmp_path / 'train.json').write_text(json.dumps(data))
+    path = tmp_path / 'config.py'
+    model = dict(fcos(relu_before_extra_convs=True), binarize_cfg={})
+    path.write_text(CONFIG.format(root=tmp_path, model=model))
+    return path
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    """The tool in this process: importing the toolbox takes its time."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
+    return runpy.run_path(str(ROOT / 'tools/preflight.py'))['main']
+
+
+def test_tool_names_blind_layers_and_fails(config, tmp_path):
+    output = tool('preflight.py', config, root=tmp_path, ok=False)
+    assert '1 of 26 binarized layers' in output
+    assert 'neck.fpn_convs.4.conv: input never changes sign' in output
+    (line,) = [x for x in output.splitlines() if 'layer1.0.conv1 ' in x]
+    assert '%' in line
+    assert 'never' not in line
+
+
+def test_tool_succeeds_with_a_checkpoint(config, tmp_path, main, capsys):
+    model = MODELS.build(fcos(relu_before_extra_convs=False))
+    binarize(model)
+    checkpoint = tmp_path / 'last.pth'
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    fixed = ['--cfg-options', 'model.neck.relu_before_extra_convs=False']
+    status = main([str(config), '--checkpoint', str(checkpoint), *fixed])
+    assert status == 0
+    output = capsys.readouterr().out
+    assert '26 binarized layers, all of them see both signs' in output
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--image-index', '1'], '--image-index=1 is not allowed'),
+        (['--checkpoint', 'none.pth'], 'cannot load none.pth'),
+    ],
+)
+def test_tool_says_what_is_wrong(config, main, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main([str(config), *arguments])
+    assert stop.value.code == 2
+    assert f'error: {message}' in capsys.readouterr().err
