@@ -1,3 +1,5 @@
+import copy
+import functools
 import os
 from pathlib import Path
 
@@ -17,8 +19,31 @@ from mmengine.registry import init_default_scope
 from surge_det.core.layers import named_surge_layers
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
-DATA = ('voc', 'bccd', 'demo')
+NAMES = sorted(
+    path.relative_to(CONFIGS).with_suffix('').as_posix()
+    for folder in ('.', 'overfit')
+    for path in CONFIGS.glob(f'{folder}/*.py')
+)
+# Detector: its binarized layers, and the data it has configs for.
+DETECTORS = {
+    'faster_rcnn_r18': (16 + 8 + 1, ('voc', 'coco', 'bccd', 'demo')),
+    'faster_rcnn_r34': (32 + 8 + 1, ('coco',)),
+    'ssd300_vgg16': (16 + 1 + 8, ('voc', 'coco')),
+}
+TINY = [f'surge_{detector}_coco_tiny' for detector in DETECTORS]
+OVERFIT = [
+    f'overfit/surge_{detector}_coco_4images'
+    for detector in ('faster_rcnn_r18', 'ssd300_vgg16')
+]
+CONVERTED = {
+    'surge_detr_r50_coco',
+    'surge_faster_rcnn_r18_converted_bccd',
+    'surge_fcos_r50_coco',
+    'surge_mask_rcnn_r50_coco',
+    'surge_retinanet_r50_coco',
+    'surge_rtmdet_tiny_coco',
+    'surge_yolox_tiny_coco',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +51,20 @@ def _mmdet_scope():
     init_default_scope('mmdet')
 
 
-def load(name):
+@functools.cache
+def _read(name):
     return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def load(name):
+    # Reading a config takes a second.
+    return copy.deepcopy(_read(name))
 
 
 def build(cfg):
     # Weights of ImageNet cannot be fetched by a test.
     cfg.model.backbone.pop('init_cfg', None)
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    return model
+    return MODELS.build(cfg.model)
 
 
 def real_photo():
@@ -47,54 +76,123 @@ def real_photo():
     return np.ascontiguousarray(rgb[..., ::-1])
 
 
-def test_every_promised_config_is_there():
-    want = {f'{m}_faster_rcnn_r18_{d}' for m in TWINS for d in DATA}
-    assert want <= set(NAMES)
-
-
 TWINS = {'surge': (True, True), 'ste': (False, True), 'float': (False, False)}
+PAIRS = [
+    (d, data) for d, (_, all_data) in DETECTORS.items() for data in all_data
+]
+
+
+def test_every_promised_config_is_there():
+    twins = {f'{m}_{detector}_{d}' for m in TWINS for detector, d in PAIRS}
+    assert set(NAMES) == twins | {*TINY, *OVERFIT} | CONVERTED
+
+
+def leaf(dataset):
+    """The dataset inside wrappers, and all pipelines on the way."""
+    pipelines = [dataset.get('pipeline', [])]
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.get('dataset') or dataset.datasets[0]
+        pipelines.append(dataset.get('pipeline', []))
+    return dataset, pipelines
+
+
+def classes(cfg):
+    head = cfg.model.get('roi_head', cfg.model)['bbox_head']
+    return head.num_classes
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_config_builds(name, monkeypatch):
+def test_config_builds(name):
     cfg = load(name)
-    model = build(cfg)
-    compensate, binary = TWINS[name.split('_')[0]]
-    layers = dict(named_surge_layers(model))
-    assert len(layers) == 16 + 8 + 1
+    layers = dict(named_surge_layers(build(cfg)))
+    method, detector = name.removeprefix('overfit/').split('_', 1)
+    compensate, binary = TWINS[method]
+    if name in CONVERTED:
+        assert layers
+    else:
+        (count,) = (n for d, (n, _) in DETECTORS.items() if d in detector)
+        # At its smaller input the last level of SSD is left out.
+        small = name == 'overfit/surge_ssd300_vgg16_coco_4images'
+        assert len(layers) == count - (2 if small else 0)
     for layer in layers.values():
         assert layer.compensate is compensate
         assert layer.binarize_weight is binary
         assert layer.binarize_activation is binary
-    classes = cfg.model.roi_head.bbox_head.num_classes
-    metainfo = cfg.get('metainfo')
-    assert classes == (len(metainfo['classes']) if metainfo else 20)
+    if 'AGSHook' not in {h.type for h in cfg.custom_hooks}:
+        pytest.fail('AGS is not logged')
+    assert cfg.optim_wrapper.type == 'AGSOptimWrapper'
+    assert cfg.optim_wrapper.constructor == 'SURGEOptimWrapperConstructor'
     for split in ('train', 'val', 'test'):
-        dataset = cfg[f'{split}_dataloader'].dataset
-        while 'dataset' in dataset or 'datasets' in dataset:
-            dataset = dataset.get('dataset') or dataset.datasets[0]
-        assert DATASETS.get(dataset.type) is not None
-        for transform in dataset.pipeline:
-            TRANSFORMS.build(transform)
+        dataset, pipelines = leaf(cfg[f'{split}_dataloader'].dataset)
+        metainfo = (
+            dataset.get('metainfo') or DATASETS.get(dataset.type).METAINFO
+        )
+        assert classes(cfg) == len(metainfo['classes'])
+        for pipeline in pipelines:
+            for transform in pipeline:
+                TRANSFORMS.build(transform)
 
 
-@pytest.mark.parametrize('data', DATA)
-def test_twins_differ_in_the_layers_only(data):
-    surge = load(f'surge_faster_rcnn_r18_{data}').to_dict()
+@pytest.mark.parametrize(('detector', 'data'), PAIRS)
+def test_twins_differ_in_the_layers_only(detector, data):
+    surge = load(f'surge_{detector}_{data}').to_dict()
     for method in ('ste', 'float'):
-        twin = load(f'{method}_faster_rcnn_r18_{data}').to_dict()
-        for part in ('backbone', 'neck', 'rpn_head'):
+        twin = load(f'{method}_{detector}_{data}').to_dict()
+        parts = [p for p in twin['model'] if p in ('backbone', 'neck')]
+        parts += ['rpn_head'] if 'rpn_head' in twin['model'] else []
+        for part in parts:
             assert twin['model'][part].pop('conv_cfg') != surge['model'][
                 part
             ].get('conv_cfg')
         for key in surge:
             left = dict(surge[key]) if key == 'model' else surge[key]
             if key == 'model':
-                for part in ('backbone', 'neck', 'rpn_head'):
+                for part in parts:
                     left[part] = {
                         k: v for k, v in left[part].items() if k != 'conv_cfg'
                     }
             assert twin[key] == left, key
+
+
+@pytest.mark.parametrize('depth', [18, 34])
+def test_coco_recipe(depth):
+    cfg = load(f'surge_faster_rcnn_r{depth}_coco')
+    assert cfg.model.backbone.depth == depth
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith(f'resnet{depth}')
+    assert cfg.optim_wrapper.optimizer == dict(
+        type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4
+    )
+    assert cfg.train_cfg.max_epochs == 12
+    assert cfg.param_scheduler[1].milestones == [8, 11]
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    for split in ('train', 'test'):
+        dataset, ((*_, resize, _), *_) = leaf(
+            cfg[f'{split}_dataloader'].dataset
+        )
+        assert dataset.type == 'CocoDataset'
+        resize = next(t for t in dataset.pipeline if t.type == 'Resize')
+        assert tuple(resize.scale) == (1333, 800)
+    assert cfg.val_evaluator.type == 'CocoMetric'
+    assert cfg.val_evaluator.metric == 'bbox'
+
+
+def test_ssd_recipe():
+    for data in ('voc', 'coco'):
+        cfg = load(f'surge_ssd300_vgg16_{data}')
+        optimizer = cfg.optim_wrapper.optimizer
+        assert (optimizer.type, optimizer.lr) == ('Adam', 1e-3)
+        assert optimizer.get('weight_decay', 0) == 0
+        assert cfg.auto_scale_lr.base_batch_size == 32
+        assert not cfg.auto_scale_lr.enable
+        assert cfg.model.bbox_head.type == 'SSDHead'
+    assert load('surge_ssd300_vgg16_voc').val_evaluator.eval_mode == '11points'
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_tiny_twin_is_small_and_downloads_nothing(name):
+    cfg = load(name)
+    assert 'torchvision://' not in cfg.pretty_text
+    assert cfg.train_cfg.max_epochs <= 5
 
 
 def test_voc_recipe():
@@ -131,6 +229,7 @@ def test_every_sign_sees_both_signs_on_a_photograph(name, linear):
     cfg = load(name)
     cfg.model.roi_head.bbox_head.linear_cfg = linear
     model = build(cfg).train()
+    model.init_weights()
     shares = {}
 
     def watch(layer_name):
@@ -176,8 +275,25 @@ def _one_object(photo):
 
 def test_data_root_is_one_setting(monkeypatch):
     monkeypatch.setenv('SURGE_DATA_ROOT', os.path.join('some', 'where'))
-    for data, folder in zip(DATA, ('VOCdevkit', 'bccd', 'shapes')):
-        cfg = load(f'surge_faster_rcnn_r18_{data}')
+    folders = dict(
+        voc='VOCdevkit',
+        bccd='bccd',
+        demo='shapes',
+        coco='coco',
+        tiny='coco_tiny',
+        # Of coco_tiny.
+        **{'4images': 'coco_tiny'},
+    )
+    for name in (n for n in NAMES if not n.startswith(('ste_', 'float_'))):
+        cfg = Config.fromfile(CONFIGS / f'{name}.py')
+        folder = folders[name.rpartition('_')[2]]
         want = os.path.join('some', 'where', folder)
-        assert os.path.normpath(cfg.val_dataloader.dataset.data_root) == want
-        assert 'data/' not in cfg.pretty_text.replace(want, '')
+        for split in ('train', 'val', 'test'):
+            dataset, _ = leaf(cfg[f'{split}_dataloader'].dataset)
+            assert os.path.normpath(dataset.data_root) == want, name
+        used = {
+            key: cfg[key]
+            for key in cfg
+            if key.endswith(('_dataloader', '_evaluator'))
+        }
+        assert "'data/" not in str(used), name
