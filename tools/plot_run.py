@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-_MAP_KEY = re.compile(r'(^|/)(bbox_)?mAP$')
+MAP = r'(bbox_)?mAP'
 _LOSS_COLOR, _MAP_COLOR = '#2a5d9f', '#c2571a'
 
 
@@ -45,17 +45,25 @@ def _read_records(path: Path) -> list[dict]:
     return records
 
 
-def read_curves(work_dir: str | Path) -> Curves:
+def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
     """Read the log of the run in ``work_dir``, with what it resumed.
 
     Every run writes a folder named by its start time. A later run replaces
     what earlier ones logged from its own first iteration on: a resumed run
     continues the curve, a run from scratch starts a new one.
 
+    Args:
+        work_dir: As given to ``tools/train.py``.
+        score: Pattern of the figure's name, without what stands before its
+            slash.
+
     Raises:
-        FileNotFoundError: if there is no log of a training run.
+        FileNotFoundError: if there is no log of a training run, or no such
+            figure in it although one was asked for.
         ValueError: if a log is malformed.
     """
+    name = re.compile(rf'(^|/)({score})$')
+    known = set()
     paths = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     losses: list[tuple[int, float]] = []
     scores: list[tuple[int, float]] = []
@@ -73,7 +81,9 @@ def read_curves(work_dir: str | Path) -> Curves:
         losses += [(r['iter'], r['loss']) for r in trained]
         for record in records:
             for key, value in record.items():
-                if _MAP_KEY.search(key):
+                if 'loss' not in record and not key.startswith('ags/'):
+                    known.add(key.rpartition('/')[2])
+                if name.search(key):
                     scores.append((record['step'], value))
                     break
     if not losses:
@@ -81,6 +91,11 @@ def read_curves(work_dir: str | Path) -> Curves:
             f'no log of a training run in {work_dir}: looked for '
             '*/vis_data/scalars.json, which tools/train.py writes there '
             f'({len(paths)} found, none of them with a loss)'
+        )
+    if score != MAP and not scores:
+        raise FileNotFoundError(
+            f'{work_dir} has logged no {score!r}; it has '
+            f'{sorted(known - {"step"})}'
         )
     return Curves(losses, scores, step_name)
 
@@ -99,12 +114,17 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
     return result
 
 
-def plot_run(work_dir: str | Path, out: str | Path | None = None) -> Path:
+def plot_run(
+    work_dir: str | Path,
+    out: str | Path | None = None,
+    score: str | None = None,
+) -> Path:
     """Draw loss over iterations, and mAP over epochs where there is one.
 
     Args:
         work_dir: As given to ``tools/train.py``.
         out: The picture; ``work_dir/curves.png`` by default.
+        score: Another figure than mAP, such as ``'bbox_mAP_50'``.
 
     Returns:
         The picture's path.
@@ -113,7 +133,8 @@ def plot_run(work_dir: str | Path, out: str | Path | None = None) -> Path:
         FileNotFoundError, ValueError: as ``read_curves``.
     """
     work_dir = Path(work_dir)
-    curves = read_curves(work_dir)
+    curves = read_curves(work_dir, re.escape(score) if score else MAP)
+    title = score or 'mAP'
     out = Path(out) if out else work_dir / 'curves.png'
     panels = 2 if curves.scores else 1
     fig, axes = plt.subplots(
@@ -142,8 +163,9 @@ def plot_run(work_dir: str | Path, out: str | Path | None = None) -> Path:
             textcoords='offset points',
             ha='center',
         )
-        axis.set(title='mAP', xlabel=curves.step_name, ylabel='mAP')
-        axis.set_ylim(0, 1)
+        axis.set(title=title, xlabel=curves.step_name, ylabel=title)
+        axis.set_ylim(0, 1.08)
+        axis.set_yticks([i / 5 for i in range(6)])
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[0]:
         axis.grid(alpha=0.25)
@@ -162,9 +184,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir')
     parser.add_argument('--out', help='default: WORK_DIR/curves.png')
+    parser.add_argument(
+        '--score', help='the figure to draw; default: mAP; e.g. bbox_mAP_50'
+    )
     args = parser.parse_args(argv)
     try:
-        print(f'loss and mAP: {plot_run(args.work_dir, args.out)}')
+        picture = plot_run(args.work_dir, args.out, args.score)
+        print(f'loss and {args.score or "mAP"}: {picture}')
     except (OSError, ValueError) as error:
         sys.exit(f'plot_run: {error}')
 

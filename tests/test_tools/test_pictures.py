@@ -91,6 +91,24 @@ def test_run_by_iterations_and_coco_key(plot, tmp_path):
     assert curves.step_name == 'iteration'
 
 
+def test_another_figure_by_its_name(plot, tmp_path):
+    records = [
+        dict(loss=3.0, iter=10, step=10),
+        {'ags/scale/neck': 0.1, 'step': 10},
+        {'coco/bbox_mAP': 0.2, 'coco/bbox_mAP_50': 0.4, 'step': 10},
+    ]
+    _log(tmp_path, '20250101_000000', records)
+    curves = plot.read_curves(tmp_path, 'bbox_mAP_50')
+    assert curves.scores == [(10, 0.4)]
+    # A name, not a pattern.
+    for bad in ('mAP_50', 'bbox.mAP_50'):
+        with pytest.raises(
+            FileNotFoundError, match=r"it has \['bbox_mAP', 'bbox_mAP_50'\]"
+        ):
+            plot.plot_run(tmp_path, score=bad)
+    assert plot.plot_run(tmp_path, score='bbox_mAP_50').is_file()
+
+
 def test_half_last_line_is_passed_over(plot, tmp_path):
     path = _log(tmp_path, '20250101_000000', _epochs(1, 1))
     whole = path.read_text()
