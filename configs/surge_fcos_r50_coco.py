@@ -1,0 +1,31 @@
+# FCOS R50-FPN of mmdet, binarized by `binarize_cfg`. Not run here.
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+custom_imports = dict(imports=['surge_det'], allow_failed_imports=False)
+
+model = dict(
+    binarize_cfg={},
+    # Stock freezes the first stage and every BatchNorm. A 1-bit layer that
+    # keeps float weights and float statistics passes on nothing useful.
+    backbone=dict(
+        frozen_stages=-1,
+        norm_eval=False,
+        norm_cfg=dict(requires_grad=True),
+    ),
+    # That ReLU is a function call, which the conversion cannot replace; the
+    # sign of what passed it is constant.
+    neck=dict(relu_before_extra_convs=False),
+)
+
+optim_wrapper = dict(
+    type='AGSOptimWrapper',
+    ags=dict(eta=0.2),
+    constructor='SURGEOptimWrapperConstructor',
+)
+custom_hooks = [dict(type='AGSHook')]
+
+data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'
+train_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator

@@ -1,0 +1,19 @@
+# RTMDet-tiny of mmdet, binarized by `binarize_cfg`. Not run here.
+_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+custom_imports = dict(imports=['surge_det'], allow_failed_imports=False)
+
+model = dict(binarize_cfg={})
+
+optim_wrapper = dict(
+    type='AGSOptimWrapper',
+    ags=dict(eta=0.2),
+    constructor='SURGEOptimWrapperConstructor',
+)
+custom_hooks = [*_base_.custom_hooks, dict(type='AGSHook')]
+
+data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'
+train_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
