@@ -7,6 +7,7 @@ the tables above it; what cannot be binarized, in :func:`_obstacle`.
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -276,9 +277,7 @@ def _choose(
     defaults: bool,
 ) -> tuple[list[_Candidate], dict[str, str]]:
     """Split the candidates into those to binarize and those kept, with why."""
-    first = next(
-        (m for m in model.modules() if isinstance(m, nn.Conv2d)), None
-    )
+    first = _first_convolutions(model)
     tied = _tied_parameters(model)
     chosen, kept, refused = [], {}, {}
     for layer in layers:
@@ -305,6 +304,16 @@ def _choose(
             'that matches them'
         )
     return chosen, kept
+
+
+def _first_convolutions(model: nn.Module) -> set[nn.Module]:
+    # A model may hold several detectors, as a student and its teacher.
+    detectors = [m for m in model.modules() if hasattr(m, 'backbone')]
+    found = set()
+    for part in (model, *detectors):
+        convolutions = (m for m in part.modules() if isinstance(m, nn.Conv2d))
+        found |= set(itertools.islice(convolutions, 1))
+    return found
 
 
 def _obstacle(layer: _Candidate, tied: set[int]) -> str | None:
@@ -355,10 +364,10 @@ def _tied_parameters(model: nn.Module) -> set[int]:
     return tied
 
 
-def _default_reason(layer: _Candidate, first: nn.Conv2d | None) -> str | None:
+def _default_reason(layer: _Candidate, first: set[nn.Module]) -> str | None:
     """Say why the safe default keeps a layer real, or ``None``."""
     module = layer.module
-    if module is first and module.in_channels <= IMAGE_CHANNELS:
+    if module in first and module.in_channels <= IMAGE_CHANNELS:
         return 'first convolution'
     if layer.matches(['*.downsample.*'], '.') and _is_pointwise(module):
         return '1x1 downsample'

@@ -83,6 +83,14 @@ def test_default_keeps_the_first_convolution_and_what_a_head_emits():
     assert len(done.kept) == 3
 
 
+def test_each_detector_in_a_model_keeps_its_first_convolution():
+    pair = nn.ModuleDict({'student': Detector(), 'teacher': Detector()})
+    done = binarize(pair)
+    for name in pair:
+        assert done.kept[f'{name}.backbone.0.conv'] == 'first convolution'
+        assert f'{name}.backbone.1.conv' in done.binarized
+
+
 def test_the_first_convolution_of_a_neck_sees_no_image():
     neck = nn.Sequential(nn.Conv2d(64, 8, 1), nn.Conv2d(8, 8, 3))
     assert binarize(neck).binarized == ['0', '1']
