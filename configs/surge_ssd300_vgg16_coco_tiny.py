@@ -19,6 +19,7 @@ test_evaluator = val_evaluator
 
 # 1e-3 is for batch 32.
 optim_wrapper = dict(optimizer=dict(lr=1.25e-4))
+auto_scale_lr = dict(base_batch_size=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10)
 ]

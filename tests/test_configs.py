@@ -1,6 +1,7 @@
 import copy
 import functools
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import surge_det  # noqa: F401
 # isort: split
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.config import Config
+from mmengine.fileio import load as load_file
 from mmengine.registry import init_default_scope
 
 from surge_det.core.layers import named_surge_layers
@@ -297,3 +299,52 @@ def test_data_root_is_one_setting(monkeypatch):
             if key.endswith(('_dataloader', '_evaluator'))
         }
         assert "'data/" not in str(used), name
+
+
+def test_metafile_and_table_have_every_config():
+    root = CONFIGS.parent
+    table = (root / 'docs' / 'configs.md').read_text(encoding='utf-8')
+    meta = load_file(CONFIGS / 'metafile.yml')
+    models = {model['Name']: model for model in meta['Models']}
+    top = {name for name in NAMES if '/' not in name}
+    assert set(models) == top
+    collections = {c['Name'] for c in meta['Collections']}
+    for name, model in models.items():
+        cfg = load(name)
+        assert model['Config'] == f'configs/{name}.py'
+        assert (root / model['Config']).is_file()
+        assert model['In Collection'] in collections
+        assert model['Metadata']['Epochs'] == cfg.train_cfg.max_epochs
+        bits = 32 if name.startswith('float_') else 1
+        assert model['Metadata']['Bits of weights'] == bits
+        for method in ('ste', 'float'):
+            # Twins have no row of their own.
+            if name.startswith(f'{method}_'):
+                name = f'surge_{name.removeprefix(method + "_")}'
+                assert f'| `{name}` ² |' in table
+        assert f'| `{name}`' in table
+    for name in set(NAMES) - top:
+        assert f'| `{name}`' in table
+    # What is about to be written is marked by capitals.
+    assert not re.search(r'[A-Z]{6,}', re.sub(r'`[^`]*`', '', table))
+
+
+def test_operations_and_sizes_of_the_table_are_the_models():
+    from surge_det.models.complexity import detector_cost, total_cost
+
+    root = CONFIGS.parent
+    table = (root / 'docs' / 'configs.md').read_text(encoding='utf-8')
+    meta = load_file(CONFIGS / 'metafile.yml')
+    name = 'surge_yolox_tiny_coco'
+    total = total_cost(detector_cost(load(name)).layers)
+    row = next(r for r in table.splitlines() if f'`{name}`' in r)
+    assert f'{total["ops"] / 1e6:.0f} M' in row
+    assert f'{total["float_ops"] / 1e9:.2f} G' in row
+    assert f'{total["bytes"] / 1e3:.0f} KB' in row
+    (model,) = (m for m in meta['Models'] if m['Name'] == name)
+    assert model['Metadata']['OPs (G)'] == pytest.approx(
+        total['ops'] / 1e9, rel=0.01
+    )
+    assert model['Metadata']['Bytes (M)'] == pytest.approx(
+        total['bytes'] / 1e6, rel=0.01
+    )

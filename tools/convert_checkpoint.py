@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
             fail(f'--backbone {name!r} is not registered with mmdet')
         backbone = MODELS.build(dict(type=name, depth=args.depth or depth))
         conversion = convert_published(state, backbone, layout)
-    except (ValueError, UnsafeCheckpointError) as error:
+    except (OSError, ValueError, UnsafeCheckpointError) as error:
         fail(error)
     print(table(conversion))
     if conversion.random:

@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> None:
         cfg = Config.fromfile(args.config)
         merge_options(cfg, args.cfg_options)
         cost = detector_cost(cfg, args.shape)
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, OSError, ValueError) as error:
         fail(f'{args.config}: {error}')
     depth = args.depth
     rows = sum(bool(layer.weight_shape) for layer in cost.layers)

@@ -149,8 +149,8 @@ def plot_run(
     finite = [v for v in values if math.isfinite(v)]
     axis.set(title='training loss', xlabel='iteration', ylabel='loss')
     if finite:
-        # One early spike must not flatten the rest.
-        high = sorted(finite)[int(0.99 * (len(finite) - 1))]
+        # One early spike of many values must not flatten the rest.
+        high = sorted(finite)[math.ceil(0.99 * (len(finite) - 1))]
         axis.set_ylim(0, 1.1 * high if high > 0 else None)
     if curves.scores:
         axis = axes[0, 1]

@@ -9,6 +9,7 @@ input never changes sign, or that are never called. Example::
 from __future__ import annotations
 
 import argparse
+import logging
 
 # First: closes the toolbox's gaps before anything of it is imported.
 import surge_det  # noqa: F401
@@ -18,6 +19,7 @@ from cli import fail, load_config
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
@@ -55,6 +57,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     """Build the model as training starts it, or with a checkpoint."""
     model = MODELS.build(cfg.model)
+    # The answer is the table, not a line for each initialized parameter.
+    logger = MMLogger.get_current_instance()
+    logger.setLevel(logging.WARNING)
     try:
         if checkpoint is None:
             model.init_weights()

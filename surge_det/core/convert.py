@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -74,6 +75,9 @@ HIDDEN_ACTIVATIONS = {
     'SlopePReLU',
     'Swish',
 }
+
+# Set on a module whose own conversion is not to be changed by another one.
+SETTLED = '_binarization_is_settled'
 
 _EQUIVALENT: set[type] = {nn.Conv2d, nn.Linear}
 _FUNCTIONAL: set[type] = {nn.MultiheadAttention}
@@ -180,12 +184,17 @@ def binarize(
     """
     include = _patterns('include', include)
     exclude = _patterns('exclude', exclude)
-    overrides = dict(overrides or {})
+    if not isinstance(defaults, bool):
+        raise ValueError(f'defaults={defaults!r}: True or False is allowed')
+    layer_cfg = _mapping('layer_cfg', layer_cfg)
+    overrides = _mapping('overrides', overrides)
+    for pattern, more in overrides.items():
+        _mapping(f'overrides[{pattern!r}]', more)
     _check_activation(activation_cfg)
     layers = list(_candidates(model, (nn.Conv2d, nn.Linear)))
     relus = list(_candidates(model, (nn.ReLU, nn.ReLU6)))
-    _check_matches('include', include, layers)
-    _check_matches('exclude', exclude, layers + relus)
+    _check_matches(model, 'include', include, layers)
+    _check_matches(model, 'exclude', exclude, layers + relus)
 
     chosen, kept = _choose(model, layers, include, exclude, defaults)
     if not chosen:
@@ -194,11 +203,9 @@ def binarize(
             f'exclude={list(exclude)}, defaults={defaults} leave none of '
             f'{len(layers)} convolutions and linear layers'
         )
-    _check_matches('overrides', overrides, chosen)
+    _check_matches(model, 'overrides', overrides, chosen)
     # All of them before the first is put in, so that an error changes nothing.
-    converted = [
-        _to_surge(layer, dict(layer_cfg or {}), overrides) for layer in chosen
-    ]
+    converted = [_to_surge(layer, layer_cfg, overrides) for layer in chosen]
     for layer, new in zip(chosen, converted):
         _put(model, layer, new)
     replaced = []
@@ -206,7 +213,9 @@ def binarize(
         replaced = [
             relu
             for relu in relus
-            if not relu.matches(exclude) and _meets_sign(model, relu, chosen)
+            if not relu.matches(exclude)
+            and not relu.is_settled
+            and _meets_sign(model, relu, chosen)
         ]
     for relu in replaced:
         new = _activation(activation_cfg)
@@ -232,6 +241,15 @@ class _Candidate:
     @property
     def parents(self) -> list[nn.Module]:
         return [chain[-1] for chain in self.chains]
+
+    @property
+    def is_settled(self) -> bool:
+        # The model itself may be converted again.
+        return any(
+            hasattr(owner, SETTLED)
+            for chain in self.chains
+            for owner in chain[1:]
+        )
 
     def matches(self, patterns: Iterable[str], lead: str = '') -> bool:
         return any(
@@ -281,12 +299,15 @@ def _choose(
     tied = _tied_parameters(model)
     chosen, kept, refused = [], {}, {}
     for layer in layers:
-        if not layer.matches(include):
+        if layer.is_settled:
+            kept[layer.name] = 'settled by a conversion of its own part'
+        elif not layer.matches(include):
             kept[layer.name] = 'not included'
         elif layer.matches(exclude):
             kept[layer.name] = 'excluded'
         elif reason := _obstacle(layer, tied):
-            (kept if include == ('*',) else refused)[layer.name] = reason
+            asked = layer.matches([p for p in include if p != '*'])
+            (refused if asked else kept)[layer.name] = reason
         elif (
             defaults
             and not set(layer.names) & set(include)
@@ -468,6 +489,14 @@ def _to_surge(
         )
     convolution = isinstance(layer.module, nn.Conv2d)
     cls = SURGEConv2d if convolution else SURGELinear
+    for pattern, more in overrides.items():
+        lost = more.keys() - _keywords(cls)
+        # A pattern with a wildcard may mean convolutions beside this one.
+        if pattern in layer.names and lost:
+            raise ValueError(
+                f'overrides[{pattern!r}]: {sorted(lost)} are not allowed for '
+                f'a {cls.__name__}'
+            )
     settings = {k: v for k, v in settings.items() if k in _keywords(cls)}
     try:
         return cls.from_float(layer.module, **settings)
@@ -530,6 +559,16 @@ def _check_activation(cfg: Mapping[str, Any] | None) -> None:
         _activation(cfg)
     except TypeError as error:
         raise ValueError(f'activation_cfg={cfg!r}: {error}') from error
+    for name in ('init', 'negative_slope'):
+        slope = cfg.get(name, 0.25)
+        if (
+            not isinstance(slope, (int, float))
+            or not 0 < abs(slope) < math.inf
+        ):
+            raise ValueError(
+                f'activation_cfg={cfg!r}: {name}={slope!r} is not allowed: a '
+                'finite number that is not 0, for 0 is a ReLU'
+            )
 
 
 # --- patterns -------------------------------------------------------------
@@ -544,11 +583,26 @@ def _patterns(argument: str, value: Iterable[str]) -> tuple[str, ...]:
     return patterns
 
 
+def _mapping(argument: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f'{argument}={value!r} is not allowed: a dict')
+    return dict(value or {})
+
+
 def _check_matches(
-    argument: str, patterns: Iterable[str], candidates: list[_Candidate]
+    model: nn.Module,
+    argument: str,
+    patterns: Iterable[str],
+    candidates: list[_Candidate],
 ) -> None:
     for pattern in patterns:
         if not any(c.matches([pattern]) for c in candidates):
+            named = dict(model.named_modules()).get(pattern)
+            if not isinstance(named, (nn.Conv2d, nn.Linear, type(None))):
+                raise ValueError(
+                    f'{argument}: {pattern!r} is a {type(named).__name__}, to '
+                    'which this does not apply'
+                )
             some = [c.name for c in candidates]
             step = -(-len(some) // 5) or 1
             raise ValueError(

@@ -5,7 +5,8 @@ A module's dict may carry it anywhere, the whole model's or one part's::
     model = dict(binarize_cfg=dict(exclude=['neck.*']))
 
 Its keywords are those of :func:`surge_det.core.convert.binarize`; ``None``
-leaves the module as it is.
+leaves the module as it is. What a part's own key says holds for that part,
+whatever the whole model's key says.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from surge_det.core.convert import (
+    SETTLED,
     Conversion,
     add_equivalent,
     add_functional,
@@ -58,6 +60,8 @@ def _binarizing(build: Callable) -> Callable:
         module = build(cfg, *args, **kwargs)
         if settings is not None:
             _convert(module, settings, cfg.get('type'))
+        # What a part says of itself holds, also for the whole model's key.
+        setattr(module, SETTLED, True)
         return module
 
     build_and_binarize.binarizes = True

@@ -14,6 +14,7 @@ import torch
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core import binary_sign
 from surge_det.core.layers import SURGEConv2d, SURGELayer, named_surge_layers
@@ -74,6 +75,9 @@ def preflight(model: nn.Module, batch: dict) -> list[SignReport]:
         )
     # Only a group of processes can run SyncBN.
     model = revert_sync_batchnorm(copy.deepcopy(model)).train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(_normalize_single_values)
     counts = {
         name: _Count(layer)
         for name, layer in named_surge_layers(model)
@@ -87,6 +91,13 @@ def preflight(model: nn.Module, batch: dict) -> list[SignReport]:
             batch = model.data_preprocessor(batch, True)
         model(**batch, mode='loss')
     return [count.report(name) for name, count in counts.items()]
+
+
+def _normalize_single_values(module: nn.Module, args: tuple) -> None:
+    # One image gives an output of 1x1, as SSD's last, one value a channel:
+    # no statistics to train with.
+    if args[0].numel() == args[0].size(1):
+        module.eval()
 
 
 def _is_preprocessed(inputs: Any) -> bool:

@@ -260,7 +260,7 @@ def test_what_cannot_be_binarized_is_kept_or_refused_by_name(name):
     assert 'good' in done.binarized
     assert reason in done.kept[name]
 
-    for include in ([name], ['good', '*']):
+    for include in ([name], ['good', f'{name[:-1]}?']):
         model = with_refused(name)
         before = list(model.modules())
         with pytest.raises(ValueError, match='exclude=') as error:
@@ -271,8 +271,8 @@ def test_what_cannot_be_binarized_is_kept_or_refused_by_name(name):
 
     done = binarize(
         with_refused(name),
-        include=['good', '*'],
-        exclude=[name, 'other*'] if name == 'bad' else [name],
+        include=['good', name],
+        exclude=[name],
     )
     assert done.kept[name] == 'excluded'
 
@@ -585,3 +585,48 @@ def test_converted_model_sees_both_signs_and_learns():
         if not torch.equal(p, before.get_parameter(name))
     }
     assert moved == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize('include', [('*', '0'), ('*',)])
+def test_asking_for_all_does_not_ask_for_the_impossible(include):
+    model = plain()
+    model[2] = nn.Conv2d(4, 4, 3, padding_mode='circular')
+    done = binarize(model, include=include)
+    assert "padding_mode='circular'" in done.kept['2']
+    # By its name the first convolution is binarized all the same.
+    assert ('0' in done.binarized) == ('0' in include)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        (dict(layer_cfg=3), 'layer_cfg=3'),
+        (dict(overrides=3), 'overrides=3'),
+        (dict(overrides={'2': 3}), r"overrides\['2'\]=3"),
+        (dict(defaults='no'), "defaults='no'"),
+        (dict(activation_cfg=dict(type='PReLU', init=0.0)), 'init=0.0'),
+        (
+            dict(activation_cfg=dict(type='LeakyReLU', negative_slope=0)),
+            'negative_slope=0',
+        ),
+        (
+            dict(activation_cfg=dict(type='LeakyReLU', negative_slope='x')),
+            "negative_slope='x'",
+        ),
+        (dict(overrides={'5': dict(pad_value=-1)}), 'pad_value.*SURGELinear'),
+        (dict(include=['1']), "'1' is a ReLU"),
+    ],
+)
+def test_bad_settings_are_named_and_change_nothing(settings, match):
+    model = plain()
+    before = repr(model)
+    with pytest.raises(ValueError, match=match):
+        binarize(model, **settings)
+    assert repr(model) == before
+
+
+def test_an_override_by_wildcard_reaches_the_layers_that_know_it():
+    model = plain()
+    binarize(model, overrides={'*': dict(pad_value=-1)})
+    assert model[2].pad_value == -1
+    assert isinstance(model[5], SURGELinear)

@@ -272,3 +272,17 @@ def test_values_that_are_not_finite_are_named(make_model):
 def test_bad_arguments(arguments, named):
     with pytest.raises(ValueError, match=named):
         AGSHook(**arguments)
+
+
+def test_a_checkpoint_names_no_value_that_it_has_not(make_model):
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_instance('checkpointed')
+    hub.update_scalar('train/loss', 1.0)
+    hub.update_scalars({'ags/scale/head': 0.1}, resumed=False)
+    checkpoint = {'message_hub': hub.state_dict()}
+    AGSHook().before_save_checkpoint(fake_runner(None, None), checkpoint)
+    assert checkpoint['message_hub']['resumed_keys'] == {'train/loss': True}
+    # The run goes on as before.
+    hub.update_scalars({'ags/scale/head': 0.2}, resumed=False)
+    assert 'ags/scale/head' in hub.log_scalars

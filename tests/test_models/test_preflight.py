@@ -1,7 +1,9 @@
 import copy
 import json
+import os
 import random
 import runpy
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -334,3 +336,27 @@ def test_tool_says_what_is_wrong(config, main, capsys, arguments, message):
         main([str(config), *arguments])
     assert stop.value.code == 2
     assert f'error: {message}' in capsys.readouterr().err
+
+
+def test_one_value_a_channel_needs_no_statistics():
+    # As in SSD's last level, where BN cannot train on one image.
+    model = Model(
+        lambda m, x: m.conv(m.bn(x.mean((2, 3), keepdim=True))),
+        conv=conv(),
+        bn=nn.BatchNorm2d(2),
+    )
+    assert reports(model, X)['conv'].ran
+
+
+@pytest.mark.parametrize('name', ['surge_ssd300_vgg16_coco_tiny'])
+def test_tool_on_ssd_says_what_matters(name):
+    root = os.environ.get('SURGE_DATA_ROOT', 'data')
+    if not Path(root, 'coco_tiny').is_dir():
+        pytest.skip(f'no coco_tiny in {root}; set SURGE_DATA_ROOT')
+    out = tool(
+        'preflight.py',
+        ROOT / 'configs' / f'{name}.py',
+        root=Path(root).resolve(),
+    )
+    assert '25 binarized layers, all of them see both signs' in out
+    assert len(out.splitlines()) < 60

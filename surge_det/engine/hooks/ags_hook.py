@@ -119,6 +119,20 @@ class AGSHook(Hook):
         runner.visualizer.add_scalars(values, step=runner.iter + 1)
         self._summarize(runner, scales)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the names of values that are not saved out of the file.
+
+        mmengine saves them and, on resume, warns of each that it is missing.
+        """
+        hub = checkpoint.get('message_hub')
+        if isinstance(hub, dict) and 'resumed_keys' in hub:
+            # A new dict: the old one is the message hub's own.
+            hub['resumed_keys'] = {
+                key: saved
+                for key, saved in hub['resumed_keys'].items()
+                if saved or not key.startswith('ags/')
+            }
+
     def _is_due(self, runner: Runner, batch_idx: int) -> bool:
         # LoggerHook's own rule, so that both log in the same iterations.
         logger_hook = next(
