@@ -59,6 +59,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     model = MODELS.build(cfg.model)
     # The answer is the table, not a line for each initialized parameter.
     logger = MMLogger.get_current_instance()
+    level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         if checkpoint is None:
@@ -72,6 +73,8 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
             f'cannot load {source}: {error}. --checkpoint names a file, '
             '--cfg-options model.backbone.init_cfg=None starts from scratch'
         )
+    finally:
+        logger.setLevel(level)
     return model
 
 
