@@ -7,8 +7,14 @@ import surge_det  # noqa: F401
 
 # isort: split
 from mmdet.registry import METRICS
+from mmengine.registry import init_default_scope
 
 from surge_det.evaluation import TopKAccuracy
+
+
+@pytest.fixture(autouse=True)
+def _mmdet_scope():
+    init_default_scope('mmdet')
 
 
 def samples(rows):
