@@ -7,6 +7,7 @@ output, ``g_b`` and ``g_a`` the gradients at the input through each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -139,16 +140,22 @@ class Settings:
         operator: The linear operator, shared by ``f_b`` and ``f_a``.
         activation_estimator: ``h_x``; ``None`` leaves activations real.
         weight_estimator: ``h_w``; ``None`` leaves weights real.
+        weight_binarizer: Makes pre-quantized weights and scale; only read
+            where weights are binarized.
         ags: Scaler; only read where there is a replica.
         pad_value: What the binarized input is padded with; the replica's is
             padded with 0.
+        on_weight_grad: Called in the backward pass with the gradient at the
+            quantized weights, ``dL/dQ``, in the weights' type.
     """
 
     operator: ConvOperator | LinearOperator
     activation_estimator: Any
     weight_estimator: Any
+    weight_binarizer: Any
     ags: AGS | None
     pad_value: float = 0.0
+    on_weight_grad: Callable[[Tensor], None] | None = None
 
 
 # The backward pass reads eta and leaves lambda in a Python object: under
@@ -163,13 +170,16 @@ def surge(
 ) -> Tensor:
     """Apply a binarized linear operator with a compensated backward pass.
 
-    Forward: ``alpha * sign(weight)`` applied to ``sign(x)``, plus ``bias``;
-    ``alpha`` is the mean of ``|weight|`` over each output channel.
+    Forward: ``Q = scale * sign(z)`` applied to ``sign(x)``, plus ``bias``;
+    ``z`` and ``scale`` are the binarizer's. With plain scaled sign ``z`` is
+    ``weight`` and ``scale`` the mean of ``|weight|`` over each output
+    channel, which takes no gradient.
 
     Backward (arXiv 2605.10989, DPGC), with ``lambda`` from :class:`AGS`:
 
     - ``dL/dx = g_b + lambda * g_a``
-    - ``dL/dweight = alpha * h_w(weight) * dL/d(alpha * sign(weight))``
+    - ``dL/dz = scale * h_w(z) * dL/dQ``, to ``weight`` by autograd
+    - ``dL/dscale`` = sum of ``dL/dQ * sign(z)`` over what shares a scale
     - ``dL/daux_weight = lambda *`` (weight gradient of ``f_a``)
     - ``dL/dbias`` = sum of ``g`` over all but the channel dimension
 
@@ -190,11 +200,15 @@ def surge(
     """
     dtype = _compute_dtype(x, weight)
     with _no_autocast(x):
+        z, scale = weight, None
+        if settings.weight_estimator is not None:
+            z = settings.weight_binarizer.prepare(weight)
+            scale = settings.weight_binarizer.scale(z)
         # Without a gradient to come, and for tracers that count operations
         # or export, this is an ordinary convolution.
         if torch.jit.is_tracing() or not torch.is_grad_enabled():
-            return _forward(x, weight, bias, settings, dtype)
-        return _Surge.apply(x, weight, aux_weight, bias, settings, dtype)
+            return _forward(x, z, scale, bias, settings, dtype)
+        return _Surge.apply(x, z, scale, aux_weight, bias, settings, dtype)
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -222,10 +236,6 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def _alpha(weight: Tensor) -> Tensor:
-    return weight.abs().mean(tuple(range(1, weight.dim())), keepdim=True)
-
-
 def _times_derivative(estimator: Any, z: Tensor, grad: Tensor) -> Tensor:
     if estimator is None or getattr(estimator, 'is_identity', False):
         return grad
@@ -237,25 +247,28 @@ class _Surge(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx,
         x: Tensor,
-        weight: Tensor,
+        z: Tensor,
+        scale: Tensor | None,
         aux_weight: Tensor | None,
         bias: Tensor | None,
         settings: Settings,
         dtype: torch.dtype,
     ) -> Tensor:
-        # Only the real input and the parameters are kept: signs, masks and
-        # scales are cheap to make again.
-        ctx.save_for_backward(x, weight, aux_weight)
+        # Only the real input, the weights and a number per channel are kept:
+        # signs and masks are cheap to make again.
+        ctx.save_for_backward(x, z, scale, aux_weight)
         ctx.settings = settings
         ctx.dtype = dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _forward(x, weight, bias, settings, dtype)
+        return _forward(x, z, scale, bias, settings, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
-        x, weight, aux_weight = ctx.saved_tensors
-        need_x, need_weight, need_aux, need_bias = ctx.needs_input_grad[:4]
+        x, z, scale, aux_weight = ctx.saved_tensors
+        need_x, need_z, need_scale, need_aux, need_bias = ctx.needs_input_grad[
+            :5
+        ]
         settings, dtype = ctx.settings, ctx.dtype
         operator, ags = settings.operator, settings.ags
         grad = grad.to(dtype)
@@ -264,23 +277,27 @@ class _Surge(torch.autograd.Function):
         with _no_autocast(x):
             # lambda needs g_b even where x itself takes no gradient.
             need_g_b = need_x or (compensate and need_aux)
-            g_b, grad_weight, grad_bias = operator.adjoint(
+            g_b, grad_q, grad_bias = operator.adjoint(
                 grad,
                 _binarized_input(x, settings, dtype),
-                _binarized_weight(weight, settings, dtype),
+                _quantized_weight(z, scale, dtype),
                 settings.pad_value,
-                (need_g_b, need_weight, need_bias),
+                (need_g_b, need_z or need_scale, need_bias),
             )
             if g_b is not None:
                 g_b = _times_derivative(settings.activation_estimator, x, g_b)
-            if grad_weight is not None:
-                grad_weight = grad_weight.to(weight.dtype)
-                if settings.weight_estimator is not None:
-                    grad_weight = _times_derivative(
-                        settings.weight_estimator,
-                        weight,
-                        grad_weight * _alpha(weight),
+            grad_z = grad_scale = None
+            if grad_q is not None:
+                grad_z = grad_q = grad_q.to(z.dtype)
+                if settings.on_weight_grad is not None:
+                    settings.on_weight_grad(grad_q)
+                if scale is not None:
+                    grad_z = _times_derivative(
+                        settings.weight_estimator, z, grad_q * scale
                     )
+                if need_scale:
+                    grad_scale = grad_q * binary_sign(z)
+                    grad_scale = grad_scale.sum_to_size(scale.shape)
 
             grad_x, grad_aux = g_b, None
             if compensate and need_g_b:
@@ -291,15 +308,15 @@ class _Surge(torch.autograd.Function):
                     0.0,
                     (True, need_aux, False),
                 )
-                scale = ags.scale(g_b, g_a)
+                factor = ags.scale(g_b, g_a)
                 if need_x:
                     # In the norms' precision: a float16 lambda could
                     # overflow where lambda * g_a does not.
                     grad_x = torch.addcmul(
-                        g_b.to(scale.dtype), g_a.to(scale.dtype), scale
+                        g_b.to(factor.dtype), g_a.to(factor.dtype), factor
                     )
                 if grad_aux is not None:
-                    grad_aux = grad_aux.to(scale.dtype) * scale
+                    grad_aux = grad_aux.to(factor.dtype) * factor
             elif aux_weight is not None and not compensate:
                 ags.skip(grad)
                 if need_aux:
@@ -308,7 +325,8 @@ class _Surge(torch.autograd.Function):
 
             return (
                 grad_x.to(x.dtype) if need_x else None,
-                grad_weight,
+                grad_z.to(z.dtype) if need_z else None,
+                grad_scale.to(scale.dtype) if need_scale else None,
                 None if grad_aux is None else grad_aux.to(aux_weight.dtype),
                 None if grad_bias is None else grad_bias.to(ctx.bias_dtype),
                 None,
@@ -318,14 +336,15 @@ class _Surge(torch.autograd.Function):
 
 def _forward(
     x: Tensor,
-    weight: Tensor,
+    z: Tensor,
+    scale: Tensor | None,
     bias: Tensor | None,
     settings: Settings,
     dtype: torch.dtype,
 ) -> Tensor:
     return settings.operator.forward(
         _binarized_input(x, settings, dtype),
-        _binarized_weight(weight, settings, dtype),
+        _quantized_weight(z, scale, dtype),
         None if bias is None else bias.to(dtype),
         settings.pad_value,
     )
@@ -339,9 +358,9 @@ def _binarized_input(
     return binary_sign(x).to(dtype)
 
 
-def _binarized_weight(
-    weight: Tensor, settings: Settings, dtype: torch.dtype
+def _quantized_weight(
+    z: Tensor, scale: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    if settings.weight_estimator is None:
-        return weight.to(dtype)
-    return (_alpha(weight) * binary_sign(weight)).to(dtype)
+    if scale is None:
+        return z.to(dtype)
+    return (scale.detach() * binary_sign(z)).to(dtype)

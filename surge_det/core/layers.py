@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
 from .ags import AGS
+from .binarizers import ScaledSign, build_binarizer
 from .estimators import STE, build_estimator
 from .functional import ConvOperator, LinearOperator, Settings, surge
+
+# ReCU's published code.
+_VARIANCE_EPS = 1e-5
 
 
 class SURGELayer(nn.Module):
@@ -28,7 +32,10 @@ class SURGELayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     shift: nn.Parameter | None
+    weight_binarizer: nn.Module
     ags: AGS | None
+    # What generates the weights' updates, if anything does (FSG).
+    fsg: Any = None
 
     def _setup(
         self,
@@ -39,12 +46,15 @@ class SURGELayer(nn.Module):
         binarize_weight: bool,
         binarize_activation: bool,
         shift: float | None,
+        weight_binarizer: Any,
+        normalize_input: bool,
         pad_value: float = 0.0,
     ) -> None:
         for name, value in (
             ('compensate', compensate),
             ('binarize_weight', binarize_weight),
             ('binarize_activation', binarize_activation),
+            ('normalize_input', normalize_input),
         ):
             if not isinstance(value, bool):
                 raise ValueError(f'{name}={value!r}: True or False is allowed')
@@ -56,6 +66,11 @@ class SURGELayer(nn.Module):
             raise ValueError(
                 f'pad_value={pad_value!r} pads a binarized input; with '
                 'binarize_activation=False only 0 is allowed'
+            )
+        if normalize_input and not binarize_activation:
+            raise ValueError(
+                'normalize_input=True would change a real input; with '
+                'binarize_activation=False only False is allowed'
             )
         if shift is not None and (
             isinstance(shift, bool)
@@ -75,11 +90,17 @@ class SURGELayer(nn.Module):
             STE(clip=None) if weight_estimator is None else weight_estimator,
             'weight_estimator',
         )
+        self.weight_binarizer = build_binarizer(
+            ScaledSign() if weight_binarizer is None else weight_binarizer,
+            'weight_binarizer',
+        )
         self.binarize_weight = binarize_weight
         self.binarize_activation = binarize_activation
+        self.normalize_input = normalize_input
         self.pad_value = float(pad_value)
         self.shift_start = None if shift is None else float(shift)
         self._register_shift(self.weight)
+        self._set_up_binarizer()
         ags = AGS(eta)
         self.ags = ags if compensate else None
         # What `aux_weight` was when it last followed. A buffer, because DDP
@@ -104,6 +125,11 @@ class SURGELayer(nn.Module):
         channels = getattr(self, 'in_channels', None) or self.in_features
         value = weight.detach().new_full((channels,), self.shift_start)
         self.shift = nn.Parameter(value, weight.requires_grad)
+
+    def _set_up_binarizer(self) -> None:
+        # Parameters that no forward pass uses would stop DDP.
+        if self.binarize_weight:
+            self.weight_binarizer.setup(self.weight)
 
     def __getattr__(self, name: str) -> Any:
         # Parameters are looked up here: an initializer's new `weight` is seen
@@ -192,22 +218,45 @@ class SURGELayer(nn.Module):
         places = 2 if isinstance(self, nn.Conv2d) else 0
         return x + self.shift.to(x.dtype).view(-1, *[1] * places)
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """Divide each sample (first dimension) by its standard deviation.
+
+        Where ``normalize_input`` is set and gradients are to come: the sign,
+        and with it the output, is the same with and without.
+        """
+        if not (
+            self.normalize_input and self.training and torch.is_grad_enabled()
+        ):
+            return x
+        dims = tuple(range(1, x.dim())) or (0,)
+        # One value has no unbiased variance.
+        correction = min(1, math.prod(x.shape[d] for d in dims) - 1)
+        variance = x.var(dims, correction=correction, keepdim=True)
+        return x * (variance + _VARIANCE_EPS).rsqrt()
+
     def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
-        x = self.shifted(x)
+        x = self.normalized(self.shifted(x))
         aux_weight = None
         # A tracer sees the forward pass only.
         learning = torch.is_grad_enabled() and not torch.jit.is_tracing()
         if self.training and learning and self.compensate:
             aux_weight = self.aux_weight
             self._following = False
+        weight, on_weight_grad = self.weight, None
+        if self.training and learning and self.fsg is not None:
+            on_weight_grad = self.fsg.record
+            if self.fsg.offset is not None:
+                weight = weight + self.fsg.offset
         settings = Settings(
             operator,
             self.activation_estimator if self.binarize_activation else None,
             self.weight_estimator if self.binarize_weight else None,
+            self.weight_binarizer,
             self.ags,
             self.pad_value,
+            on_weight_grad,
         )
-        return surge(x, self.weight, aux_weight, self.bias, settings)
+        return surge(x, weight, aux_weight, self.bias, settings)
 
     def _adopt(self, module: nn.Module) -> SURGELayer:
         """Take over what ``from_float`` does not pass to the constructor."""
@@ -221,6 +270,7 @@ class SURGELayer(nn.Module):
                 nn.Parameter(value.detach().clone(), value.requires_grad),
             )
         self._register_shift(module.weight)
+        self._set_up_binarizer()
         self._mark_followed()
         return self.train(module.training)
 
@@ -233,14 +283,22 @@ class SURGELayer(nn.Module):
             parts.append('binarize_activation=False')
         if self.binarize_weight:
             parts.append(f'weight_estimator={self.weight_estimator}')
+            if not isinstance(self.weight_binarizer, ScaledSign):
+                parts.append(f'weight_binarizer={self.weight_binarizer}')
         else:
             parts.append('binarize_weight=False')
         parts.append(f'eta={self.ags.eta}' if self.ags else 'compensate=False')
         if self.shift_start is not None:
             parts.append(f'shift={self.shift_start}')
+        if self.normalize_input:
+            parts.append('normalize_input=True')
         if self.pad_value:
             parts.append(f'pad_value={self.pad_value:+.0f}')
         return ', '.join(parts)
+
+    def __repr__(self) -> str:
+        # One line, as a float layer has, in spite of the submodule.
+        return f'{self._get_name()}({self.extra_repr()})'
 
 
 class SURGEConv2d(SURGELayer, nn.Conv2d):
@@ -248,7 +306,9 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
 
     Forward: :math:`\alpha\,\mathrm{sign}(w) * \mathrm{sign}(x) + b`, one
     convolution, where :math:`\alpha` is the mean of :math:`|w|` over each
-    output channel and :math:`\mathrm{sign}(0) = +1`. Backward: see
+    output channel (another ``weight_binarizer`` has another
+    :math:`\alpha` and standardises :math:`w`) and
+    :math:`\mathrm{sign}(0) = +1`. Backward: see
     :func:`surge_det.core.functional.surge`. A drop-in for ``nn.Conv2d``.
 
     Source: SURGE (arXiv 2605.10989), DPGC and AGS.
@@ -284,6 +344,15 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         shift: Where the learned shift of each input channel starts, which is
             added to the input in front of sign and replica (ReActNet's
             RSign, arXiv 2003.03488, eq. 1); ``None`` for no shift.
+        weight_binarizer: How weights are binarized: a
+            :class:`~surge_det.core.binarizers.Binarizer` or
+            ``dict(type='IRNet')``. ``None`` means ``ScaledSign()``. Its
+            parameters, where it has any, are
+            ``weight_binarizer.*`` in the state dict.
+        normalize_input: Whether, in training, each sample is divided by its
+            standard deviation (plus 1e-5 under the root) in front of sign
+            and replica. The output is the same; gradients are scaled, and
+            estimators see other values (ReCU, arXiv 2103.12369).
         pad_value: What the binarized input is padded with: 0, -1 or +1. The
             replica's input is always padded with 0.
 
@@ -312,6 +381,8 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         binarize_weight: bool = True,
         binarize_activation: bool = True,
         shift: float | None = None,
+        weight_binarizer: Any = None,
+        normalize_input: bool = False,
         pad_value: float = 0.0,
     ) -> None:
         _check_positive(
@@ -354,6 +425,8 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
             binarize_weight,
             binarize_activation,
             shift,
+            weight_binarizer,
+            normalize_input,
             pad_value,
         )
 
@@ -438,6 +511,9 @@ class SURGELinear(SURGELayer, nn.Linear):
         binarize_weight: Whether weights are binarized.
         binarize_activation: Whether the input is binarized.
         shift: Where the learned shift of each input feature starts.
+        weight_binarizer: How weights are binarized.
+        normalize_input: Whether samples (first dimension of the input) are
+            divided by their standard deviation in training.
 
     Raises:
         ValueError: If an argument is out of range; it is named.
@@ -458,6 +534,8 @@ class SURGELinear(SURGELayer, nn.Linear):
         binarize_weight: bool = True,
         binarize_activation: bool = True,
         shift: float | None = None,
+        weight_binarizer: Any = None,
+        normalize_input: bool = False,
     ) -> None:
         _check_positive(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
@@ -469,6 +547,8 @@ class SURGELinear(SURGELayer, nn.Linear):
             binarize_weight,
             binarize_activation,
             shift,
+            weight_binarizer,
+            normalize_input,
         )
 
     @classmethod

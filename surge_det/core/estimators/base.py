@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+
+from .._registry import build, register
 
 ESTIMATORS: dict[str, type] = {}
 
@@ -16,11 +17,7 @@ def register_estimator(cls: type) -> type:
     Raises:
         ValueError: If the name is taken by another class.
     """
-    name = cls.__name__
-    if ESTIMATORS.get(name, cls) is not cls:
-        raise ValueError(f'estimator {name!r} is registered already')
-    ESTIMATORS[name] = cls
-    return cls
+    return register(ESTIMATORS, cls, 'estimator')
 
 
 class Estimator:
@@ -29,7 +26,8 @@ class Estimator:
     With ``B = sign(z)`` an estimator ``h`` gives ``dL/dz = h(z) * dL/dB``.
     To add one, subclass this in a file beside ``ste.py``, implement
     :meth:`derivative` and decorate the class with
-    :func:`register_estimator`.
+    :func:`register_estimator`; one that changes over a run is a
+    :class:`~surge_det.core.progress.Scheduled` too.
     """
 
     # True lets the layers skip the multiplication by ones.
@@ -37,6 +35,14 @@ class Estimator:
 
     def derivative(self, x: Tensor) -> Tensor:
         """Return ``h(x)``, same shape and dtype as ``x``."""
+        raise NotImplementedError
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        """Return ``f(x)``, the integral of ``h`` from 0 to ``x``.
+
+        What the estimator takes sign for; only the estimating error
+        (:mod:`surge_det.core.indicators`) asks for it.
+        """
         raise NotImplementedError
 
 
@@ -53,28 +59,11 @@ def build_estimator(spec: Any, argument: str = 'estimator') -> Any:
         ValueError: If ``spec`` is neither, its type is not registered, or
             the class refuses its arguments.
     """
-    if isinstance(spec, dict):
-        kwargs = dict(spec)
-        name = kwargs.pop('type', None)
-        if isinstance(name, type):
-            cls: Callable | None = name
-        else:
-            cls = ESTIMATORS.get(name)
-        if cls is None:
-            raise ValueError(
-                f'{argument}: unknown type {name!r} in {spec!r}; '
-                f'allowed are {sorted(ESTIMATORS)}'
-            )
-        try:
-            spec = cls(**kwargs)
-        except TypeError as error:
-            raise ValueError(f'{argument}: {name}: {error}') from error
-    if isinstance(spec, type) or not callable(
-        getattr(spec, 'derivative', None)
-    ):
-        raise ValueError(
-            f'{argument}={spec!r} is not an estimator; allowed are an object '
-            "with a derivative(x) method or a dict such as dict(type='STE', "
-            f'clip=1.0) with type in {sorted(ESTIMATORS)}'
-        )
-    return spec
+    return build(
+        ESTIMATORS,
+        spec,
+        argument,
+        'an estimator',
+        ['derivative'],
+        "dict(type='STE', clip=1.0)",
+    )

@@ -14,6 +14,9 @@ from .base import Estimator, register_estimator
 class STE(Estimator):
     r"""(Clipped) straight-through estimator.
 
+    Forward: :math:`\mathrm{sign}(x)`, with :math:`\mathrm{sign}(0) = +1`.
+    Derivative:
+
     .. math:: h(x) = 1\{|x| \le \text{clip}\}
 
     or ``h(x) = 1`` everywhere with ``clip=None``. SURGE uses ``clip=1`` for
@@ -57,6 +60,10 @@ class STE(Estimator):
         if self.clip is None:
             return torch.ones_like(x)
         return (x.abs() <= self.clip).to(x.dtype)
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        """Return ``x``, held between ``-clip`` and ``clip``."""
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def __repr__(self) -> str:
         return f'STE(clip={self.clip})'

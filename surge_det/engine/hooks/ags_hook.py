@@ -7,7 +7,7 @@ import statistics
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook, LoggerHook
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -19,7 +19,7 @@ from surge_det.engine.optim.ags_optim_wrapper import (
     compensated_layers,
 )
 
-_DEFAULT_INTERVAL = 10  # LoggerHook's
+from .interval import check_interval, logs_now
 
 
 @HOOKS.register_module()
@@ -55,12 +55,8 @@ class AGSHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, interval: int | None = None, top: int = 3) -> None:
-        if interval is not None and not _is_int(interval, 1):
-            raise ValueError(
-                f'interval={interval!r} is not allowed: None or an integer '
-                '>= 1'
-            )
-        if not _is_int(top, 0):
+        check_interval(interval)
+        if not isinstance(top, int) or isinstance(top, bool) or top < 0:
             raise ValueError(f'top={top!r} is not allowed: an integer >= 0')
         self.interval = interval
         self.top = top
@@ -96,7 +92,7 @@ class AGSHook(Hook):
         if (
             not self._layers
             or not is_main_process()
-            or not self._is_due(runner, batch_idx)
+            or not logs_now(self, runner, batch_idx, self.interval)
         ):
             return
         values = self._read()
@@ -132,22 +128,6 @@ class AGSHook(Hook):
                 for key, saved in hub['resumed_keys'].items()
                 if saved or not key.startswith('ags/')
             }
-
-    def _is_due(self, runner: Runner, batch_idx: int) -> bool:
-        # LoggerHook's own rule, so that both log in the same iterations.
-        logger_hook = next(
-            (h for h in runner.hooks if isinstance(h, LoggerHook)), None
-        )
-        interval = self.interval or getattr(
-            logger_hook, 'interval', _DEFAULT_INTERVAL
-        )
-        if self.every_n_inner_iters(batch_idx, interval):
-            return True
-        loader = runner.train_dataloader
-        ignore_last = getattr(logger_hook, 'ignore_last', True)
-        return self.end_of_epoch(loader, batch_idx) and (
-            not ignore_last or len(loader) <= interval
-        )
 
     def _read(self) -> dict[str, float]:
         tensors = {}
@@ -207,9 +187,3 @@ class AGSHook(Hook):
         if bad:
             line += f'; not finite: {", ".join(bad)}'
         runner.logger.info(line)
-
-
-def _is_int(value: object, low: int) -> bool:
-    return (
-        isinstance(value, int) and not isinstance(value, bool) and value >= low
-    )

@@ -1,0 +1,102 @@
+"""What changes over a training run, and the one way to move it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+# Where a layer keeps what is no submodule of it.
+_ESTIMATORS = ('activation_estimator', 'weight_estimator')
+
+
+class Scheduled:
+    """Base of estimators and binarizers that change with progress.
+
+    A subclass computes what moves from ``self.progress``, a plain number:
+    it is in no state dict, and a resumed run sets it again from the
+    iteration.
+    """
+
+    progress: float = 0.0
+
+    def set_progress(self, p: float) -> None:
+        """Say how much of the training is done.
+
+        Args:
+            p: 0 at the start, 1 at the end.
+
+        Raises:
+            ValueError: If ``p`` is not in [0, 1].
+        """
+        self.progress = _check_progress(p)
+
+    def scheduled(self) -> dict[str, float]:
+        """Return what moves, by its symbol in the source."""
+        raise NotImplementedError
+
+
+def set_progress(model: nn.Module, p: float) -> int:
+    """Tell everything in a model that has a schedule how far training is.
+
+    Every estimator and binarizer of a binarized layer and every other
+    submodule that has a ``set_progress(p)`` gets it, each object once.
+
+    Args:
+        model: Any module, in a wrapper or not.
+        p: 0 at the start, 1 at the end.
+
+    Returns:
+        How many objects were set.
+
+    Raises:
+        ValueError: If ``p`` is not in [0, 1].
+    """
+    p = _check_progress(p)
+    parts = list(_parts(model, 'set_progress'))
+    for part in parts:
+        part.set_progress(p)
+    return len(parts)
+
+
+def scheduled_values(model: nn.Module) -> dict[str, float]:
+    """Return where everything with a schedule stands.
+
+    Args:
+        model: Any module, in a wrapper or not.
+
+    Returns:
+        Values under ``'<class>.<symbol>'``, such as ``'ReSTE.o'``, averaged
+        over the objects of a class.
+    """
+    values = defaultdict(list)
+    for part in _parts(model, 'scheduled'):
+        for symbol, value in part.scheduled().items():
+            values[f'{type(part).__name__}.{symbol}'].append(value)
+    return {name: sum(v) / len(v) for name, v in values.items()}
+
+
+def _parts(model: nn.Module, method: str) -> Iterator[Any]:
+    seen = set()
+    for module in model.modules():
+        for part in (
+            module,
+            *(getattr(module, name, None) for name in _ESTIMATORS),
+        ):
+            if id(part) not in seen and callable(getattr(part, method, None)):
+                seen.add(id(part))
+                yield part
+
+
+def _check_progress(p: float) -> float:
+    if (
+        not isinstance(p, (int, float))
+        or isinstance(p, bool)
+        or not math.isfinite(p)
+        or not 0 <= p <= 1
+    ):
+        raise ValueError(f'p={p!r} is not allowed: a number in [0, 1]')
+    return float(p)

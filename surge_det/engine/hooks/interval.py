@@ -1,0 +1,50 @@
+"""When a hook that sends values to the log has its turn."""
+
+from __future__ import annotations
+
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.runner import Runner
+
+_DEFAULT_INTERVAL = 10  # LoggerHook's
+
+
+def check_interval(interval: object) -> None:
+    """Refuse what is no interval.
+
+    Raises:
+        ValueError: If ``interval`` is neither ``None`` nor an integer >= 1.
+    """
+    if interval is not None and (
+        not isinstance(interval, int)
+        or isinstance(interval, bool)
+        or interval < 1
+    ):
+        raise ValueError(
+            f'interval={interval!r} is not allowed: None or an integer >= 1'
+        )
+
+
+def logs_now(
+    hook: Hook, runner: Runner, batch_idx: int, interval: int | None
+) -> bool:
+    """Whether a training iteration is one that logs.
+
+    Args:
+        hook: Who asks.
+        runner: In training.
+        batch_idx: As hooks get it.
+        interval: Iterations between two logs; ``None``: as the runner's
+            ``LoggerHook``.
+    """
+    # LoggerHook's own rule, so that all log in the same iterations.
+    logger_hook = next(
+        (h for h in runner.hooks if isinstance(h, LoggerHook)), None
+    )
+    interval = interval or getattr(logger_hook, 'interval', _DEFAULT_INTERVAL)
+    if hook.every_n_inner_iters(batch_idx, interval):
+        return True
+    loader = runner.train_dataloader
+    ignore_last = getattr(logger_hook, 'ignore_last', True)
+    return hook.end_of_epoch(loader, batch_idx) and (
+        not ignore_last or len(loader) <= interval
+    )
