@@ -37,6 +37,7 @@ OVERFIT = [
     f'overfit/surge_{detector}_coco_4images'
     for detector in ('faster_rcnn_r18', 'ssd300_vgg16')
 ]
+FSG = {'fsg_faster_rcnn_r18_bccd'}
 CONVERTED = {
     'surge_detr_r50_coco',
     'surge_faster_rcnn_r18_converted_bccd',
@@ -79,6 +80,7 @@ def real_photo():
 
 
 TWINS = {'surge': (True, True), 'ste': (False, True), 'float': (False, False)}
+METHODS = {**TWINS, 'fsg': (False, True)}
 PAIRS = [
     (d, data) for d, (_, all_data) in DETECTORS.items() for data in all_data
 ]
@@ -86,7 +88,7 @@ PAIRS = [
 
 def test_every_promised_config_is_there():
     twins = {f'{m}_{detector}_{d}' for m in TWINS for detector, d in PAIRS}
-    assert set(NAMES) == twins | {*TINY, *OVERFIT} | CONVERTED
+    assert set(NAMES) == twins | {*TINY, *OVERFIT} | CONVERTED | FSG
 
 
 def leaf(dataset):
@@ -108,7 +110,7 @@ def test_config_builds(name):
     cfg = load(name)
     layers = dict(named_surge_layers(build(cfg)))
     method, detector = name.removeprefix('overfit/').split('_', 1)
-    compensate, binary = TWINS[method]
+    compensate, binary = METHODS[method]
     if name in CONVERTED:
         assert layers
     else:
@@ -122,7 +124,8 @@ def test_config_builds(name):
         assert layer.binarize_activation is binary
     if 'AGSHook' not in {h.type for h in cfg.custom_hooks}:
         pytest.fail('AGS is not logged')
-    assert cfg.optim_wrapper.type == 'AGSOptimWrapper'
+    kind = 'FSGOptimWrapper' if method == 'fsg' else 'AGSOptimWrapper'
+    assert cfg.optim_wrapper.type == kind
     assert cfg.optim_wrapper.constructor == 'SURGEOptimWrapperConstructor'
     for split in ('train', 'val', 'test'):
         dataset, pipelines = leaf(cfg[f'{split}_dataloader'].dataset)

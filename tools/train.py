@@ -21,6 +21,7 @@ from mmengine.config import Config
 AMP_TWINS = {
     'OptimWrapper': 'AmpOptimWrapper',
     'AGSOptimWrapper': 'AGSAmpOptimWrapper',
+    'FSGOptimWrapper': 'FSGAmpOptimWrapper',
 }
 
 

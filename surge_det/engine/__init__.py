@@ -1,10 +1,12 @@
 """What mmengine's runner builds: optimizer wrappers and hooks."""
 
-from .hooks import AGSHook
+from .hooks import AGSHook, SURGEProgressHook
 from .optim import (
     AGSAmpOptimWrapper,
     AGSOptimWrapper,
     AGSSchedule,
+    FSGAmpOptimWrapper,
+    FSGOptimWrapper,
     SURGEOptimWrapperConstructor,
 )
 
@@ -13,5 +15,8 @@ __all__ = [
     'AGSHook',
     'AGSOptimWrapper',
     'AGSSchedule',
+    'FSGAmpOptimWrapper',
+    'FSGOptimWrapper',
     'SURGEOptimWrapperConstructor',
+    'SURGEProgressHook',
 ]
