@@ -1,20 +1,57 @@
 import csv
+import fcntl
 import importlib.util
-import json
+import os
+import re
+import signal
 import sys
-from pathlib import Path
+import threading
+import time
 
 import pytest
+from command_line import ROOT
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = [
-    ROOT / 'configs' / f'{name}_faster_rcnn_r18_demo.py'
-    for name in ('ste', 'surge')
+from surge_det.datasets.shapes import prepare_shapes
+
+CONFIGS = ROOT / 'configs'
+SURGE = CONFIGS / 'surge_faster_rcnn_r18_demo.py'
+
+# A training that takes no time. It behaves by seed and learning rate: 0.04
+# fails, 0.03 stays on the way until it is ended. Each call leaves a line.
+TRAIN = """
+import json, os, pathlib, runpy, sys, time
+config, _, folder, *rest = sys.argv[1:]
+cfg = runpy.run_path(config)
+folder = pathlib.Path(folder)
+name, seed = folder.parent.name, cfg['randomness']['seed']
+lr = cfg['optim_wrapper']['optimizer']['lr']
+with open(os.environ['CALLS'], 'a') as file:
+    print(name, seed, *rest, file=file)
+print('11/21 - mmengine - INFO - Epoch(train) [2][ 10/ 40]  lr: 1', flush=True)
+if lr == 0.03:
+    (folder / 'last_checkpoint').write_text('epoch_1.pth')
+    (folder.parent / 'at_work').write_text(str(os.getpid()))
+    time.sleep(60)
+if lr == 0.04:
+    sys.exit('loss is upside down')
+surge = cfg['model']['backbone']['conv_cfg'].get('compensate', True)
+final = 0.5 + 0.1 * seed + (0.03 - 0.02 * seed) * surge
+log = folder / '20260101_000000' / 'vis_data'
+log.mkdir(parents=True)
+records = [
+    dict(loss=1.0, time=t, epoch=1, iter=i, step=i)
+    for i, t in enumerate((9.0, 0.25, 0.5, 0.25), 1)
 ]
+records += [
+    {'pascal_voc/mAP': score, 'step': epoch}
+    for epoch, score in enumerate((final / 2, final), 1)
+]
+(log / 'scalars.json').write_text('\\n'.join(map(json.dumps, records)))
+"""
 
 
 @pytest.fixture(scope='module')
@@ -33,98 +70,352 @@ def compare():
         sys.modules.pop('compare', None)
 
 
-def finish(out, config, seed, scores, minutes):
-    log = out / config.stem / f'seed{seed}' / '20260101_000000' / 'vis_data'
-    log.mkdir(parents=True)
-    records = [{'loss': 1.0, 'epoch': 1, 'iter': 1, 'step': 1}]
-    records += [
-        {'pascal_voc/mAP': score, 'step': epoch}
-        for epoch, score in enumerate(scores, 1)
-    ]
-    text = '\n'.join(json.dumps(record) for record in records)
-    (log / 'scalars.json').write_text(text)
-    (log.parents[1] / 'minutes.txt').write_text(f'{minutes}\n')
-    settings = Config.fromfile(config).pretty_text
-    (log.parents[1] / 'settings.txt').write_text(settings)
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    prepare_shapes(folder, 5, 5, 0)
+    return folder
 
 
-def test_finished_runs_are_kept_and_put_side_by_side(
-    compare, tmp_path, capsys
-):
-    figures = {0: ([0.1, 0.50], [0.2, 0.53]), 1: ([0.3, 0.60], [0.4, 0.61])}
-    for seed, pair in figures.items():
-        for config, scores in zip(CONFIGS, pair):
-            finish(tmp_path, config, seed, scores, 2.0)
-    compare.main(
-        [str(c) for c in CONFIGS]
-        + ['--seeds', '0', '1', '--out', str(tmp_path), '--jobs', '2']
+@pytest.fixture
+def calls(compare, root, tmp_path, monkeypatch):
+    """Put the stub in place; return what reads (and forgets) its calls."""
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
+    monkeypatch.setattr(compare, 'TOOLS', tmp_path / 'tools')
+    monkeypatch.setattr(compare, 'POLL', 0.02)
+    monkeypatch.setenv('CALLS', str(tmp_path / 'calls'))
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(root))
+
+    def read():
+        file = tmp_path / 'calls'
+        lines = file.read_text().splitlines() if file.exists() else []
+        file.unlink(missing_ok=True)
+        return lines
+
+    return read
+
+
+def rows(out):
+    with open(out / 'runs.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
+    out = tmp_path / 'out'
+    args = [str(SURGE), '--methods', 'surge', 'ste', 'surge+reste', '--seeds']
+    args += ['0', '1', '--jobs', '2', '--out', str(out), '--lr', 'ste=0.002']
+    assert compare.main(args) == 0
+    # Seed by seed.
+    assert {c.split()[1] for c in calls()[:3]} == {'0'}
+    head, _, surge, ste, reste = (out / 'table.md').read_text().splitlines()
+    assert head.startswith(
+        '| method | lr | seed 0 | seed 1 | mean ± std | minus ste | s/iter |'
     )
-    out = capsys.readouterr().out
-    assert out.count('mAP 0.') == 4
-    rows = (tmp_path / 'table.md').read_text().splitlines()
-    # std of (0.50, 0.60) is 0.1 / sqrt(2).
-    assert '| 0.500 | 0.600 | 0.550 ± 0.071 | 2.0 | — |' in rows[2]
+    # std of (0.5, 0.6) is 0.1 / sqrt(2); the first time has the start in it.
+    assert ste.startswith(
+        '| ste | 0.002 | 0.500 | 0.600 | 0.550 ± 0.071 | — | 0.250 |'
+    )
     # Differences 0.03 and 0.01: mean 0.02, t(0.975, 1 df) = 12.706 times
     # the standard error 0.01.
-    assert (
-        '| 0.530 | 0.610 | 0.570 ± 0.057 | 2.0 | +0.020 ± 0.127 |' in rows[3]
+    rest = ' | 0.530 | 0.610 | 0.570 ± 0.057 | +0.020 ± 0.127 | 0.250 |'
+    assert surge.startswith('| surge | 0.001' + rest)
+    assert reste.startswith('| surge+reste | 0.001' + rest)
+    table = rows(out)
+    assert len(table) == 6
+    row = table[3]
+    # Of the stub, not of the process that this test runs in.
+    assert 0 < float(row.pop('memory_mib')) < 200
+    assert 0 <= float(row.pop('minutes')) < 1
+    assert row == dict(
+        method='ste',
+        seed='1',
+        lr='0.002',
+        split='test',
+        status='done',
+        mAP='0.6000',
+        s_per_iter='0.2500',
+        cuda_memory_mib='',
+        resumed='0',
+        mAP_epoch_1='0.3000',
+        mAP_epoch_2='0.6000',
     )
-    with open(tmp_path / 'runs.csv', newline='') as file:
-        table = list(csv.DictReader(file))
-    assert len(table) == 8
-    assert table[1] == dict(
-        config='ste_faster_rcnn_r18_demo',
-        seed='0',
-        epoch='2',
-        mAP='0.5000',
-        minutes='2.0',
-    )
-    assert (tmp_path / 'map_over_epochs.png').stat().st_size > 5_000
+    assert (out / 'map_over_epochs.png').stat().st_size > 5_000
+    assert capsys.readouterr().out.count('mAP 0.') == 6
+
+    # Everything is kept; another method and another setting are added.
+    assert compare.main([*args, '--baseline', 'surge']) == 0
+    assert calls() == []
+    assert 'minus surge |' in (out / 'table.md').read_text()
+    more = ['--seeds', '0', '--cfg-options', 'train_cfg.max_epochs=3']
+    assert compare.main([*args, *more, '--methods', 'ste', 'ede']) == 0
+    assert len(calls()) == 2
 
 
-def test_run_with_other_settings_is_not_taken(compare, tmp_path):
-    finish(tmp_path, CONFIGS[0], 0, [0.5], 2.0)
-    with pytest.raises(SystemExit, match='other settings'):
-        compare.main(
-            [str(CONFIGS[0]), '--seeds', '0', '--out', str(tmp_path)]
-            + ['--cfg-options', 'train_cfg.max_epochs=1']
+def test_several_configs_are_compared_as_they_are(compare, calls, tmp_path):
+    configs = [
+        CONFIGS / f'{n}_faster_rcnn_r18_demo.py' for n in ('ste', 'surge')
+    ]
+    work_dir = tmp_path / 'work'
+    args = [*map(str, configs), '--seeds', '0', '--out', str(tmp_path / 'out')]
+    assert compare.main([*args, '--work-dir', str(work_dir)]) == 0
+    ste, surge = (tmp_path / 'out' / 'table.md').read_text().splitlines()[2:]
+    assert ste.startswith('| ste_faster_rcnn_r18_demo | 0.001 | 0.500 | 0.500')
+    assert '| 0.530 | 0.530 | +0.030 |' in surge
+    assert len(list(work_dir.glob('*/seed0-*/result.json'))) == 2
+    assert rows(tmp_path / 'out')[1]['config'] == 'surge_faster_rcnn_r18_demo'
+
+
+def test_failed_run_is_named_after_the_others_are_done(
+    compare, calls, tmp_path, capsys
+):
+    out = tmp_path / 'out'
+    args = [str(SURGE), '--methods', 'ste', 'reste', 'ede', '--out', str(out)]
+    assert compare.main([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
+    said = capsys.readouterr().err
+    assert 'reste seed 0: FAILED, training ended with status 1' in said
+    assert re.search(r'reste/seed0-\w+/train\.log ends with:', said)
+    assert 'loss is upside down' in said
+    assert [r['status'] for r in rows(out)] == ['done', 'failed', 'done']
+    line = (out / 'table.md').read_text().splitlines()[3]
+    assert line.startswith('| reste | 0.04 | — | — | — |')
+    # What failed is tried again, what was done is not.
+    calls()
+    assert compare.main([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
+    assert calls() == ['reste 0']
+
+
+def interrupt(compare, args, mark):
+    """Run the tool and kill it politely once a run has left its mark."""
+
+    def kill():
+        deadline = time.monotonic() + 60
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    status = compare.main(args)
+    thread.join()
+    pid = int(mark.read_text())
+    mark.unlink()
+    return status, pid
+
+
+def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
+    out = tmp_path / 'out'
+    args = [str(SURGE), '--methods', 'ste', 'ede', 'surge', '--seeds', '0']
+    args += ['--out', str(out), '--lr', 'ede=0.03']
+    status, pid = interrupt(compare, args, out / 'ede' / 'at_work')
+    assert status == 130
+    assert '1 of 3 runs are finished' in capsys.readouterr().out
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert calls() == ['ste 0', 'ede 0']
+    assert [r['status'] for r in rows(out)] == ['done', 'open', 'open']
+    (half,) = (out / 'ede').glob('seed0-*/last_checkpoint')
+    # A half run goes on only where that is asked for.
+    interrupt(compare, [*args, '--resume'], out / 'ede' / 'at_work')
+    assert calls() == ['ede 0 --resume']
+    stub = compare.TOOLS / 'train.py'
+    stub.write_text(TRAIN.replace('0.03:', '0.0:'))
+    (half.parent / 'left_over').touch()
+    assert compare.main(args) == 0
+    assert not (half.parent / 'left_over').exists()
+    assert calls() == ['ede 0', 'surge 0']
+    assert [r['resumed'] for r in rows(out)] == ['0', '0', '0']
+
+
+def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
+    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
+    args.append(str(tmp_path))
+    (entry,) = compare.plan(compare.parse_args(args))
+    run = compare.make_run(entry, 0, tmp_path)
+    run.folder.parent.mkdir()
+    with open(run.folder.with_suffix('.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run.begin(0, dict(os.environ), False) is False
+        threading.Timer(0.5, lock.close).start()
+        start = time.monotonic()
+        assert compare.main(args) == 0
+        assert time.monotonic() - start > 0.5
+    assert calls() == ['ste 0']
+
+
+def test_time_left(compare, tmp_path, monkeypatch):
+    cfg = Config(dict(train_cfg=dict(max_epochs=4)))
+
+    def make(name, seed, share=None, minutes=None, age=0.0):
+        run = compare.Run(
+            compare.Entry(name, cfg, None),
+            seed,
+            tmp_path / f'{name}{seed}',
+            cfg,
+        )
+        run.folder.mkdir(exist_ok=True)
+        if minutes:
+            run.result = compare.Result(
+                [(1, 0.5)], 'epoch', minutes, 1, 1, None, False
+            )
+        elif share is not None:
+            run.process, run.start = object(), 1000.0 - age
+            run.log.write_text(share)
+        return run
+
+    monkeypatch.setattr(compare.time, 'monotonic', lambda: 1000.0)
+    runs = [make('ste', 0), make('surge', 0)]
+    assert compare.remaining(runs, 2) is None
+    # 30 of 4 x 40 iterations took 90 s: 390 s are left of it, 480 in all.
+    by_epoch = 'x\nEpoch(train) [1][ 30/40]  lr: 1\nEpoch(val) [1][2/2]'
+    runs = [make('ste', 0, by_epoch, age=90.0), make('surge', 0)]
+    assert runs[0].share() == 30 / 160
+    assert compare.remaining(runs, 1) == pytest.approx(390 + 480)
+    assert compare.remaining(runs, 2) == pytest.approx((390 + 480) / 2)
+    by_iteration = 'Iter(train) [ 75/100]  lr: 1'
+    runs = [
+        make('ste', 0, minutes=2),
+        make('ste', 1),
+        make('surge', 0, by_iteration, age=300.0),
+        make('surge', 1, 'not yet', age=100.0),
+    ]
+    # ste 120 s; surge 400 s: 100 and 300 of them left.
+    assert compare.remaining(runs, 2) == pytest.approx((120 + 100 + 300) / 2)
+    text = compare.summary(runs, 2)
+    assert text.startswith('1 of 4 done, 0 failed; about 0 h 05 min left; ')
+    assert text.endswith('running: surge seed 0 75 %, surge seed 1 0 %')
+
+
+def test_split(compare, tmp_path):
+    lists = tmp_path / 'lists'
+    lists.mkdir()
+    for name, ids in (('train', 'ab'), ('val', 'cd'), ('test', 'ef')):
+        (lists / f'{name}.txt').write_text('\n'.join(ids))
+    (lists / 'trainval.txt').write_text('\n'.join('abcd'))
+
+    def make(train='lists/train.txt', val='lists/test.txt'):
+        trained = dict(data_root=str(tmp_path), ann_file=train)
+        return Config(
+            dict(
+                train_dataloader=dict(
+                    dataset=dict(
+                        type='Repeat', dataset=dict(datasets=[trained])
+                    )
+                ),
+                val_dataloader=dict(
+                    dataset=dict(data_root=str(tmp_path), ann_file=val)
+                ),
+                val_evaluator=dict(type='VOCMetric'),
+            )
         )
 
+    for split in ('val', 'test'):
+        cfg = make()
+        compare.choose_split(cfg, split)
+        assert cfg.val_dataloader.dataset.ann_file == f'lists/{split}.txt'
+    with pytest.raises(ValueError, match='2 of 2 images .* are trained on'):
+        compare.choose_split(make(train='lists/trainval.txt'), 'val')
+    with pytest.raises(ValueError, match="ann_file='lists/all.txt' has no"):
+        compare.choose_split(make(val='lists/all.txt'), 'val')
+    (lists / 'val.txt').unlink()
+    with pytest.raises(ValueError, match=r'there is no .*val\.txt'):
+        compare.choose_split(make(), 'val')
 
-def test_failed_training_names_its_log(compare, tmp_path, monkeypatch):
-    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path / 'nowhere'))
-    monkeypatch.setenv('PYTHONPATH', str(ROOT))
-    with pytest.raises(SystemExit, match='train.log') as error:
-        compare.main([str(CONFIGS[0]), '--seeds', '0', '--out', str(tmp_path)])
-    assert 'nowhere' in str(error.value)
+    for name in ('val', 'test'):
+        (lists / f'instances_{name}2017.json').touch()
+    cfg = make(val='lists/instances_val2017.json')
+    cfg.val_evaluator.ann_file = str(lists / 'instances_val2017.json')
+    compare.choose_split(cfg, 'test')
+    changed = str(lists / 'instances_test2017.json')
+    assert cfg.val_evaluator.ann_file == changed
 
 
-def test_wrong_arguments_are_refused(compare, capsys):
-    for args, said in (
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
         (['missing.py'], 'missing.py'),
-        ([str(CONFIGS[0]), '--jobs', '0'], '--jobs 0'),
+        ([SURGE, '--jobs', '0'], '--jobs 0'),
+        ([SURGE, SURGE], "CONFIG: one of ['surge_faster_rcnn_r18_demo'"),
+        ([SURGE, '--seeds', '1', '1'], '--seeds: one of [1, 1]'),
+        (
+            [SURGE, CONFIGS / 'ste_faster_rcnn_r18_demo.py']
+            + ['--methods', 'ste'],
+            '--methods: one config, not 2',
+        ),
+        ([SURGE, '--methods', 'ste', '--baseline', 'ede'], "'ede': one of"),
+        ([SURGE, '--methods', 'ste', '--lr', 'ede=0.1'], "--lr 'ede=0.1'"),
+        ([SURGE, '--methods', 'ste', '--lr', 'ste=0'], "--lr 'ste=0'"),
+        ([SURGE, '--methods', 'ste', '--lr', '0.1'], "--lr '0.1'"),
+    ],
+)
+def test_wrong_arguments_are_refused(compare, capsys, args, said):
+    with pytest.raises(SystemExit) as error:
+        compare.main(list(map(str, args)))
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_nothing_starts_where_a_run_could_not(
+    compare, calls, tmp_path, monkeypatch, capsys
+):
+    args = [str(SURGE), '--methods', 'ste', '--out', str(tmp_path)]
+    for wrong, said in (
+        (['--methods', 'ste', 'sge'], "name='sge' is not allowed"),
+        (['--split', 'val'], 'there is no '),
     ):
-        with pytest.raises(SystemExit):
-            compare.main(args)
+        assert compare.main([*args, *wrong]) == 2
         assert said in capsys.readouterr().err
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path / 'nowhere'))
+    assert compare.main(args) == 2
+    assert 'nowhere' in capsys.readouterr().err
+    assert calls() == []
 
 
-def test_twins_start_from_the_same_weights():
-    import surge_det  # noqa: F401
-
-    # isort: split
-    from mmdet.registry import MODELS
-    from mmengine.registry import init_default_scope
-    from mmengine.runner import set_random_seed
-
-    init_default_scope('mmdet')
-    states = []
-    for config in CONFIGS:
-        set_random_seed(3)
-        model = MODELS.build(Config.fromfile(config).model)
-        model.init_weights()
-        states.append(model.state_dict())
-    ste, surge = states
-    assert set(surge) - set(ste) == {k for k in surge if 'aux_weight' in k}
-    for key, value in ste.items():
-        assert value.equal(surge[key]), key
+def test_real_trainings(compare, root, tmp_path, monkeypatch):
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(root))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    args = [
+        str(SURGE),
+        '--methods',
+        'ste',
+        'surge+reste',
+        '--seeds',
+        '0',
+        '--out',
+        str(tmp_path),
+        '--jobs',
+        '2',
+        '--lr',
+        'ste=0.0005',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.dataset.indices=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.dataset.indices=2',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
+        'default_hooks.checkpoint.interval=-1',
+        'model.backbone.base_channels=8',
+        'model.neck.in_channels=[8,16,32,64]',
+        'model.train_cfg.rpn_proposal.max_per_img=16',
+        'model.test_cfg.rpn.max_per_img=16',
+    ]
+    assert compare.main(args) == 0
+    ste, reste = rows(tmp_path)
+    assert ste['status'] == reste['status'] == 'done'
+    assert ste['lr'] == '0.0005'
+    for row in (ste, reste):
+        assert 0 <= float(row['mAP_epoch_1']) <= 1
+        # torch and the toolbox alone take more than 200 MiB.
+        assert 200 < float(row['memory_mib']) < 8_000
+        assert 0.001 < float(row['s_per_iter']) < 60
+    logs = [
+        next(tmp_path.glob(f'{n}/seed0-*/train.log'))
+        for n in ('ste', 'surge+reste')
+    ]
+    # What the logs say shows that each was trained by its method.
+    assert 'progress/ReSTE.o' not in logs[0].read_text()
+    assert 'progress/ReSTE.o' in logs[1].read_text()
+    assert 'AGS lambda of 25 layers' in logs[1].read_text()

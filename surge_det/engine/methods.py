@@ -1,0 +1,167 @@
+"""A method of the field as a change to a config."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from surge_det.core.methods import METHODS, method_cfg
+
+_LAYERS = ('SURGEConv2d', 'SURGELinear')
+# Parts of this package that are 1-bit without being told so.
+_ONE_BIT_PARTS = (
+    'SURGEFPN',
+    'SURGERPNHead',
+    'SURGEResNet',
+    'SURGESSDNeck',
+    'SURGESSDVGG',
+)
+# What a layer binarizes at all is the config's affair (as in the first of
+# two steps), unless the method is about that.
+_BINARIZES = ('binarize_weight', 'binarize_activation')
+_DECIDED = {key for keywords in METHODS.values() for key in keywords}
+_DECIDED -= set(_BINARIZES)
+
+# Wrappers without FSG -> their twins with it.
+_FSG_TWINS = {
+    'OptimWrapper': 'FSGOptimWrapper',
+    'AGSOptimWrapper': 'FSGOptimWrapper',
+    'AmpOptimWrapper': 'FSGAmpOptimWrapper',
+    'AGSAmpOptimWrapper': 'FSGAmpOptimWrapper',
+}
+_WITHOUT_FSG = {
+    'FSGOptimWrapper': 'AGSOptimWrapper',
+    'FSGAmpOptimWrapper': 'AGSAmpOptimWrapper',
+}
+# Blocks, because one token per weight is too much for a detector.
+_FSG_SETTINGS = {
+    'history_dtype': 'bfloat16',
+    'slow': {
+        'block_size': 1024,
+        'd_model': 8,
+        'expand': 2,
+        'independent': True,
+    },
+}
+
+
+def _use_fsg(cfg: Config) -> None:
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in _FSG_TWINS and kind not in _WITHOUT_FSG:
+        raise ValueError(
+            f"method 'fsg': optim_wrapper.type={kind!r} has no twin with "
+            f'FSG; allowed are {[*_FSG_TWINS, *_WITHOUT_FSG]}'
+        )
+    wrapper.type = _FSG_TWINS.get(kind, kind)
+    # The config's own settings stand.
+    settings = Config({'fsg': copy.deepcopy(_FSG_SETTINGS)})
+    settings.merge_from_dict({'fsg': wrapper.get('fsg') or {}})
+    wrapper.fsg = settings.fsg
+
+
+def _remove_fsg(cfg: Config) -> None:
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type') in _WITHOUT_FSG:
+        wrapper.type = _WITHOUT_FSG[wrapper.type]
+    wrapper.pop('fsg', None)
+
+
+# What a method changes beyond its layers: an entry here and its function are
+# all that another such method needs.
+_CHANGES: dict[str, Callable[[Config], None]] = {'fsg': _use_fsg}
+
+
+def apply_method(cfg: Config, name: str) -> Config:
+    """Return a config that trains the same detector by another method.
+
+    The method's keywords (:func:`surge_det.core.methods.method_cfg`) replace
+    those of the config in every ``conv_cfg``, ``linear_cfg`` or other dict
+    whose type is ``SURGEConv2d`` or ``SURGELinear``, in the ``conv_cfg``
+    that a part of this package such as ``SURGEResNet`` has by default, and
+    in the ``layer_cfg`` of every ``binarize_cfg``. Other keywords of the
+    layers (``eta``, ``shift``) stay, and so do ``binarize_weight`` and
+    ``binarize_activation`` for all methods but ``'float'``, which drops
+    ``pad_value`` besides. ``'fsg'`` takes ``FSGOptimWrapper`` as well.
+    ``SURGEProgressHook`` is added where there is none.
+
+    Args:
+        cfg: A whole config; it is not changed.
+        name: As :func:`surge_det.core.methods.method_cfg` takes it.
+
+    Raises:
+        ValueError: If there is no such method, the model has no place for
+            it, the config binarizes nothing in one of the places, a
+            ``binarize_cfg`` has ``overrides`` of what a method decides, or
+            the optimizer wrapper has no twin that the method needs.
+    """
+    keywords = method_cfg(name)
+    cfg = copy.deepcopy(cfg)
+    places = list(_places(cfg.get('model'), 'model'))
+    if not places:
+        raise ValueError(
+            f'method {name!r}: the config has no 1-bit layers to give it to: '
+            f'neither a conv_cfg or linear_cfg of type {" or ".join(_LAYERS)} '
+            f'nor one of {", ".join(_ONE_BIT_PARTS)} nor a binarize_cfg in '
+            'its model'
+        )
+    for where, place in places:
+        _replace(place, keywords, where, name)
+    _CHANGES.get(name.removeprefix('surge+'), _remove_fsg)(cfg)
+    hooks = cfg.get('custom_hooks') or []
+    if not any(h.get('type') == 'SURGEProgressHook' for h in hooks):
+        cfg.custom_hooks = [*hooks, ConfigDict(type='SURGEProgressHook')]
+    return cfg
+
+
+def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield the keywords of layers, each with its name in the config."""
+    if isinstance(node, (list, tuple)):
+        for i, item in enumerate(node):
+            yield from _places(item, f'{where}.{i}')
+    if not isinstance(node, dict):
+        return
+    kind = node.get('type')
+    if kind in _LAYERS:
+        yield where, node
+        return
+    if kind in _ONE_BIT_PARTS and not node.get('conv_cfg'):
+        node.conv_cfg = ConfigDict(type='SURGEConv2d')
+    for key in list(node):
+        inner = f'{where}.{key}'
+        if key != 'binarize_cfg':
+            yield from _places(node[key], inner)
+            continue
+        settings = node[key]
+        if settings is None:
+            continue
+        for pattern, override in (settings.get('overrides') or {}).items():
+            decided = sorted(_DECIDED & set(override))
+            if decided:
+                raise ValueError(
+                    f'{inner}.overrides[{pattern!r}] sets {decided}, which '
+                    'the method decides for all layers'
+                )
+        if not settings.get('layer_cfg'):
+            settings.layer_cfg = ConfigDict()
+        yield f'{inner}.layer_cfg', settings.layer_cfg
+
+
+def _replace(
+    place: ConfigDict, keywords: dict[str, Any], where: str, name: str
+) -> None:
+    to_float = not any(keywords.get(key, True) for key in _BINARIZES)
+    if not to_float and not any(place.get(key, True) for key in _BINARIZES):
+        raise ValueError(
+            f'method {name!r}: {where} binarizes neither weights nor '
+            'activations; give a config that is 1-bit'
+        )
+    for key in _DECIDED:
+        place.pop(key, None)
+    if to_float:
+        # It pads a binarized input.
+        place.pop('pad_value', None)
+    place.update(copy.deepcopy(keywords))
