@@ -39,6 +39,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGELayer
 
 _LAYERS = (_ConvNd, nn.Linear)
@@ -264,6 +265,9 @@ def count_cost(model: nn.Module, forward: Callable[[], Any]) -> ModelCost:
 
 
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
+    if isinstance(module, Binarizer):
+        # Its learned scale is the one that its layer stores.
+        return {}
     return {
         name: parameter
         for name, parameter in module.named_parameters(recurse=False)

@@ -360,3 +360,16 @@ def test_bad_arguments_are_refused():
     cfg.model = dict(type='SURGEResNet', depth=18)
     with pytest.raises(ValueError, match="'SURGEResNet' is no detector"):
         detector_cost(cfg, (64, 64))
+
+
+def test_a_learned_scale_is_stored_once():
+    costs = []
+    for binarizer in (None, dict(type='ReCU')):
+        layer = SURGEConv2d(4, 5, 3, weight_binarizer=binarizer)
+        model = nn.Sequential(layer).eval()
+        cost = count_cost(
+            model, lambda model=model: model(torch.zeros(1, 4, 8, 8))
+        )
+        assert [c.name for c in cost.layers] == ['0']
+        costs.append(total_cost(cost.layers))
+    assert costs[0] == costs[1]
