@@ -9,7 +9,11 @@ optim_wrapper = dict(
     ags=dict(eta=0.2),
     constructor='SURGEOptimWrapperConstructor',
 )
-custom_hooks = [*_base_.custom_hooks, dict(type='AGSHook')]
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='AGSHook'),
+    dict(type='SURGEProgressHook'),
+]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'
 train_dataset = dict(dataset=dict(data_root=data_root))

@@ -40,8 +40,8 @@ _WRAPPER_NAMES = {
 _BUILT_ETA: WeakKeyDictionary[AGS, tuple[float, float]] = WeakKeyDictionary()
 
 
-def compensated_layers(model: nn.Module) -> dict[str, SURGELayer]:
-    """SURGE layers of a model that have a replica, by name.
+def binarized_layers(model: nn.Module) -> dict[str, SURGELayer]:
+    """SURGE layers of a model, by name.
 
     Args:
         model: A model, in a model wrapper (``DistributedDataParallel``, ...)
@@ -52,12 +52,19 @@ def compensated_layers(model: nn.Module) -> dict[str, SURGELayer]:
     """
     while is_model_wrapper(model):
         model = model.module
-    layers = {}
-    for name, layer in named_surge_layers(model):
-        if layer.ags is not None:
-            parts = [p for p in name.split('.') if p not in _WRAPPER_NAMES]
-            layers['.'.join(parts)] = layer
-    return layers
+    return {
+        '.'.join(p for p in name.split('.') if p not in _WRAPPER_NAMES): layer
+        for name, layer in named_surge_layers(model)
+    }
+
+
+def compensated_layers(model: nn.Module) -> dict[str, SURGELayer]:
+    """Those of :func:`binarized_layers` that have a replica."""
+    return {
+        name: layer
+        for name, layer in binarized_layers(model).items()
+        if layer.ags is not None
+    }
 
 
 class AGSMixin:

@@ -7,18 +7,16 @@ from contextlib import contextmanager
 
 import torch
 from mmengine import dist
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from surge_det.core.fsg import FSG, check_settings
-from surge_det.core.layers import SURGELayer, named_surge_layers
 
 from .ags_optim_wrapper import (
-    _WRAPPER_NAMES,
     AGSMixin,
     _AnyDeviceAmpOptimWrapper,
+    binarized_layers,
 )
 
 
@@ -82,7 +80,7 @@ class FSGMixin:
         super().bind(model)
         if model is self._fsg_model:
             return
-        self.fsg = FSG(_layers(model), **self._fsg_settings)
+        self.fsg = FSG(binarized_layers(model), **self._fsg_settings)
         self._fsg_model = model
         if dist.is_distributed():
             for net in (self.fsg.fast_net, self.fsg.slow_net):
@@ -170,15 +168,6 @@ class FSGMixin:
             self._fsg_state = state
         else:
             self.fsg.load_state_dict(state)
-
-
-def _layers(model: nn.Module) -> dict[str, SURGELayer]:
-    while is_model_wrapper(model):
-        model = model.module
-    return {
-        '.'.join(p for p in name.split('.') if p not in _WRAPPER_NAMES): layer
-        for name, layer in named_surge_layers(model)
-    }
 
 
 @OPTIM_WRAPPERS.register_module()
