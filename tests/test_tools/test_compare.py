@@ -1,104 +1,19 @@
-import csv
 import fcntl
-import importlib.util
 import os
 import re
-import signal
-import sys
 import threading
 import time
 
 import pytest
 from command_line import ROOT
+from compare_runs import interrupt, rows
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
 
-from surge_det.datasets.shapes import prepare_shapes
-
 CONFIGS = ROOT / 'configs'
 SURGE = CONFIGS / 'surge_faster_rcnn_r18_demo.py'
-
-# A training that takes no time. It behaves by seed and learning rate: 0.04
-# fails, 0.03 stays on the way until it is ended. Each call leaves a line.
-TRAIN = """
-import json, os, pathlib, runpy, sys, time
-config, _, folder, *rest = sys.argv[1:]
-cfg = runpy.run_path(config)
-folder = pathlib.Path(folder)
-name, seed = folder.parent.name, cfg['randomness']['seed']
-lr = cfg['optim_wrapper']['optimizer']['lr']
-with open(os.environ['CALLS'], 'a') as file:
-    print(name, seed, *rest, file=file)
-print('11/21 - mmengine - INFO - Epoch(train) [2][ 10/ 40]  lr: 1', flush=True)
-if lr == 0.03:
-    (folder / 'last_checkpoint').write_text('epoch_1.pth')
-    (folder.parent / 'at_work').write_text(str(os.getpid()))
-    time.sleep(60)
-if lr == 0.04:
-    sys.exit('loss is upside down')
-surge = cfg['model']['backbone']['conv_cfg'].get('compensate', True)
-final = 0.5 + 0.1 * seed + (0.03 - 0.02 * seed) * surge
-log = folder / '20260101_000000' / 'vis_data'
-log.mkdir(parents=True)
-records = [
-    dict(loss=1.0, time=t, epoch=1, iter=i, step=i)
-    for i, t in enumerate((9.0, 0.25, 0.5, 0.25), 1)
-]
-records += [
-    {'pascal_voc/mAP': score, 'step': epoch}
-    for epoch, score in enumerate((final / 2, final), 1)
-]
-(log / 'scalars.json').write_text('\\n'.join(map(json.dumps, records)))
-"""
-
-
-@pytest.fixture(scope='module')
-def compare():
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            'compare', ROOT / 'tools' / 'compare.py'
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules['compare'] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
-        sys.modules.pop('compare', None)
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    prepare_shapes(folder, 5, 5, 0)
-    return folder
-
-
-@pytest.fixture
-def calls(compare, root, tmp_path, monkeypatch):
-    """Put the stub in place; return what reads (and forgets) its calls."""
-    (tmp_path / 'tools').mkdir()
-    (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
-    monkeypatch.setattr(compare, 'TOOLS', tmp_path / 'tools')
-    monkeypatch.setattr(compare, 'POLL', 0.02)
-    monkeypatch.setenv('CALLS', str(tmp_path / 'calls'))
-    monkeypatch.setenv('SURGE_DATA_ROOT', str(root))
-
-    def read():
-        file = tmp_path / 'calls'
-        lines = file.read_text().splitlines() if file.exists() else []
-        file.unlink(missing_ok=True)
-        return lines
-
-    return read
-
-
-def rows(out):
-    with open(out / 'runs.csv', newline='') as file:
-        return list(csv.DictReader(file))
 
 
 def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
@@ -123,24 +38,29 @@ def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
     assert reste.startswith('| surge+reste | 0.001' + rest)
     table = rows(out)
     assert len(table) == 6
+    assert {row['role'] for row in table} == {'compared'}
     row = table[3]
     # Of the stub, not of the process that this test runs in.
     assert 0 < float(row.pop('memory_mib')) < 200
     assert 0 <= float(row.pop('minutes')) < 1
     assert row == dict(
         method='ste',
+        role='compared',
         seed='1',
         lr='0.002',
         split='test',
         status='done',
         mAP='0.6000',
+        lr_split_mAP='',
         s_per_iter='0.2500',
         cuda_memory_mib='',
         resumed='0',
         mAP_epoch_1='0.3000',
         mAP_epoch_2='0.6000',
     )
-    assert (out / 'map_over_epochs.png').stat().st_size > 5_000
+    for name in ('map_over_epochs', 'differences'):
+        assert (out / f'{name}.png').stat().st_size > 5_000
+    assert not (out / 'lr_grid.md').exists()
     assert capsys.readouterr().out.count('mAP 0.') == 6
 
     # Everything is kept; another method and another setting are added.
@@ -152,6 +72,7 @@ def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
     assert len(calls()) == 2
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_several_configs_are_compared_as_they_are(compare, calls, tmp_path):
     configs = [
         CONFIGS / f'{n}_faster_rcnn_r18_demo.py' for n in ('ste', 'surge')
@@ -166,6 +87,7 @@ def test_several_configs_are_compared_as_they_are(compare, calls, tmp_path):
     assert rows(tmp_path / 'out')[1]['config'] == 'surge_faster_rcnn_r18_demo'
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_failed_run_is_named_after_the_others_are_done(
     compare, calls, tmp_path, capsys
 ):
@@ -185,24 +107,7 @@ def test_failed_run_is_named_after_the_others_are_done(
     assert calls() == ['reste 0']
 
 
-def interrupt(compare, args, mark):
-    """Run the tool and kill it politely once a run has left its mark."""
-
-    def kill():
-        deadline = time.monotonic() + 60
-        while not mark.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    status = compare.main(args)
-    thread.join()
-    pid = int(mark.read_text())
-    mark.unlink()
-    return status, pid
-
-
+@pytest.mark.usefixtures('undrawn')
 def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     out = tmp_path / 'out'
     args = [str(SURGE), '--methods', 'ste', 'ede', 'surge', '--seeds', '0']
@@ -218,8 +123,8 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     # A half run goes on only where that is asked for.
     interrupt(compare, [*args, '--resume'], out / 'ede' / 'at_work')
     assert calls() == ['ede 0 --resume']
-    stub = compare.TOOLS / 'train.py'
-    stub.write_text(TRAIN.replace('0.03:', '0.0:'))
+    stub = tmp_path / 'tools' / 'train.py'
+    stub.write_text(stub.read_text().replace('0.03:', '0.0:'))
     (half.parent / 'left_over').touch()
     assert compare.main(args) == 0
     assert not (half.parent / 'left_over').exists()
@@ -227,11 +132,14 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     assert [r['resumed'] for r in rows(out)] == ['0', '0', '0']
 
 
+@pytest.mark.usefixtures('undrawn')
 def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
+    from comparison import runs
+
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
     args.append(str(tmp_path))
     (entry,) = compare.plan(compare.parse_args(args))
-    run = compare.make_run(entry, 0, tmp_path)
+    run = runs.make_run(entry, 0, tmp_path)
     run.folder.parent.mkdir()
     with open(run.folder.with_suffix('.lock'), 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -243,19 +151,51 @@ def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
     assert calls() == ['ste 0']
 
 
+def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
+    from comparison.plan import Entry
+    from comparison.runs import Result, make_run
+
+    cfg = Config(
+        dict(
+            model=dict(type='SSD', depths=(2, 3)),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.001)),
+            train_cfg=dict(max_epochs=2),
+            randomness=dict(deterministic=True),
+        )
+    )
+    run = make_run(Entry('ste', cfg, 0.001), 3, tmp_path)
+    # Were they others, all comparisons that were begun would start anew.
+    assert run.folder == tmp_path / 'ste' / 'seed3-ba4c587832'
+    run.folder.mkdir(parents=True)
+    (run.folder / 'result.json').write_text(
+        '{"scores": [[2, 0.5], [4, 0.75]], "step_name": "epoch", '
+        '"minutes": 8.5, "iteration": 0.25, "memory": 900.0, '
+        '"cuda_memory": null, "resumed": false}'
+    )
+    assert run.load()
+    assert run.result == Result(
+        [(2, 0.5), (4, 0.75)], 'epoch', 8.5, 0.25, 900.0, None, False
+    )
+    assert (run.score, run.minutes) == (0.75, 8.5)
+
+
 def test_time_left(compare, tmp_path, monkeypatch):
+    from comparison import work
+    from comparison.plan import Entry
+    from comparison.runs import Evaluation, Result, Run
+
     cfg = Config(dict(train_cfg=dict(max_epochs=4)))
 
     def make(name, seed, share=None, minutes=None, age=0.0):
-        run = compare.Run(
-            compare.Entry(name, cfg, None),
+        run = Run(
+            Entry(name, cfg, None),
             seed,
             tmp_path / f'{name}{seed}',
             cfg,
         )
         run.folder.mkdir(exist_ok=True)
         if minutes:
-            run.result = compare.Result(
+            run.result = Result(
                 [(1, 0.5)], 'epoch', minutes, 1, 1, None, False
             )
         elif share is not None:
@@ -263,15 +203,15 @@ def test_time_left(compare, tmp_path, monkeypatch):
             run.log.write_text(share)
         return run
 
-    monkeypatch.setattr(compare.time, 'monotonic', lambda: 1000.0)
+    monkeypatch.setattr(work.time, 'monotonic', lambda: 1000.0)
     runs = [make('ste', 0), make('surge', 0)]
-    assert compare.remaining(runs, 2) is None
+    assert work.remaining(runs, 2) is None
     # 30 of 4 x 40 iterations took 90 s: 390 s are left of it, 480 in all.
     by_epoch = 'x\nEpoch(train) [1][ 30/40]  lr: 1\nEpoch(val) [1][2/2]'
     runs = [make('ste', 0, by_epoch, age=90.0), make('surge', 0)]
     assert runs[0].share() == 30 / 160
-    assert compare.remaining(runs, 1) == pytest.approx(390 + 480)
-    assert compare.remaining(runs, 2) == pytest.approx((390 + 480) / 2)
+    assert work.remaining(runs, 1) == pytest.approx(390 + 480)
+    assert work.remaining(runs, 2) == pytest.approx((390 + 480) / 2)
     by_iteration = 'Iter(train) [ 75/100]  lr: 1'
     runs = [
         make('ste', 0, minutes=2),
@@ -280,13 +220,29 @@ def test_time_left(compare, tmp_path, monkeypatch):
         make('surge', 1, 'not yet', age=100.0),
     ]
     # ste 120 s; surge 400 s: 100 and 300 of them left.
-    assert compare.remaining(runs, 2) == pytest.approx((120 + 100 + 300) / 2)
-    text = compare.summary(runs, 2)
+    assert work.remaining(runs, 2) == pytest.approx((120 + 100 + 300) / 2)
+    text = work.summary(runs, 2)
     assert text.startswith('1 of 4 done, 0 failed; about 0 h 05 min left; ')
     assert text.endswith('running: surge seed 0 75 %, surge seed 1 0 %')
 
+    # Evaluations: a tenth of a training until one has been timed.
+    runs = [make('ste', 0, minutes=2), make('surge', 0, minutes=4)]
+    tasks = [*runs, *(Evaluation(run, 'val', cfg) for run in runs)]
+    assert work.remaining(tasks, 1) == pytest.approx(2 * 0.1 * 180)
+    tasks[2].process, tasks[2].start = object(), 970.0
+    tasks[2].log.write_text('Epoch(test)  [30/40]    eta: 0:00:10')
+    # 10 s of it are left, 40 s of the other.
+    assert work.remaining(tasks, 1) == pytest.approx(10 + 40)
+    text = work.summary(tasks, 1)
+    assert text.startswith('2 of 4 done, 0 failed; about 0 h 01 min left; ')
+    assert text.endswith('running: ste seed 0 on val 75 %')
+    tasks[2].score, tasks[2].minutes = 0.5, 0.5
+    assert work.remaining(tasks, 1) == pytest.approx(30)
+
 
 def test_split(compare, tmp_path):
+    from comparison.plan import choose_split, on_lr_split
+
     lists = tmp_path / 'lists'
     lists.mkdir()
     for name, ids in (('train', 'ab'), ('val', 'cd'), ('test', 'ef')):
@@ -311,23 +267,53 @@ def test_split(compare, tmp_path):
 
     for split in ('val', 'test'):
         cfg = make()
-        compare.choose_split(cfg, split)
+        choose_split(cfg, split)
         assert cfg.val_dataloader.dataset.ann_file == f'lists/{split}.txt'
     with pytest.raises(ValueError, match='2 of 2 images .* are trained on'):
-        compare.choose_split(make(train='lists/trainval.txt'), 'val')
+        choose_split(make(train='lists/trainval.txt'), 'val')
     with pytest.raises(ValueError, match="ann_file='lists/all.txt' has no"):
-        compare.choose_split(make(val='lists/all.txt'), 'val')
+        choose_split(make(val='lists/all.txt'), 'val')
+
+    # The other split is for choosing: what is validated on stays.
+    cfg = make()
+    own = on_lr_split(cfg, 'val')
+    assert own.test_dataloader.dataset.ann_file == 'lists/val.txt'
+    assert own.test_evaluator == dict(type='VOCMetric')
+    assert own.test_cfg == dict(type='TestLoop')
+    assert cfg.to_dict() == make().to_dict()
+    with pytest.raises(ValueError, match=r'--lr-split test: .*test\.txt is'):
+        on_lr_split(make(), 'test')
+    choose_split(cfg, 'val')
+    assert on_lr_split(cfg, 'test').val_dataloader.dataset.ann_file == (
+        'lists/test.txt'
+    )
+    with pytest.raises(ValueError, match='--lr-split val: 2 of 2 images'):
+        on_lr_split(make(train='lists/trainval.txt'), 'val')
+    (lists / 'test.txt').write_text('d')
+    with pytest.raises(ValueError, match='1 of 2 .* are reported on'):
+        on_lr_split(make(), 'val')
+    # Whatever the split, nothing is chosen on training images.
+    (lists / 'train.txt').write_text('a d')
+    with pytest.raises(ValueError, match='1 of 1 images .* are trained on'):
+        on_lr_split(make(val='lists/val.txt'), 'test')
+
     (lists / 'val.txt').unlink()
     with pytest.raises(ValueError, match=r'there is no .*val\.txt'):
-        compare.choose_split(make(), 'val')
+        choose_split(make(), 'val')
+    with pytest.raises(ValueError, match=r'--lr-split val: there is no .*val'):
+        on_lr_split(make(), 'val')
 
     for name in ('val', 'test'):
         (lists / f'instances_{name}2017.json').touch()
     cfg = make(val='lists/instances_val2017.json')
     cfg.val_evaluator.ann_file = str(lists / 'instances_val2017.json')
-    compare.choose_split(cfg, 'test')
+    choose_split(cfg, 'test')
     changed = str(lists / 'instances_test2017.json')
     assert cfg.val_evaluator.ann_file == changed
+    cfg = make(val='lists/instances_val2017.json')
+    cfg.val_evaluator = [dict(ann_file='x'), dict(type='Other')]
+    choose_split(cfg, 'test')
+    assert cfg.val_evaluator == [dict(ann_file=changed), dict(type='Other')]
 
 
 @pytest.mark.parametrize(
@@ -346,6 +332,10 @@ def test_split(compare, tmp_path):
         ([SURGE, '--methods', 'ste', '--lr', 'ede=0.1'], "--lr 'ede=0.1'"),
         ([SURGE, '--methods', 'ste', '--lr', 'ste=0'], "--lr 'ste=0'"),
         ([SURGE, '--methods', 'ste', '--lr', '0.1'], "--lr '0.1'"),
+        ([SURGE, '--lr-grid', '0.1'], '--lr-grid [0.1]: two or more'),
+        ([SURGE, '--lr-grid', '0.1', '0.1'], '--lr-grid [0.1, 0.1]'),
+        ([SURGE, '--lr-grid', '0.1', '-1'], '--lr-grid [0.1, -1.0]'),
+        ([SURGE, '--lr-split', 'test'], '--lr-split test: only with'),
     ],
 )
 def test_wrong_arguments_are_refused(compare, capsys, args, said):
@@ -371,8 +361,8 @@ def test_nothing_starts_where_a_run_could_not(
     assert calls() == []
 
 
-def test_real_trainings(compare, root, tmp_path, monkeypatch):
-    monkeypatch.setenv('SURGE_DATA_ROOT', str(root))
+def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(drawn_data))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     args = [
         str(SURGE),
@@ -419,3 +409,29 @@ def test_real_trainings(compare, root, tmp_path, monkeypatch):
     assert 'progress/ReSTE.o' not in logs[0].read_text()
     assert 'progress/ReSTE.o' in logs[1].read_text()
     assert 'AGS lambda of 25 layers' in logs[1].read_text()
+
+    # The evaluation that chooses rates is of the last epoch's weights, by
+    # the settings of validation: on the same images it gives the same.
+    from comparison.plan import on_lr_split
+    from comparison.runs import Evaluation, make_run
+    from comparison.work import environment
+
+    run = make_run(compare.plan(compare.parse_args(args))[1], 0, tmp_path)
+    assert run.load()
+    split = next(drawn_data.glob('shapes/ImageSets/Main')) / 'val.txt'
+    split.write_text('none_of_the_others')
+    try:
+        cfg = on_lr_split(run.cfg, 'val')
+    finally:
+        split.unlink()
+    listed = cfg.test_dataloader.dataset.ann_file
+    cfg.test_dataloader.dataset.ann_file = listed.replace('val', 'test')
+    evaluation = Evaluation(run, 'val', cfg)
+    assert evaluation.begin(0, environment(0, 1), False)
+    while not evaluation.poll():
+        time.sleep(0.1)
+    assert evaluation.failure is None
+    assert evaluation.score == pytest.approx(run.score, abs=1e-4)
+    again = Evaluation(run, 'val', cfg)
+    assert again.load()
+    assert again.score == evaluation.score

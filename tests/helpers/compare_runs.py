@@ -1,0 +1,31 @@
+"""For the tests of ``tools/compare.py``."""
+
+import csv
+import os
+import signal
+import threading
+import time
+
+
+def rows(out):
+    """What is in the CSV of a comparison."""
+    with open(out / 'runs.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def interrupt(compare, args, mark):
+    """Run the tool and kill it politely once a process has left its mark."""
+
+    def kill():
+        deadline = time.monotonic() + 60
+        while not mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    status = compare.main(args)
+    thread.join()
+    pid = int(mark.read_text())
+    mark.unlink()
+    return status, pid

@@ -1,0 +1,182 @@
+"""What is compared: a config for each method and learning rate."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+from mmengine.config import Config
+
+from surge_det.datasets import merge_options
+from surge_det.engine.methods import apply_method
+
+_SPLIT = re.compile(r'train(?:val)?|val|test')
+
+
+class Entry(NamedTuple):
+    """What is compared: a method, or a config, and its learning rate.
+
+    ``from_grid`` says that this rate is one of several to choose from.
+    """
+
+    name: str
+    cfg: Config
+    lr: float | None
+    from_grid: bool = False
+
+
+def settle(
+    cfg: Config, name: str, lr: float | None, option: str = '--lr'
+) -> float | None:
+    """Give a config its learning rate; return the one it has then.
+
+    Raises:
+        ValueError: If it has no single one.
+    """
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    if lr is not None:
+        if optimizer is None:
+            raise ValueError(
+                f'{option} {name}={lr}: the config has no '
+                'optim_wrapper.optimizer'
+            )
+        optimizer.lr = lr
+    return optimizer.get('lr') if optimizer else None
+
+
+def choose_split(cfg: Config, split: str) -> None:
+    """Make validation, and so the comparison, use a split of the data.
+
+    The file that lists the images is the one that the config validates on,
+    with ``train``, ``val`` or ``test`` in its name replaced.
+
+    Raises:
+        ValueError: If there is no such file, or it lists training images.
+    """
+    option = f'--split {split}'
+    path = _use_split(cfg, split, option)
+    if split == 'val':
+        _refuse_trained(cfg, path, option)
+
+
+def on_lr_split(cfg: Config, split: str) -> Config:
+    """Return a config that tests on the split that chooses learning rates.
+
+    Its test data and evaluator are those of validation, with the file that
+    lists the images replaced as by :func:`choose_split`.
+
+    Args:
+        cfg: The config of a training; it is not changed.
+        split: ``'val'`` or ``'test'``.
+
+    Raises:
+        ValueError: If there is no such file, or it lists training images or
+            images that are reported on.
+    """
+    option = f'--lr-split {split}'
+    own = Config(cfg.to_dict())
+    reported = _val_list(cfg)
+    path = _use_split(own, split, option)
+    if reported.is_file() and path.samefile(reported):
+        raise ValueError(
+            f'{option}: {path} is what the comparison reports on; learning '
+            'rates must be chosen on other images (--lr-split and --split '
+            'name two lists)'
+        )
+    _refuse_trained(own, path, option)
+    _refuse_common(path, reported, option, 'are reported on')
+    own.test_dataloader = own.val_dataloader
+    own.test_evaluator = own.val_evaluator
+    if not own.get('test_cfg'):
+        own.test_cfg = dict(type='TestLoop')
+    own.resume = False
+    return own
+
+
+def _val_list(cfg: Config) -> Path:
+    dataset = cfg.val_dataloader.dataset
+    return Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+
+
+def _use_split(cfg: Config, split: str, option: str) -> Path:
+    dataset = cfg.val_dataloader.dataset
+    old = dataset.get('ann_file') or ''
+    stem = Path(old).name
+    found = _SPLIT.search(stem)
+    if not found:
+        raise ValueError(
+            f'{option}: val_dataloader.dataset.ann_file={old!r} has '
+            "no 'val' or 'test' in its name; name the file by --cfg-options"
+        )
+    new = str(Path(old).with_name(_SPLIT.sub(split, stem, count=1)))
+    root = dataset.get('data_root') or ''
+    path = Path(root, new)
+    if not path.is_file():
+        raise ValueError(f'{option}: there is no {path}')
+    dataset.ann_file = new
+    evaluators = cfg.get('val_evaluator') or []
+    if isinstance(evaluators, dict):
+        evaluators = [evaluators]
+    for evaluator in evaluators:
+        if evaluator.get('ann_file'):
+            evaluator.ann_file = str(path)
+    return path
+
+
+def _refuse_trained(cfg: Config, path: Path, option: str) -> None:
+    for other in _lists(cfg.train_dataloader.dataset):
+        if other.parent == path.parent:
+            _refuse_common(path, other, option, 'are trained on')
+
+
+def _refuse_common(path: Path, other: Path, option: str, are: str) -> None:
+    if path.suffix != '.txt' or not other.is_file():
+        return
+    wanted = set(path.read_text().split())
+    both = wanted & set(other.read_text().split())
+    if both:
+        raise ValueError(
+            f'{option}: {len(both)} of {len(wanted)} images of {path} {are} '
+            f'(in {other})'
+        )
+
+
+def _lists(dataset: object) -> Iterator[Path]:
+    if isinstance(dataset, (list, tuple)):
+        for item in dataset:
+            yield from _lists(item)
+    elif isinstance(dataset, dict):
+        yield from _lists(dataset.get('dataset') or dataset.get('datasets'))
+        if dataset.get('ann_file'):
+            yield Path(dataset.get('data_root') or '', dataset['ann_file'])
+
+
+def plan(args: argparse.Namespace) -> list[Entry]:
+    """Make a config of everything that is compared.
+
+    A method (or config) that gets its learning rate from ``args.lr_grid``
+    has an entry for each rate, in their order.
+
+    Raises:
+        ValueError: If a config does not admit a method or an option.
+    """
+    entries = []
+    for path in args.configs:
+        cfg = Config.fromfile(path)
+        merge_options(cfg, args.cfg_options)
+        if args.split:
+            choose_split(cfg, args.split)
+        for method in args.methods or [None]:
+            name = method or path.stem
+            of_grid = bool(args.lr_grid) and name not in args.lr
+            option = '--lr-grid' if of_grid else '--lr'
+            for rate in args.lr_grid if of_grid else [args.lr.get(name)]:
+                # Not shared, because the rate is written into it.
+                own = apply_method(cfg, method) if method else deepcopy(cfg)
+                lr = settle(own, name, rate, option)
+                entries.append(Entry(name, own, lr, of_grid))
+    return entries
