@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,26 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .ags import AGS
-from .sign import binary_sign
+from .layouts import Layouts, in_channels_last, in_rows, is_channels_last
+from .sign import binary_sign, is_plain
+from .sign_bits import pack, unpack
+from .sign_conv import (
+    is_served,
+    pad_codes,
+    sign_codes,
+    sign_conv2d,
+    signs_of,
+)
+
+# oneDNN's gradients on CPUs, by measurement: that of the input is faster in
+# channels_last, by enough to change the format if there are few channels or
+# strides; that of the weights is two to three times slower there with strides,
+# in float32.
+_FEW_CHANNELS = 64
+# Bringing weights into the 8-bit convolution's format takes as long as about
+# 500 output places save; a call has a cost of its own, too.
+_MIN_PLACES = 512
+_MIN_PRODUCTS = 3e7
 
 
 @dataclass(frozen=True)
@@ -63,9 +83,61 @@ class ConvOperator:
             x, weight, bias, self.stride, padding, self.dilation, self.groups
         )
 
+    def forward_signs(
+        self,
+        codes: Tensor,
+        z: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        value: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Convolve signs, padded with ``value``, with scaled signs of ``z``.
+
+        Args:
+            codes: The input's signs, of ``sign_codes``.
+            z: What the weights' signs are of.
+            scale: (C_out or 1, 1, 1, 1).
+            bias: (C_out,) or ``None``.
+            value: -1, 0 or +1.
+            dtype: Of the output.
+
+        Returns:
+            The output, in the memory format of ``codes``.
+        """
+        left, _, top, _ = self.padding
+        padding = (top, left)
+        like = codes
+        if not self._symmetric or value != 0:
+            codes, padding = pad_codes(codes, self.padding, value), (0, 0)
+        out = sign_conv2d(
+            in_channels_last(codes),
+            z,
+            scale,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            dtype,
+        )
+        return out if is_channels_last(like) else in_rows(out)
+
+    def serves_signs(
+        self, x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype
+    ) -> bool:
+        """Whether :meth:`forward_signs` is possible, and faster."""
+        rows, columns = self.stride
+        places = x.shape[0] * x.shape[2] * x.shape[3] // (rows * columns)
+        return (
+            places >= _MIN_PLACES
+            and places * weight.numel() >= _MIN_PRODUCTS
+            and is_served(x, scale, dtype)
+        )
+
     def adjoint(
         self,
-        grad: Tensor,
+        grad: Layouts,
         x: Tensor,
         weight: Tensor,
         value: float,
@@ -82,19 +154,58 @@ class ConvOperator:
         """
         shape = x.shape
         x, padding = self.pad(x, value)
-        grad_x, grad_w, grad_b = torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            [weight.shape[0]],
-            self.stride,
-            padding,
-            self.dilation,
-            False,
-            (0, 0),
-            self.groups,
-            need,
-        )
+
+        def backward(
+            g: Tensor, x: Tensor, weight: Tensor, need: tuple
+        ) -> tuple:
+            return torch.ops.aten.convolution_backward(
+                g,
+                x,
+                weight,
+                [weight.shape[0]],
+                self.stride,
+                padding,
+                self.dilation,
+                False,
+                (0, 0),
+                self.groups,
+                need,
+            )
+
+        need_x, need_w, need_b = need
+        if (
+            x.device.type != 'cpu'
+            or x.numel() == 0
+            or not is_plain(grad.given)
+        ):
+            grad_x, grad_w, grad_b = backward(grad.given, x, weight, need)
+        else:
+            grad_x = grad_w = grad_b = None
+            last = is_channels_last(x)
+            strided = max(self.stride) > 1
+            if need_x and (last or strided or x.shape[1] <= _FEW_CHANNELS):
+                # Only shape and format of the input are read for this.
+                blank = torch.empty_like(x, memory_format=torch.channels_last)
+                grad_x = backward(
+                    grad.channels_last,
+                    blank,
+                    in_channels_last(weight),
+                    (True, False, False),
+                )[0]
+                grad_x = grad_x if last else in_rows(grad_x)
+            elif need_x:
+                grad_x = backward(grad.rows, x, weight, (True, False, False))[
+                    0
+                ]
+            slow = strided and x.dtype == torch.float32
+            if (need_w or need_b) and last and not slow:
+                _, grad_w, grad_b = backward(
+                    grad.channels_last, x, weight, (False, need_w, need_b)
+                )
+            elif need_w or need_b:
+                _, grad_w, grad_b = backward(
+                    grad.rows, in_rows(x), weight, (False, need_w, need_b)
+                )
         if grad_x is not None and grad_x.shape != shape:
             left, _, top, _ = self.padding
             grad_x = grad_x[
@@ -117,14 +228,14 @@ class LinearOperator:
 
     def adjoint(
         self,
-        grad: Tensor,
+        grad: Layouts,
         x: Tensor,
         weight: Tensor,
         value: float,
         need: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of input, weight and bias; see :class:`ConvOperator`."""
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = grad.given.reshape(-1, grad.given.shape[-1])
         return (
             (rows @ weight).view(x.shape) if need[0] else None,
             rows.t() @ x.reshape(-1, x.shape[-1]) if need[1] else None,
@@ -145,6 +256,8 @@ class Settings:
         ags: Scaler; only read where there is a replica.
         pad_value: What the binarized input is padded with; the replica's is
             padded with 0.
+        aux_dtype: Type of the replica's products, and of the copy of the
+            input that is kept for them; ``None`` for that of the others.
         on_weight_grad: Called in the backward pass with the gradient at the
             quantized weights, ``dL/dQ``, in the weights' type.
     """
@@ -155,6 +268,7 @@ class Settings:
     weight_binarizer: Any
     ags: AGS | None
     pad_value: float = 0.0
+    aux_dtype: torch.dtype | None = None
     on_weight_grad: Callable[[Tensor], None] | None = None
 
 
@@ -204,10 +318,23 @@ def surge(
         if settings.weight_estimator is not None:
             z = settings.weight_binarizer.prepare(weight)
             scale = settings.weight_binarizer.scale(z)
+        if (
+            scale is None
+            and aux_weight is None
+            and settings.activation_estimator is None
+        ):
+            # Nothing is 1-bit: what the float layer does, to the last bit.
+            return settings.operator.forward(
+                x.to(dtype),
+                z.to(dtype),
+                None if bias is None else bias.to(dtype),
+                0.0,
+            )
         # Without a gradient to come, and for tracers that count operations
         # or export, this is an ordinary convolution.
         if torch.jit.is_tracing() or not torch.is_grad_enabled():
-            return _forward(x, z, scale, bias, settings, dtype)
+            codes = _codes(x, settings) if is_plain(x) else None
+            return _forward(x, codes, z, scale, bias, settings, dtype)
         return _Surge.apply(x, z, scale, aux_weight, bias, settings, dtype)
 
 
@@ -239,7 +366,72 @@ def _no_autocast(x: Tensor) -> AbstractContextManager:
 def _times_derivative(estimator: Any, z: Tensor, grad: Tensor) -> Tensor:
     if estimator is None or getattr(estimator, 'is_identity', False):
         return grad
+    if hasattr(estimator, 'times_derivative'):
+        return estimator.times_derivative(z, grad)
+    # Anything with `derivative` is an estimator.
     return grad * estimator.derivative(z).to(grad.dtype)
+
+
+@dataclass
+class _Kept:
+    """What of an input is kept for the backward pass.
+
+    Args:
+        x: The input, in its own type or a narrower one; ``None`` if bits are
+            enough.
+        bits: Two bits of each element: its sign, and whether it lies in the
+            estimator's window; ``None`` if ``x`` has it all.
+        shape: The input's.
+        channels_last: Whether the input is in that format.
+    """
+
+    x: Tensor | None
+    bits: Tensor | None
+    shape: torch.Size
+    channels_last: bool
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        codes: Tensor | None,
+        has_replica: bool,
+        settings: Settings,
+    ) -> _Kept:
+        """Keep as little as the backward pass can do with."""
+        last = x.dim() == 4 and is_channels_last(x)
+        narrow = settings.aux_dtype
+        if narrow == x.dtype:
+            narrow = None
+        window = getattr(settings.activation_estimator, 'window', None)
+        if codes is None or window is None or (has_replica and not narrow):
+            return cls(x, None, x.shape, last)
+        inside = window(x)
+        codes = codes | (1 if inside is None else inside.view(torch.uint8))
+        kept = x.to(narrow) if has_replica else None
+        return cls(kept, pack(codes, last), x.shape, last)
+
+    def signs(self, settings: Settings, dtype: torch.dtype) -> Tensor:
+        """Return what the binarized operator was applied to."""
+        if settings.activation_estimator is None:
+            return self.x.to(dtype)
+        if self.bits is None:
+            return binary_sign(self.x).to(dtype)
+        return signs_of(self.codes.bitwise_and(2), dtype)
+
+    def estimated(self, settings: Settings, grad: Tensor) -> Tensor:
+        """Multiply a gradient at the signs by the estimator's derivative."""
+        estimator = settings.activation_estimator
+        if self.bits is None:
+            return _times_derivative(estimator, self.x, grad)
+        if getattr(estimator, 'is_identity', False):
+            return grad
+        return grad.mul_(self.codes.bitwise_and(1).to(grad.dtype))
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """The bits, of each element in a byte."""
+        return unpack(self.bits, self.shape, self.channels_last)
 
 
 class _Surge(torch.autograd.Function):
@@ -254,38 +446,42 @@ class _Surge(torch.autograd.Function):
         settings: Settings,
         dtype: torch.dtype,
     ) -> Tensor:
-        # Only the real input, the weights and a number per channel are kept:
-        # signs and masks are cheap to make again.
-        ctx.save_for_backward(x, z, scale, aux_weight)
+        # Signs and masks are cheap to make again, from little.
+        codes = _codes(x, settings)
+        kept = _Kept.of(x, codes, aux_weight is not None, settings)
+        ctx.save_for_backward(kept.x, kept.bits, z, scale, aux_weight)
+        ctx.kept = replace(kept, x=None, bits=None)
+        ctx.x_dtype = x.dtype
         ctx.settings = settings
         ctx.dtype = dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _forward(x, z, scale, bias, settings, dtype)
+        return _forward(x, codes, z, scale, bias, settings, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
-        x, z, scale, aux_weight = ctx.saved_tensors
+        x, bits, z, scale, aux_weight = ctx.saved_tensors
+        kept = replace(ctx.kept, x=x, bits=bits)
         need_x, need_z, need_scale, need_aux, need_bias = ctx.needs_input_grad[
             :5
         ]
         settings, dtype = ctx.settings, ctx.dtype
         operator, ags = settings.operator, settings.ags
-        grad = grad.to(dtype)
+        grad = Layouts(grad.to(dtype))
         compensate = aux_weight is not None and ags.eta > 0
 
-        with _no_autocast(x):
+        with _no_autocast(z):
             # lambda needs g_b even where x itself takes no gradient.
             need_g_b = need_x or (compensate and need_aux)
             g_b, grad_q, grad_bias = operator.adjoint(
                 grad,
-                _binarized_input(x, settings, dtype),
+                kept.signs(settings, dtype),
                 _quantized_weight(z, scale, dtype),
                 settings.pad_value,
                 (need_g_b, need_z or need_scale, need_bias),
             )
             if g_b is not None:
-                g_b = _times_derivative(settings.activation_estimator, x, g_b)
+                g_b = kept.estimated(settings, g_b)
             grad_z = grad_scale = None
             if grad_q is not None:
                 grad_z = grad_q = grad_q.to(z.dtype)
@@ -301,10 +497,13 @@ class _Surge(torch.autograd.Function):
 
             grad_x, grad_aux = g_b, None
             if compensate and need_g_b:
+                narrow = settings.aux_dtype or dtype
+                if narrow != dtype:
+                    grad = Layouts(grad.given.to(narrow))
                 g_a, grad_aux, _ = operator.adjoint(
                     grad,
-                    x.to(dtype),
-                    aux_weight.to(dtype),
+                    x.to(narrow),
+                    aux_weight.to(narrow),
                     0.0,
                     (True, need_aux, False),
                 )
@@ -312,19 +511,19 @@ class _Surge(torch.autograd.Function):
                 if need_x:
                     # In the norms' precision: a float16 lambda could
                     # overflow where lambda * g_a does not.
-                    grad_x = torch.addcmul(
-                        g_b.to(factor.dtype), g_a.to(factor.dtype), factor
+                    grad_x = g_b.to(factor.dtype).addcmul_(
+                        g_a.to(factor.dtype), factor
                     )
                 if grad_aux is not None:
                     grad_aux = grad_aux.to(factor.dtype) * factor
             elif aux_weight is not None and not compensate:
-                ags.skip(grad)
+                ags.skip(grad.given)
                 if need_aux:
                     # Zeros, not None: DDP waits for every parameter.
                     grad_aux = torch.zeros_like(aux_weight)
 
             return (
-                grad_x.to(x.dtype) if need_x else None,
+                grad_x.to(ctx.x_dtype) if need_x else None,
                 grad_z.to(z.dtype) if need_z else None,
                 grad_scale.to(scale.dtype) if need_scale else None,
                 None if grad_aux is None else grad_aux.to(aux_weight.dtype),
@@ -334,28 +533,42 @@ class _Surge(torch.autograd.Function):
             )
 
 
+def _codes(x: Tensor, settings: Settings) -> Tensor | None:
+    if settings.activation_estimator is None:
+        return None
+    return sign_codes(x)
+
+
 def _forward(
     x: Tensor,
+    codes: Tensor | None,
     z: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
     settings: Settings,
     dtype: torch.dtype,
 ) -> Tensor:
-    return settings.operator.forward(
-        _binarized_input(x, settings, dtype),
+    operator = settings.operator
+    if codes is None:
+        signs = x.to(dtype)
+        if settings.activation_estimator is not None:
+            signs = binary_sign(signs)
+    elif (
+        scale is not None
+        and isinstance(operator, ConvOperator)
+        and operator.serves_signs(x, z, scale, dtype)
+    ):
+        return operator.forward_signs(
+            codes, z, scale, bias, settings.pad_value, dtype
+        )
+    else:
+        signs = signs_of(codes, dtype)
+    return operator.forward(
+        signs,
         _quantized_weight(z, scale, dtype),
         None if bias is None else bias.to(dtype),
         settings.pad_value,
     )
-
-
-def _binarized_input(
-    x: Tensor, settings: Settings, dtype: torch.dtype
-) -> Tensor:
-    if settings.activation_estimator is None:
-        return x.to(dtype)
-    return binary_sign(x).to(dtype)
 
 
 def _quantized_weight(

@@ -48,6 +48,7 @@ class SURGELayer(nn.Module):
         shift: float | None,
         weight_binarizer: Any,
         normalize_input: bool,
+        aux_dtype: torch.dtype | str | None,
         pad_value: float = 0.0,
     ) -> None:
         for name, value in (
@@ -80,6 +81,7 @@ class SURGELayer(nn.Module):
             raise ValueError(
                 f'shift={shift!r} is not allowed: None or a finite number'
             )
+        self.aux_dtype = _narrow(aux_dtype)
         self.activation_estimator = build_estimator(
             STE(clip=1.0)
             if activation_estimator is None
@@ -254,6 +256,7 @@ class SURGELayer(nn.Module):
             self.weight_binarizer,
             self.ags,
             self.pad_value,
+            self.aux_dtype,
             on_weight_grad,
         )
         return surge(x, weight, aux_weight, self.bias, settings)
@@ -292,6 +295,8 @@ class SURGELayer(nn.Module):
             parts.append(f'shift={self.shift_start}')
         if self.normalize_input:
             parts.append('normalize_input=True')
+        if self.aux_dtype is not None:
+            parts.append(f'aux_dtype={str(self.aux_dtype)[6:]}')
         if self.pad_value:
             parts.append(f'pad_value={self.pad_value:+.0f}')
         return ', '.join(parts)
@@ -355,6 +360,9 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
             estimators see other values (ReCU, arXiv 2103.12369).
         pad_value: What the binarized input is padded with: 0, -1 or +1. The
             replica's input is always padded with 0.
+        aux_dtype: ``'bfloat16'``: the type of the replica's
+            two products in the backward pass and of the copy of the input
+            that is kept for them; ``None`` for the type of the others.
 
     Raises:
         ValueError: If an argument is out of range; it is named.
@@ -384,6 +392,7 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         weight_binarizer: Any = None,
         normalize_input: bool = False,
         pad_value: float = 0.0,
+        aux_dtype: torch.dtype | str | None = None,
     ) -> None:
         _check_positive(
             in_channels=in_channels,
@@ -427,6 +436,7 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
             shift,
             weight_binarizer,
             normalize_input,
+            aux_dtype,
             pad_value,
         )
 
@@ -514,6 +524,7 @@ class SURGELinear(SURGELayer, nn.Linear):
         weight_binarizer: How weights are binarized.
         normalize_input: Whether samples (first dimension of the input) are
             divided by their standard deviation in training.
+        aux_dtype: Type of the replica's two products.
 
     Raises:
         ValueError: If an argument is out of range; it is named.
@@ -536,6 +547,7 @@ class SURGELinear(SURGELayer, nn.Linear):
         shift: float | None = None,
         weight_binarizer: Any = None,
         normalize_input: bool = False,
+        aux_dtype: torch.dtype | str | None = None,
     ) -> None:
         _check_positive(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
@@ -549,6 +561,7 @@ class SURGELinear(SURGELayer, nn.Linear):
             shift,
             weight_binarizer,
             normalize_input,
+            aux_dtype,
         )
 
     @classmethod
@@ -589,6 +602,17 @@ def named_surge_layers(
     for name, child in module.named_modules():
         if isinstance(child, SURGELayer):
             yield name, child
+
+
+def _narrow(aux_dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if aux_dtype is None:
+        return None
+    # Not float16: gradients are too small for it, and scaled where it's AMP's.
+    if aux_dtype not in ('bfloat16', torch.bfloat16):
+        raise ValueError(
+            f"aux_dtype={aux_dtype!r} is not allowed: None or 'bfloat16'"
+        )
+    return torch.bfloat16
 
 
 def _check_positive(**arguments: Any) -> None:

@@ -1,6 +1,21 @@
 """The one sign of the project."""
 
+import torch
 from torch import Tensor
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether ``x`` can be seen as bytes: neither traced nor batched.
+
+    Under ``torch.jit.trace`` and ``torch.vmap`` a tensor stands for something
+    else than its memory.
+    """
+    functorch = torch._C._functorch
+    return not (
+        torch.jit.is_tracing()
+        or functorch.is_functorch_wrapped_tensor(x)
+        or functorch.is_legacy_batchedtensor(x)
+    )
 
 
 def binary_sign(x: Tensor) -> Tensor:
@@ -17,4 +32,9 @@ def binary_sign(x: Tensor) -> Tensor:
         Tensor of the same shape, dtype and memory format with values -1, +1.
         It carries no gradient: gradients come from an estimator.
     """
-    return (x.detach() >= 0).to(x.dtype).mul_(2).sub_(1)
+    positive = x.detach() >= 0
+    # Doubled in bytes, which are a quarter of the memory.
+    if is_plain(x):
+        positive = positive.view(torch.uint8).mul_(2)
+        return positive.to(x.dtype).sub_(1)
+    return positive.to(x.dtype).mul_(2).sub_(1)

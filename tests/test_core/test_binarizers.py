@@ -445,12 +445,12 @@ def test_whatever_is_frozen_the_rest_is_right(name, frozen):
 
 @pytest.mark.parametrize('kind', ['conv', 'linear'])
 def test_default_keeps_a_number_per_channel_and_no_copy(kind):
-    layer = build(kind, compensate=False)
+    layer = build(kind, compensate=True)
     x = inputs(kind).requires_grad_()
     sizes = []
 
     def pack(tensor):
-        known = (x, layer.weight)
+        known = (x, layer.weight, layer.aux_weight)
         if all(tensor.data_ptr() != t.data_ptr() for t in known):
             sizes.append(tensor.numel())
         return tensor

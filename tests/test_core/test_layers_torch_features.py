@@ -1,6 +1,7 @@
 """Autocast, grad modes, torch.compile, and what a pass computes and keeps."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -240,15 +241,25 @@ def recorded(layer, x, steps=2):
     return forward, backward
 
 
+def heavy(recorder):
+    """Names of the calls that are convolutions or matrix products."""
+    return [
+        name
+        for name in recorder.names()
+        if any(word in name for word in ('conv', '::mm', 'addmm', 'bmm'))
+    ]
+
+
 @both
 def test_forward_evaluates_no_replica(kind):
     layer, x = build(kind), batch(kind)
     plain = build(kind, compensate=False)
     forward, backward = recorded(layer, x)
     bare, bare_backward = recorded(plain, x)
-    assert forward.names() == bare.names()
+    assert heavy(forward) == heavy(bare)
+    assert heavy(bare)
     # The recorder does see what the backward pass adds.
-    assert len(backward.calls) > len(bare_backward.calls)
+    assert len(heavy(backward)) > len(heavy(bare_backward))
 
 
 @both
@@ -262,13 +273,6 @@ def test_eval_mode_computes_what_a_layer_without_replica_does(kind):
 
 @both
 def test_zero_eta_leaves_the_replica_out_of_the_backward_pass(kind):
-    def heavy(recorder):
-        return [
-            name
-            for name in recorder.names()
-            if any(word in name for word in ('conv', '::mm', 'addmm', 'bmm'))
-        ]
-
     x = batch(kind)
     layer = build(kind)
     layer.ags.eta = 0
@@ -338,7 +342,13 @@ def test_backward_keeps_the_input_and_next_to_nothing(kind, train, compensate):
     x = torch.randn(LARGE[kind], requires_grad=True)
     storages, out = kept_storages(lambda: layer(x), *layer.parameters())
     assert out.requires_grad
-    assert 0 < sum(storages.values()) <= x.nbytes + 1024
+    # Without a replica two bits of each element are enough.
+    real = compensate and train
+    assert (
+        0
+        < sum(storages.values())
+        <= 1024 + (x.nbytes if real else math.ceil(x.numel() / 4))
+    )
 
 
 class NewStorages(TorchDispatchMode):
@@ -350,7 +360,8 @@ class NewStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
+        # Weights packed for oneDNN have no storage to look at.
+        if isinstance(out, torch.Tensor) and not out.is_mkldnn:
             storage = out.untyped_storage()
             self.made[storage._cdata] = (
                 StorageWeakRef(storage),
@@ -383,7 +394,8 @@ def test_what_forward_made_is_gone_but_for_the_output(kind, train, autocast):
     assert out.requires_grad
     assert sum(size for _, size in recorder.made.values()) > x.nbytes
     known = (out, x, *layer.parameters())
-    assert recorder.alive(*known) <= 1024
+    bits = 0 if train else math.ceil(x.numel() / 4)
+    assert recorder.alive(*known) <= bits + 1024
 
 
 @pytest.mark.parametrize('kwargs', [dict(pad_value=-1), dict(padding='same')])
@@ -582,7 +594,8 @@ def test_tracing_sees_one_ordinary_convolution(training):
     kinds = [node.kind() for node in traced.inlined_graph.nodes()]
     assert sum('conv' in kind for kind in kinds) == 1
     assert not any('Python' in kind for kind in kinds)
-    assert torch.equal(traced(x), layer(x))
+    # The layer itself convolves signs as integers.
+    torch.testing.assert_close(traced(x), layer(x), rtol=0, atol=1e-6)
 
 
 def test_meta_tensors_give_shapes():

@@ -28,6 +28,10 @@ class Estimator:
     :meth:`derivative` and decorate the class with
     :func:`register_estimator`; one that changes over a run is a
     :class:`~surge_det.core.progress.Scheduled` too.
+
+    An estimator whose derivative is 0 or 1 may have a method ``window(x)``
+    that returns as bool where it is 1, or ``None`` for everywhere. A bit of
+    each element is then kept for the backward pass instead of the input.
     """
 
     # True lets the layers skip the multiplication by ones.
@@ -36,6 +40,13 @@ class Estimator:
     def derivative(self, x: Tensor) -> Tensor:
         """Return ``h(x)``, same shape and dtype as ``x``."""
         raise NotImplementedError
+
+    def times_derivative(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Return ``h(x) * grad``, in the type of ``grad``.
+
+        To be overridden where there is a faster way.
+        """
+        return grad * self.derivative(x).to(grad.dtype)
 
     def surrogate(self, x: Tensor) -> Tensor:
         """Return ``f(x)``, the integral of ``h`` from 0 to ``x``.

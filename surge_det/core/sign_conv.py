@@ -1,0 +1,154 @@
+"""Convolution of signs with signs in 8 bits: exact, and faster than floats."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A sign in a byte: 0 for -1 and 2 for +1, so that the zero point is 1.
+_ZERO_POINT = 1
+_OUTPUTS = (torch.float32, torch.bfloat16)
+
+logger = logging.getLogger(__name__)
+
+
+def sign_codes(x: Tensor) -> Tensor:
+    """Return uint8 0 where the binary sign is -1 and 2 where it is +1."""
+    return (x.detach() >= 0).view(torch.uint8).mul_(2)
+
+
+def signs_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn codes into -1 and +1."""
+    return codes.to(dtype).sub_(_ZERO_POINT)
+
+
+def pad_codes(codes: Tensor, padding: Sequence[int], value: float) -> Tensor:
+    """Pad codes by the sign ``value`` (-1, +1; 0 is a code of its own)."""
+    return F.pad(codes, list(padding), value=int(value) + _ZERO_POINT)
+
+
+def is_served(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
+    """Whether :func:`sign_conv2d` can take these.
+
+    Args:
+        x: What the signs are of.
+        scale: What the signs of the weights are multiplied by.
+        dtype: Type of the output.
+    """
+    return (
+        x.device.type == 'cpu'
+        # A subclass (fake, batched) stands for something else than memory.
+        and type(x) is Tensor
+        and x.dtype != torch.float64
+        and dtype in _OUTPUTS
+        and scale.dim() == 4
+        and scale.shape[1:] == (1, 1, 1)
+        and _works()
+    )
+
+
+def sign_conv2d(
+    codes: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Convolve signs with the scaled signs of ``weight``.
+
+    Products and sums are integers; one rounding comes with the scale and one
+    with the bias. (A float convolution with scaled signs rounds every sum.)
+    torch's ``FlopCounterMode`` does not know the operator and counts nothing.
+
+    Args:
+        codes: (N, C_in, H, W) of :func:`sign_codes`; channels_last is fastest.
+        weight: (C_out, C_in / groups, kh, kw).
+        scale: (C_out or 1, 1, 1, 1).
+        bias: (C_out,) or ``None``.
+        stride: Rows, columns.
+        padding: Rows, columns, of zeros.
+        dilation: Rows, columns.
+        groups: Number of groups.
+        dtype: Of the output, float32 or bfloat16.
+
+    Returns:
+        (N, C_out, H_out, W_out) in channels_last.
+    """
+    out_channels = weight.shape[0]
+    scales = scale.detach().float().reshape(-1)
+    scales = scales.expand(out_channels).contiguous()
+    geometry = list(stride), list(padding), list(dilation), groups
+    packed = torch.ops.onednn.qconv_prepack(
+        sign_codes(weight).view(torch.int8).sub_(_ZERO_POINT),
+        scales,
+        1.0,
+        _ZERO_POINT,
+        *geometry,
+        list(codes.shape),
+    )
+    return torch.ops.onednn.qconv2d_pointwise(
+        codes,
+        1.0,
+        _ZERO_POINT,
+        packed,
+        scales,
+        torch.zeros(out_channels, dtype=torch.int64, device=codes.device),
+        None if bias is None else bias.detach().float(),
+        *geometry,
+        1.0,
+        0,
+        dtype,
+        'none',
+        [],
+        '',
+    )
+
+
+@cache
+def _works() -> bool:
+    """Whether this build of torch has the operator and computes it right.
+
+    It belongs to torch's quantization and not to its documented functions,
+    so its result is compared once in every process.
+    """
+    # Whatever the defaults are at the moment.
+    kwargs = dict(
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float32,
+        device='cpu',
+    )
+    x = torch.randn(2, 19, 9, 7, **kwargs)
+    x[0, :, 0, 0] = 0
+    weight = torch.randn(35, 19, 3, 3, **kwargs)
+    scale = torch.rand(35, 1, 1, 1, **kwargs) + 0.5
+    geometry = (2, 1), (1, 1), (1, 1), 1
+    with torch.no_grad():
+        expected = scale.view(-1, 1, 1) * F.conv2d(
+            signs_of(sign_codes(x), x.dtype),
+            signs_of(sign_codes(weight), x.dtype),
+            None,
+            *geometry,
+        )
+        try:
+            out = sign_conv2d(
+                sign_codes(x), weight, scale, None, *geometry, torch.float32
+            )
+        except (AttributeError, RuntimeError, TypeError) as error:
+            logger.info('Signs are convolved as floats: %s', error)
+            return False
+    if not torch.equal(out, expected):
+        logger.warning(
+            "Signs are convolved as floats: torch's 8-bit convolution gives "
+            'other results here'
+        )
+        return False
+    return True
