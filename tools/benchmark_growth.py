@@ -152,6 +152,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add('--channels-last', action='store_true')
     add('--threads', type=int, help="CPU threads; default: torch's own")
+    add(
+        '--cpu-time',
+        action='store_true',
+        help='CPU time of one thread, for a busy machine; with --threads 1',
+    )
     add('--rounds', type=int, default=5, help='turns of each that count')
     add('--warmup', type=int, default=1, help="turns before, which don't")
     add('--out', type=Path, required=True, help='folder for CSV and plot')
@@ -160,6 +165,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f'--{name} {value}: at least 1')
+    if args.cpu_time and (args.threads != 1 or args.device != 'cpu'):
+        parser.error('--cpu-time: with --threads 1 on a CPU only')
     return args
 
 

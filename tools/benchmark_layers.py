@@ -204,6 +204,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add('--channels-last', action='store_true')
     add('--threads', type=int, help="CPU threads; default: torch's own")
+    add(
+        '--cpu-time',
+        action='store_true',
+        help='CPU time of one thread, for a busy machine; with --threads 1',
+    )
     add('--rounds', type=int, default=7, help='turns of each that count')
     add('--warmup', type=int, default=2, help="turns before, which don't")
     add('--out', type=Path, help='folder for table, CSV and bar chart')
@@ -218,6 +223,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         torch.empty(0, device=args.device)
     except (AssertionError, RuntimeError) as error:
         parser.error(f'--device {args.device!r}: {error}')
+    if args.cpu_time and (args.threads != 1 or args.device != 'cpu'):
+        parser.error('--cpu-time: with --threads 1 on a CPU only')
     return args
 
 

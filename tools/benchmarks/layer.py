@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Bench:
         self.device = torch.device(args.device)
         pure = torch.bfloat16 if args.dtype == 'bfloat16' else torch.float32
         self.autocast = args.dtype == 'autocast'
+        self.clock = time.thread_time if args.cpu_time else time.perf_counter
         torch.manual_seed(0)
         kwargs = dict(
             kernel_size=shape.kernel,
@@ -140,15 +142,19 @@ class Bench:
             nonlocal out
             out = self._forward(layer)
 
-        first = timed(forward, self.device)
+        first = timed(forward, self.device, self.clock)
         return first, timed(
-            lambda: out.backward(self.grad.to(out.dtype)), self.device
+            lambda: out.backward(self.grad.to(out.dtype)),
+            self.device,
+            self.clock,
         )
 
     def _eval(self, layer: nn.Module) -> float:
         layer.eval()
         with torch.no_grad():
-            seconds = timed(lambda: self._forward(layer), self.device)
+            seconds = timed(
+                lambda: self._forward(layer), self.device, self.clock
+            )
         layer.train()
         return seconds
 
