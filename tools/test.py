@@ -64,20 +64,25 @@ def apply_tta(cfg: Config) -> None:
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if 'tta_pipeline' not in cfg:
-        cfg.tta_pipeline = deepcopy(dataset.pipeline)
-        pack = deepcopy(dataset.pipeline[-1])
+        steps = deepcopy(dataset.pipeline)
+        pack = steps.pop()
+        # Detections are flipped back before they are scored; ground truth,
+        # which mmdet's VOC metric takes from the samples, must not be flipped.
+        truth = [step for step in steps if step.type == 'LoadAnnotations']
         if 'meta_keys' in pack:
             pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
-        cfg.tta_pipeline[-1] = dict(
+        augment = dict(
             type='TestTimeAug',
             transforms=[
                 [
                     dict(type='RandomFlip', prob=1.0),
                     dict(type='RandomFlip', prob=0.0),
                 ],
+                *([step] for step in truth),
                 [pack],
             ],
         )
+        cfg.tta_pipeline = [s for s in steps if s not in truth] + [augment]
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     dataset.pipeline = cfg.tta_pipeline
 

@@ -1,0 +1,47 @@
+"""Test-time augmentation flips images, not the ground truth."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+from command_line import ROOT
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from surge_det.datasets.shapes import prepare_shapes
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    # `test` is a package of Python's own, too.
+    monkeypatch.delitem(sys.modules, 'test', raising=False)
+    yield importlib.import_module('test')
+    for name in ('test', 'cli'):
+        sys.modules.pop(name, None)
+
+
+def test_every_flip_has_the_ground_truth_of_the_plain_image(
+    tool, tmp_path, monkeypatch
+):
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
+    prepare_shapes(tmp_path, 5, 5, 0)
+    cfg = Config.fromfile(ROOT / 'configs' / 'ste_faster_rcnn_r18_demo.py')
+    init_default_scope('mmdet')
+    plain = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    tool.apply_tta(cfg)
+    augmented = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    wanted = plain['data_samples'].gt_instances.bboxes.tensor
+    assert len(wanted)
+    flips = [sample.flip for sample in augmented['data_samples']]
+    assert flips == [True, False]
+    for sample in augmented['data_samples']:
+        assert torch.equal(sample.gt_instances.bboxes.tensor, wanted)
+    flipped, straight = augmented['inputs']
+    assert torch.equal(straight, plain['inputs'])
+    assert torch.equal(flipped, straight.flip(-1))
