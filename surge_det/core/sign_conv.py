@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -15,6 +17,20 @@ _ZERO_POINT = 1
 _OUTPUTS = (torch.float32, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
+_in_floats = ContextVar('_in_floats', default=False)
+
+
+@contextmanager
+def signs_as_floats() -> Iterator[None]:
+    """Let 1-bit layers convolve signs as floats, by ``F.conv2d``.
+
+    For what looks at the operators of a forward pass, as counters do.
+    """
+    token = _in_floats.set(True)
+    try:
+        yield
+    finally:
+        _in_floats.reset(token)
 
 
 def sign_codes(x: Tensor) -> Tensor:
@@ -41,7 +57,8 @@ def is_served(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
         dtype: Type of the output.
     """
     return (
-        x.device.type == 'cpu'
+        not _in_floats.get()
+        and x.device.type == 'cpu'
         # A subclass (fake, batched) stands for something else than memory.
         and type(x) is Tensor
         and x.dtype != torch.float64
@@ -67,7 +84,8 @@ def sign_conv2d(
 
     Products and sums are integers; one rounding comes with the scale and one
     with the bias. (A float convolution with scaled signs rounds every sum.)
-    torch's ``FlopCounterMode`` does not know the operator and counts nothing.
+    torch's ``FlopCounterMode`` does not know the operator: to count, use
+    :func:`signs_as_floats`.
 
     Args:
         codes: (N, C_in, H, W) of :func:`sign_codes`; channels_last is fastest.

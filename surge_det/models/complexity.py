@@ -41,6 +41,7 @@ from torch.utils.flop_counter import flop_registry
 
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGELayer
+from surge_det.core.sign_conv import signs_as_floats
 
 _LAYERS = (_ConvNd, nn.Linear)
 
@@ -256,6 +257,7 @@ def count_cost(model: nn.Module, forward: Callable[[], Any]) -> ModelCost:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_without_deformable_convs())
+        stack.enter_context(signs_as_floats())
         # Calls of the root's own methods run below nothing.
         products.running.append(model)
         stack.enter_context(torch.no_grad())

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import explicit_padding, sign
+from torch.utils.flop_counter import FlopCounterMode
 
 from surge_det.core import SURGEConv2d, functional, sign_conv
 from surge_det.core.binarizers import Binarizer
@@ -592,3 +593,20 @@ def test_threads_do_not_matter(calls):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+def test_counters_see_a_convolution_of_floats(calls):
+    torch.manual_seed(0)
+    layer = conv(padding=1, bias=True).eval()
+    x = edgy(2, 4, 9, 7)
+    with (
+        torch.no_grad(),
+        sign_conv.signs_as_floats(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        out = layer(x)
+    assert not calls
+    assert counter.get_total_flops() == 2 * 2 * 9 * 7 * layer.weight.numel()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), out, rtol=0, atol=1e-5)
+    assert calls
