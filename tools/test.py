@@ -3,6 +3,9 @@
 Example::
 
     python tools/test.py configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
+
+CHECKPOINT may be a packed file (`.safetensors`) of `tools/export.py`. The
+config says what the detector is, what it is tested on, and how.
 """
 
 from __future__ import annotations
@@ -20,13 +23,19 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from surge_det.deploy.loading import DEPLOYED, as_model_cfg
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description='Evaluate a detector')
     parser.add_argument('config', help='test config file path')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint, or packed file (.safetensors)',
+    )
     add_common_arguments(parser)
     parser.add_argument('--out', help='write predictions to this .pkl file')
     parser.add_argument(
@@ -87,19 +96,32 @@ def apply_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
+def build_deployed_runner(cfg: Config) -> Runner:
+    """Build a runner whose model comes from a file that is no checkpoint."""
+    try:
+        return build_runner(cfg)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        fail(error)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     setup_cache_size_limit_of_dynamo()
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         fail(f'checkpoint {args.checkpoint!r} does not exist')
+    suffix = Path(args.checkpoint).suffix
     cfg = load_config(args, ('test',))
-    cfg.load_from = args.checkpoint
+    if suffix in DEPLOYED:
+        cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
+    else:
+        cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         apply_tta(cfg)
-    runner = build_runner(cfg)
+    build = build_deployed_runner if suffix in DEPLOYED else build_runner
+    runner = build(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out)

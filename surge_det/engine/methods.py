@@ -10,9 +10,9 @@ from mmengine.config import Config, ConfigDict
 
 from surge_det.core.methods import METHODS, method_cfg
 
-_LAYERS = ('SURGEConv2d', 'SURGELinear')
+LAYERS = ('SURGEConv2d', 'SURGELinear')
 # Parts of this package that are 1-bit without being told so.
-_ONE_BIT_PARTS = (
+ONE_BIT_PARTS = (
     'SURGEFPN',
     'SURGERPNHead',
     'SURGEResNet',
@@ -104,8 +104,8 @@ def apply_method(cfg: Config, name: str) -> Config:
     if not places:
         raise ValueError(
             f'method {name!r}: the config has no 1-bit layers to give it to: '
-            f'neither a conv_cfg or linear_cfg of type {" or ".join(_LAYERS)} '
-            f'nor one of {", ".join(_ONE_BIT_PARTS)} nor a binarize_cfg in '
+            f'neither a conv_cfg or linear_cfg of type {" or ".join(LAYERS)} '
+            f'nor one of {", ".join(ONE_BIT_PARTS)} nor a binarize_cfg in '
             'its model'
         )
     for where, place in places:
@@ -125,10 +125,10 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
     if not isinstance(node, dict):
         return
     kind = node.get('type')
-    if kind in _LAYERS:
+    if kind in LAYERS:
         yield where, node
         return
-    if kind in _ONE_BIT_PARTS and not node.get('conv_cfg'):
+    if kind in ONE_BIT_PARTS and not node.get('conv_cfg'):
         node.conv_cfg = ConfigDict(type='SURGEConv2d')
     for key in list(node):
         inner = f'{where}.{key}'

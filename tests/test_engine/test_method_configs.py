@@ -174,7 +174,7 @@ def test_every_part_that_is_one_bit_by_default_is_known():
         if "conv_cfg or dict(type='SURGEConv2d')"
         in inspect.getsource(getattr(folder, name))
     }
-    assert found == set(methods_module._ONE_BIT_PARTS)
+    assert found == set(methods_module.ONE_BIT_PARTS)
 
 
 def test_schedules_are_told_the_progress():

@@ -1,0 +1,313 @@
+"""Inference form of the 1-bit layers: signs as bits, and a scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .estimators import STE
+from .functional import ConvOperator, LinearOperator, Settings, surge
+from .layers import SURGEConv2d, SURGELayer, SURGELinear
+
+# Only asked for whether there is one: no gradient flows here.
+_ANY_ESTIMATOR = STE()
+
+
+def pack_signs(weight: Tensor) -> Tensor:
+    """Pack the signs of a tensor, eight to a byte.
+
+    The first value stands in the lowest bit (little-endian order), 1 for +1
+    and 0 for -1, with ``sign(0) = +1``. Each output channel starts on a byte
+    of its own; the bits that fill up its last byte are 0.
+
+    Args:
+        weight: (C_out, ...), any floating-point type; NaN counts as -1.
+
+    Returns:
+        uint8 (C_out, ceil(n / 8)), with n values per channel.
+
+    Raises:
+        ValueError: If ``weight`` has no dimension.
+    """
+    if not weight.dim():
+        raise ValueError(
+            'weight has no dimension: (C_out, ...) is allowed, got a number'
+        )
+    positive = (weight.detach() >= 0).reshape(len(weight), -1)
+    positive = nn.functional.pad(positive, (0, -positive.shape[1] % 8))
+    groups = positive.view(len(positive), positive.shape[1] // 8, 8)
+    places = torch.arange(8, dtype=torch.uint8, device=weight.device)
+    return (groups.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
+
+
+def unpack_signs(
+    bits: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Undo :func:`pack_signs`.
+
+    Args:
+        bits: uint8 (C_out, ceil(n / 8)).
+        shape: (C_out, ...) of the result, n values per channel.
+        dtype: Of the result.
+
+    Returns:
+        -1 and +1 in the given shape.
+
+    Raises:
+        ValueError: If ``bits`` do not fit ``shape``.
+    """
+    channels, values = shape[0], torch.Size(shape[1:]).numel()
+    expected = (channels, -(-values // 8))
+    if bits.dtype != torch.uint8 or tuple(bits.shape) != expected:
+        raise ValueError(
+            f'bits={bits.dtype} {tuple(bits.shape)} is not allowed: '
+            f'torch.uint8 {expected} for shape {tuple(shape)}'
+        )
+    # Eight values at a time from a table: several times faster than shifts.
+    places = torch.arange(8, device=bits.device)
+    table = torch.arange(256, device=bits.device).view(-1, 1) >> places & 1
+    table = table.to(dtype) * 2 - 1
+    signs = nn.functional.embedding(bits.int(), table).flatten(1)
+    return signs[:, :values].reshape(shape)
+
+
+class _Stored:
+    """What a weight binarizer makes, made before."""
+
+    def __init__(self, scale: Tensor) -> None:
+        self._scale = scale
+
+    def prepare(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def scale(self, z: Tensor) -> Tensor:
+        return self._scale.view(-1, *[1] * (z.dim() - 1))
+
+
+class PackedLayer(nn.Module):
+    r"""What :class:`PackedConv2d` and :class:`PackedLinear` share.
+
+    State: ``bits``, uint8 (C_out, ceil(n / 8)), the weights' signs as
+    :func:`pack_signs` has them; ``scale``, (C_out,); ``bias``, (C_out,), and
+    ``shift``, (C_in,), where the layer has them. The forward pass is the
+    layer's own, with :math:`\alpha\,\mathrm{sign}(w)` made of bits and scale:
+    the same output, bit for bit. There is no gradient, and no training mode.
+    """
+
+    bits: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, layer: SURGELayer) -> None:
+        super().__init__()
+        if not layer.binarize_weight:
+            raise ValueError(
+                f'layer={layer!r} has real weights: binarize_weight=True is '
+                'allowed'
+            )
+        self.binarize_activation = layer.binarize_activation
+        self.pad_value = layer.pad_value
+        self.weight_shape = tuple(layer.weight.shape)
+        with torch.no_grad():
+            z = layer.weight_binarizer.prepare(layer.weight)
+            scale = layer.weight_binarizer.scale(z).flatten()
+            self.register_buffer('bits', pack_signs(z))
+            # In the type that the layer computes in: a scale that is wider
+            # is rounded there as well.
+            self.register_buffer(
+                'scale', scale.detach().to(layer.weight.dtype, copy=True)
+            )
+        for name in ('bias', 'shift'):
+            value = getattr(layer, name)
+            self.register_buffer(
+                name, None if value is None else value.detach().clone()
+            )
+        self.training = False
+
+    @property
+    def weight(self) -> Tensor:
+        """Unpacked: scale times sign, in ``weight_shape``. A new tensor."""
+        signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
+        return signs * self.scale.view(-1, *[1] * (signs.dim() - 1))
+
+    def train(self, mode: bool = True) -> PackedLayer:
+        """Stay in eval mode.
+
+        Raises:
+            RuntimeError: If ``mode`` is true.
+        """
+        if mode:
+            raise RuntimeError(
+                f'{type(self).__name__} cannot be trained: its weights are '
+                'bits, which take no gradient. Train the model that it was '
+                'made of, and export that again'
+            )
+        return super().train(mode)
+
+    @torch.no_grad()
+    def _run(
+        self, x: Tensor, operator: ConvOperator | LinearOperator
+    ) -> Tensor:
+        if self.shift is not None:
+            places = 2 if isinstance(operator, ConvOperator) else 0
+            x = x + self.shift.to(x.dtype).view(-1, *[1] * places)
+        signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
+        settings = Settings(
+            operator,
+            _ANY_ESTIMATOR if self.binarize_activation else None,
+            _ANY_ESTIMATOR,
+            _Stored(self.scale),
+            None,
+            self.pad_value,
+        )
+        return surge(x, signs, None, self.bias, settings)
+
+    def extra_repr(self) -> str:
+        """Shape of the weights, then what is not the default."""
+        parts = ['x'.join(map(str, self.weight_shape))]
+        if self.bias is not None:
+            parts.append('bias=True')
+        if self.shift is not None:
+            parts.append('shift=True')
+        if not self.binarize_activation:
+            parts.append('binarize_activation=False')
+        if self.pad_value:
+            parts.append(f'pad_value={self.pad_value:+.0f}')
+        return ', '.join(parts)
+
+
+class PackedConv2d(PackedLayer):
+    """Inference form of a :class:`SURGEConv2d` with 1-bit weights.
+
+    Shape:
+        As the layer that it was made of.
+
+    Args:
+        layer: What to pack; it is not changed.
+
+    Raises:
+        ValueError: If ``layer`` is no :class:`SURGEConv2d`, or has real
+            weights.
+    """
+
+    def __init__(self, layer: SURGEConv2d) -> None:
+        _check_class(layer, SURGEConv2d)
+        super().__init__(layer)
+        for name in (
+            'in_channels',
+            'out_channels',
+            'kernel_size',
+            'stride',
+            'padding',
+            'dilation',
+            'groups',
+        ):
+            setattr(self, name, getattr(layer, name))
+        self._operator = ConvOperator(
+            layer.stride, layer._pads(), layer.dilation, layer.groups
+        )
+
+    @classmethod
+    def from_layer(cls, layer: SURGEConv2d) -> PackedConv2d:
+        """Pack a layer; as the class, in the style of ``from_float``."""
+        return cls(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; shapes as in the class."""
+        if x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
+        return self._run(x, self._operator)
+
+
+class PackedLinear(PackedLayer):
+    """Inference form of a :class:`SURGELinear` with 1-bit weights.
+
+    Shape:
+        As the layer that it was made of.
+
+    Args:
+        layer: What to pack; it is not changed.
+
+    Raises:
+        ValueError: If ``layer`` is no :class:`SURGELinear`, or has real
+            weights.
+    """
+
+    def __init__(self, layer: SURGELinear) -> None:
+        _check_class(layer, SURGELinear)
+        super().__init__(layer)
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+
+    @classmethod
+    def from_layer(cls, layer: SURGELinear) -> PackedLinear:
+        """Pack a layer; as the class, in the style of ``from_float``."""
+        return cls(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply; shapes as in the class."""
+        return self._run(x, LinearOperator())
+
+
+def _check_class(layer: Any, allowed: type) -> None:
+    if not isinstance(layer, allowed):
+        raise ValueError(
+            f'layer is a {type(layer).__name__}; a {allowed.__name__} is '
+            'allowed'
+        )
+    # Another forward pass would not be packed with it.
+    if type(layer).forward is not allowed.forward:
+        raise ValueError(
+            f'layer is a {type(layer).__name__}, which has a forward of its '
+            f'own; that of {allowed.__name__} is allowed'
+        )
+
+
+def pack(model: nn.Module) -> dict[str, str]:
+    """Put packed layers in the place of 1-bit ones, for inference.
+
+    In place; the model is in eval mode afterwards. A layer with real weights
+    stays (its replica is dropped), a shared one stays shared.
+
+    Args:
+        model: Any module that holds SURGE layers; not one itself.
+
+    Returns:
+        What became of every SURGE layer, by its first name:
+        ``'packed'`` or ``'real weights'``.
+
+    Raises:
+        ValueError: If a layer cannot be packed; it is named, and the model
+            is unchanged.
+    """
+    if isinstance(model, SURGELayer):
+        raise ValueError(
+            'model is a layer itself; a module that holds layers is allowed, '
+            f'or {type(model).__name__} through PackedConv2d, PackedLinear'
+        )
+    done: dict[str, str] = {}
+    packed: dict[nn.Module, PackedLayer] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, SURGELayer):
+            continue
+        done[name] = 'packed' if layer.binarize_weight else 'real weights'
+        if layer.binarize_weight:
+            convolves = isinstance(layer, SURGEConv2d)
+            cls = PackedConv2d if convolves else PackedLinear
+            try:
+                packed[layer] = cls.from_layer(layer)
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+    for owner in list(model.modules()):
+        if isinstance(owner, SURGELayer):
+            owner.strip()
+        for key, child in owner._modules.items():
+            if child in packed:
+                owner._modules[key] = packed[child]
+    model.eval()
+    return done

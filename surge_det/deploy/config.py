@@ -1,0 +1,230 @@
+"""The config in a deployed file: written as text, read without running it."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS
+from mmengine.utils import import_modules_from_strings
+
+from surge_det.engine.methods import LAYERS, ONE_BIT_PARTS
+
+# What inference needs; the rest of a config is about training.
+_KEYS = (
+    'custom_imports',
+    'default_scope',
+    'model',
+    'test_dataloader',
+    'tta_model',
+    'tta_pipeline',
+    'visualizer',
+)
+
+
+def without_compensation(cfg: Config) -> Config:
+    """Return a config whose layers have no replica; ``cfg`` stays."""
+    cfg = copy.deepcopy(cfg)
+    _drop_replicas(cfg.get('model'))
+    return cfg
+
+
+def _drop_replicas(node: Any) -> None:
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            _drop_replicas(item)
+    if not isinstance(node, dict):
+        return
+    kind = node.get('type')
+    if kind in LAYERS:
+        node['compensate'] = False
+    if kind in ONE_BIT_PARTS and not node.get('conv_cfg'):
+        node['conv_cfg'] = {'type': 'SURGEConv2d'}
+    for key, value in node.items():
+        if key != 'binarize_cfg':
+            _drop_replicas(value)
+        elif value is not None:
+            value['layer_cfg'] = {
+                **(value.get('layer_cfg') or {}),
+                'compensate': False,
+            }
+            for override in (value.get('overrides') or {}).values():
+                override.pop('compensate', None)
+
+
+def inference_part(cfg: Config) -> dict[str, Any]:
+    """Return what inference needs of a config, as plain values."""
+    values = cfg.to_dict()
+    return {key: values[key] for key in _KEYS if key in values}
+
+
+def config_text(cfg: Config, inference: bool = True) -> str:
+    """Write a config, with compensation off, as Python assignments.
+
+    Args:
+        cfg: A whole config.
+        inference: Whether to leave out what is about training.
+
+    Raises:
+        ValueError: If :func:`read_config` could not read it again.
+    """
+    cfg = without_compensation(cfg)
+    if inference:
+        cfg = Config(inference_part(cfg))
+    text = cfg.pretty_text
+    _parse(text, 'this config')
+    return text
+
+
+def read_config(text: str, source: str | Path) -> Config:
+    """Read a config that :func:`config_text` or mmengine wrote.
+
+    A config is a program. A file of weights that somebody passes on should
+    not be one: this reads assignments of plain values (and ``dict(...)``),
+    runs nothing, and refuses a ``type`` that is a path to import instead of
+    a registered name. Modules that ``custom_imports`` names are imported.
+
+    Args:
+        text: Python assignments.
+        source: Name of the file, for messages.
+
+    Raises:
+        ValueError: If there is anything else in it.
+        ImportError: If a module that it names is not installed.
+    """
+    cfg = Config(_parse(text, source))
+    imports = cfg.get('custom_imports')
+    if imports:
+        import_modules_from_strings(**imports)
+    return cfg
+
+
+def _parse(text: str, source: str | Path) -> dict[str, Any]:
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f'{source}: no config: {error}') from error
+    values = {}
+    for node in body:
+        if not isinstance(node, ast.Assign) or not all(
+            isinstance(target, ast.Name) for target in node.targets
+        ):
+            raise ValueError(_refusal(source, node))
+        values[node.targets[0].id] = _value(node.value, source)
+    for kind in _types(values):
+        _check_type(kind, source)
+    return values
+
+
+def _check_type(kind: str, source: str | Path) -> None:
+    scope, dot, name = kind.rpartition('.')
+    if not dot:
+        return
+    known = {'mmengine', *MODULE2PACKAGE, *MODELS.children}
+    if scope in known:
+        # What no registry has mmengine imports: `mmcv.convert_video` would
+        # be called.
+        with suppress(ImportError):
+            if not hasattr(importlib.import_module(scope), name):
+                return
+    raise ValueError(
+        f'{source}: type={kind!r} in the config is not allowed: a registered '
+        f'name, with or without one of the scopes {sorted(known)}'
+    )
+
+
+def _value(node: ast.AST, source: str | Path) -> Any:
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {
+            _value(key, source): _value(value, source)
+            for key, value in zip(node.keys, node.values)
+        }
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_value(item, source) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Call) and _is_named(node.func, 'dict'):
+        keywords = {k.arg: _value(k.value, source) for k in node.keywords}
+        if not node.args and None not in keywords:
+            return keywords
+    if _is_named(node, 'inf', 'nan'):
+        return getattr(math, node.id)
+    if isinstance(node, ast.UnaryOp) and _is_named(node.operand, 'inf'):
+        return -math.inf
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(_refusal(source, node)) from error
+
+
+def _is_named(node: ast.AST, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def _refusal(source: str | Path, node: ast.AST) -> str:
+    code = ast.unparse(node)
+    code = code if len(code) < 60 else code[:57] + '...'
+    return (
+        f'{source}: `{code}` in the config is not allowed: assignments of '
+        'plain values only, nothing that would have to be run'
+    )
+
+
+def _types(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get('type'), str):
+            yield node['type']
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _types(item)
+
+
+def meta_text(dataset_meta: dict[str, Any]) -> str:
+    """Write a detector's ``dataset_meta`` (classes, palette) as JSON.
+
+    Raises:
+        ValueError: If there is something else than plain values in it.
+    """
+    try:
+        return json.dumps(dataset_meta)
+    except TypeError as error:
+        raise ValueError(
+            f'dataset_meta={dataset_meta!r} is not allowed: plain values '
+            f'only ({error})'
+        ) from error
+
+
+def read_meta(text: str, source: str | Path) -> dict[str, Any]:
+    """Read what :func:`meta_text` wrote.
+
+    Args:
+        text: JSON.
+        source: Name of the file, for messages.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    try:
+        meta = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f'{source}: no dataset_meta: {error}') from error
+    if not isinstance(meta, dict):
+        raise ValueError(f'{source}: dataset_meta={meta!r} is no dict')
+    if 'classes' in meta:
+        meta['classes'] = tuple(meta['classes'])
+    # Visualizers take colours as tuples.
+    if isinstance(meta.get('palette'), list):
+        meta['palette'] = [
+            tuple(color) if isinstance(color, list) else color
+            for color in meta['palette']
+        ]
+    return meta

@@ -1,0 +1,58 @@
+"""mmdet's inferencer for every file that holds a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmdet import apis
+from mmengine.config import Config
+from torch import nn
+
+from surge_det.deploy.loading import load_detector, read_detector_config
+
+
+class DetInferencer(apis.DetInferencer):
+    """mmdet's ``DetInferencer`` that takes packed files too.
+
+    Called as mmdet's::
+
+        inferencer = DetInferencer(weights='detector.safetensors')
+        inferencer('image.jpg', out_dir='out')['predictions']
+
+    Args:
+        model: Config, its file or its name in mmdet; by default what
+            ``weights`` hold.
+        weights: A checkpoint or a packed file (``.safetensors``).
+        device: By default mmengine's choice.
+        kwargs: ``scope``, ``palette`` and ``show_progress``, as mmdet's.
+
+    Raises:
+        ImportError: If a package of the extra ``deploy`` is missing.
+        OSError: If a file cannot be read.
+        ValueError: If the file is damaged, or not this config's.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if weights is not None:
+            weights = str(weights)
+            if model is None:
+                model = read_detector_config(weights)
+        super().__init__(model, weights, device, **kwargs)
+
+    def _init_model(
+        self, cfg: Any, weights: str | None, device: str = 'cpu'
+    ) -> nn.Module:
+        # Names and addresses are mmdet's affair.
+        if weights is None or '://' in weights:
+            return super()._init_model(cfg, weights, device)
+        model = load_detector(weights, Config(cfg.to_dict()), device)
+        if self.palette != 'none':
+            model.dataset_meta['palette'] = self.palette
+        return model

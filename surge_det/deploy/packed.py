@@ -1,0 +1,240 @@
+"""The format ``packed``: one safetensors file, signs as bits.
+
+Tensors have the names of the packed model's state dict: ``NAME.bits``,
+``NAME.scale`` and perhaps ``NAME.bias`` and ``NAME.shift`` for a 1-bit layer
+(:mod:`surge_det.core.packed` says how bits lie), everything else as in a
+checkpoint. Norms that fold exactly have ``weight`` and ``bias`` only. The
+metadata have one entry, ``surge_det.packed``, a JSON object:
+
+===================  ====================================================
+``version``          of the format
+``surge_det``        version of the package that wrote it
+``config``           the config's part for inference, Python assignments
+``dataset_meta``     classes and palette, JSON
+``folded``           names of the folded norms
+``shared``           names of tensors that stand under another one
+===================  ====================================================
+
+The same model gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from surge_det.core.packed import PackedConv2d, PackedLayer, pack
+from surge_det.deploy.checkpoint import build_detector, replacing
+from surge_det.deploy.config import (
+    config_text,
+    meta_text,
+    read_config,
+    read_meta,
+)
+from surge_det.deploy.extra import require
+from surge_det.deploy.norms import fold, set_identity
+from surge_det.deploy.plan import check, plan_export
+from surge_det.version import __version__
+
+FORMAT = 'surge_det.packed'
+VERSION = 1
+# Counts training steps.
+_UNUSED = '.num_batches_tracked'
+
+
+def save_packed(
+    model: nn.Module,
+    cfg: Config,
+    path: str | Path,
+    dataset_meta: dict[str, Any],
+) -> None:
+    """Write a detector with its signs packed.
+
+    Every packed layer and every folded norm is compared with what it was
+    made of before anything is written. Norms are folded where torch's CPU
+    kernel gives the same bits; on a GPU, whose kernel computes in another
+    order, a folded norm may differ in the last one.
+
+    Args:
+        model: A detector in the form that ``cfg`` builds; not changed.
+        cfg: The whole config.
+        path: File to write; one that is there is replaced.
+        dataset_meta: Classes and palette.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+        ExportError: If something cannot be packed.
+        ValueError: If config or ``dataset_meta`` cannot be stored.
+    """
+    safetensors = require('safetensors.torch')
+    check(plan_export(model, 'packed'))
+    packed = copy.deepcopy(model).cpu()
+    pack(packed)
+    _compare(model, packed)
+    folded = fold(packed)
+    tensors, shared = _unique(packed, folded)
+    metadata = {
+        'version': VERSION,
+        'surge_det': __version__,
+        'config': config_text(cfg),
+        'dataset_meta': meta_text(dataset_meta),
+        'folded': folded,
+        'shared': shared,
+    }
+    # One entry: safetensors writes several in a random order.
+    content = safetensors.save(tensors, {FORMAT: json.dumps(metadata)})
+    with replacing(path) as new:
+        # safetensors' own way to write gives files that others cannot read.
+        new.write_bytes(content)
+
+
+def load_packed(
+    path: str | Path,
+    config: Config | None = None,
+    device: str | torch.device = 'cpu',
+) -> nn.Module:
+    """Restore a detector from what :func:`save_packed` wrote.
+
+    Args:
+        path: The file.
+        config: A whole config to build the detector from; by default the
+            one in the file.
+        device: Where the detector is to be.
+
+    Returns:
+        mmdet's model in eval mode, with ``cfg`` and ``dataset_meta``. Its
+        1-bit layers are packed ones, which cannot be trained.
+
+    Raises:
+        ImportError: If safetensors is not installed.
+        OSError: If the file cannot be read.
+        ValueError: If it is no such file, or not this config's.
+    """
+    metadata, tensors = _read(path)
+    cfg = read_config(metadata['config'], path) if config is None else config
+    model = build_detector(cfg)
+    pack(model)
+    modules = dict(model.named_modules())
+    state = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.endswith(_UNUSED)
+    }
+    state.update(tensors)
+    try:
+        for name, first in metadata['shared'].items():
+            state[name] = tensors[first]
+        for name in metadata['folded']:
+            norm = modules[name]
+            set_identity(norm)
+            state[f'{name}.running_mean'] = norm.running_mean
+            state[f'{name}.running_var'] = norm.running_var
+        model.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        which = 'the config in it' if config is None else 'this config'
+        raise ValueError(f'{path}: does not fit {which}: {error}') from error
+    model.dataset_meta = read_meta(metadata['dataset_meta'], path)
+    return model.to(device)
+
+
+def read_packed_config(path: str | Path) -> Config:
+    """Read the config in a packed file; errors as :func:`load_packed`'s."""
+    return read_config(_read(path, metadata_only=True)[0]['config'], path)
+
+
+def _read(
+    path: str | Path, metadata_only: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    safetensors = require('safetensors')
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: there is no such file')
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            metadata = _metadata(file.metadata() or {}, path)
+            names = [] if metadata_only else file.keys()
+            return metadata, {name: file.get_tensor(name) for name in names}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f'{path}: no safetensors file, or damaged: {error}'
+        ) from error
+
+
+def _metadata(entries: dict[str, str], path: str | Path) -> dict[str, Any]:
+    if FORMAT not in entries:
+        raise ValueError(
+            f'{path}: no packed detector: its metadata have no {FORMAT!r}. '
+            'tools/export.py --format packed writes one'
+        )
+    try:
+        metadata = json.loads(entries[FORMAT])
+        version = metadata['version']
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: damaged: {error!r}') from error
+    if version != VERSION:
+        raise ValueError(
+            f'{path}: version {version!r} of the packed format (surge_det '
+            f'{metadata.get("surge_det")} wrote it) is not {VERSION}, which '
+            f'surge_det {__version__} reads. Install the other version, or '
+            'export the checkpoint again'
+        )
+    missing = {'config', 'dataset_meta', 'folded', 'shared'} - set(metadata)
+    if missing:
+        raise ValueError(f'{path}: damaged: no {sorted(missing)} in it')
+    return metadata
+
+
+def _unique(
+    model: nn.Module, folded: list[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors to write, and names of those that have two."""
+    left_out = {
+        f'{name}.{key}'
+        for name in folded
+        for key in ('running_mean', 'running_var')
+    }
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name in left_out or name.endswith(_UNUSED):
+            continue
+        if id(value) in first:
+            shared[name] = first[id(value)]
+            continue
+        first[id(value)] = name
+        # Two that share memory, or a view, cannot be written.
+        tensors[name] = value.detach().clone(
+            memory_format=torch.contiguous_format
+        )
+    return tensors, shared
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, packed: nn.Module) -> None:
+    """See that packed layers compute what the layers did."""
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in packed.named_modules():
+        if not isinstance(layer, PackedLayer):
+            continue
+        original = copy.deepcopy(model.get_submodule(name)).cpu()
+        shape: tuple[int, ...] = (2, layer.weight_shape[1])
+        if isinstance(layer, PackedConv2d):
+            span = [
+                d * (k - 1) + 1 + s
+                for d, k, s in zip(
+                    layer.dilation, layer.kernel_size, layer.stride
+                )
+            ]
+            shape = (2, layer.in_channels, *span)
+        x = torch.randn(shape, generator=generator).to(layer.scale.dtype)
+        if not torch.equal(layer(x), original(x)):
+            raise RuntimeError(
+                f'{name}: packed, it does not compute what it did; nothing '
+                'was written'
+            )

@@ -1,0 +1,150 @@
+import pytest
+import torch
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+import surge_det  # noqa: F401
+
+# isort: split
+from mmdet.apis import init_detector
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from small_detector import META, detections, small_config, train
+
+from surge_det.deploy import load_detector, load_trained, save_pth
+from surge_det.deploy.config import without_compensation
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Config, model and checkpoint, as a runner of mmengine leaves them."""
+    init_default_scope('mmdet')
+    cfg = small_config()
+    model = train(MODELS.build(cfg.model)).eval()
+    path = tmp_path_factory.mktemp('trained') / 'epoch_1.pth'
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint = {
+        'meta': {'dataset_meta': META, 'epoch': 1, 'cfg': cfg.pretty_text},
+        'state_dict': model.state_dict(),
+        'ema_state_dict': {
+            key: value.clone() for key, value in model.state_dict().items()
+        },
+        'optimizer': optimizer.state_dict(),
+        'message_hub': {},
+    }
+    torch.save(checkpoint, path)
+    return cfg, model, path
+
+
+@pytest.fixture(scope='module')
+def exported(trained):
+    cfg, _, path = trained
+    out = path.with_name('detector.pth')
+    save_pth(*load_trained(cfg, path)[:1], cfg, out, META)
+    return out
+
+
+def same(model, other):
+    first, second = detections(model), detections(other)
+    return len(first.bboxes) > 0 and all(
+        torch.equal(first[key], second[key])
+        for key in ('bboxes', 'scores', 'labels')
+    )
+
+
+def test_trained_detector_without_replicas(trained):
+    cfg, model, path = trained
+    before = cfg.to_dict()
+    loaded, meta = load_trained(cfg, path)
+    assert same(model, loaded)
+    assert meta == loaded.dataset_meta == META
+    assert not any('aux_weight' in key for key in loaded.state_dict())
+    assert not loaded.training
+    assert cfg.to_dict() == before
+
+
+def test_only_what_inference_needs_is_kept(trained, exported):
+    checkpoint = torch.load(exported, weights_only=True)
+    assert set(checkpoint) == {'meta', 'state_dict'}
+    state = checkpoint['state_dict']
+    assert not any('aux_weight' in key for key in state)
+    values = sum(v.numel() * v.element_size() for v in state.values())
+    assert exported.stat().st_size < values + 200_000
+    assert exported.stat().st_size < trained[2].stat().st_size / 2
+
+
+def test_strict_into_the_config_with_compensation_off(trained, exported):
+    cfg, model, _ = trained
+    other = MODELS.build(without_compensation(cfg).model).eval()
+    state = torch.load(exported, weights_only=True)['state_dict']
+    other.load_state_dict(state, strict=True)
+    assert same(model, other)
+
+
+def test_mmdets_own_call_reads_it(trained, exported):
+    cfg, model, _ = trained
+    text = torch.load(exported, weights_only=True)['meta']['cfg']
+    stored = Config.fromstring(text, '.py')
+    assert stored.model.backbone.conv_cfg.compensate is False
+    assert 'train_dataloader' in stored
+    detector = init_detector(stored, str(exported), device='cpu')
+    assert same(model, detector)
+    assert detector.dataset_meta['classes'] == META['classes']
+
+
+@pytest.mark.parametrize('which', ['checkpoint', 'exported'])
+@pytest.mark.parametrize('given', [True, False])
+def test_load_detector(which, given, trained, exported):
+    cfg, model, path = trained
+    path = path if which == 'checkpoint' else exported
+    detector = load_detector(path, cfg if given else None)
+    assert same(model, detector)
+    assert detector.dataset_meta == META
+
+
+def test_classes_come_from_the_config_where_the_checkpoint_has_none(
+    trained, tmp_path
+):
+    cfg, model, _ = trained
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': model.state_dict()}, path)
+    _, meta = load_trained(cfg, path)
+    assert meta['classes'] == META['classes']
+    assert meta['palette'] == META['palette']
+    with pytest.raises(ValueError, match=r'x\.pth: holds no config'):
+        load_detector(path)
+
+
+def test_checkpoints_that_are_wrong(trained, tmp_path):
+    cfg, model, path = trained
+    other = Config(cfg.to_dict())
+    other.model.roi_head.bbox_head.num_classes = 7
+    with pytest.raises(ValueError, match=r'epoch_1\.pth: (?s:.*)fc_cls'):
+        load_trained(other, path)
+    state = {k: v for k, v in model.state_dict().items() if 'fpn' not in k}
+    part = tmp_path / 'part.pth'
+    torch.save({'state_dict': state}, part)
+    with pytest.raises(ValueError, match=r'part\.pth: (?s:.*)fpn_convs'):
+        load_trained(cfg, part)
+    half = tmp_path / 'half.pth'
+    half.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r'half\.pth'):
+        load_trained(cfg, half)
+    with pytest.raises(OSError, match='nowhere'):
+        load_trained(cfg, tmp_path / 'nowhere.pth')
+    with pytest.raises(ValueError, match=r'model\.type'):
+        load_trained(Config(), path)
+
+
+def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
+    cfg, model, _ = trained
+
+    def interrupted(value, path):
+        path.write_bytes(b'half')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, 'save', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_pth(model, cfg, tmp_path / 'x.pth', META)
+    assert not list(tmp_path.iterdir())

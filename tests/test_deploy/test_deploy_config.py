@@ -1,0 +1,128 @@
+import math
+
+import pytest
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+import surge_det  # noqa: F401
+
+# isort: split
+from mmengine.config import Config
+from small_detector import CONFIGS, META, small_config
+
+from surge_det.core.layers import named_surge_layers
+from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.config import (
+    config_text,
+    meta_text,
+    read_config,
+    read_meta,
+    without_compensation,
+)
+
+
+@pytest.mark.parametrize('name', ['faster_rcnn_r18_bccd', 'yolox_tiny_coco'])
+def test_text_gives_the_config_back(name):
+    cfg = Config.fromfile(CONFIGS / f'surge_{name}.py')
+    before = cfg.to_dict()
+    expected = without_compensation(cfg).to_dict()
+    found = read_config(config_text(cfg, inference=False), 'it').to_dict()
+    assert found == expected
+    found = read_config(config_text(cfg), 'it').to_dict()
+    assert found['model'] == expected['model']
+    assert found['test_dataloader'] == expected['test_dataloader']
+    assert 'optim_wrapper' not in found
+    assert cfg.to_dict() == before
+
+
+def test_compensation_is_off_wherever_it_may_be_on():
+    cfg = Config(
+        dict(
+            model=dict(
+                binarize_cfg=dict(
+                    overrides={'a.*': dict(compensate=True, eta=0.1)}
+                ),
+                parts=[
+                    dict(type='SURGEFPN'),
+                    dict(type='SURGEResNet', conv_cfg=None, binarize_cfg=None),
+                    dict(conv_cfg=dict(type='SURGEConv2d', compensate=True)),
+                    dict(conv_cfg=dict(type='Conv2d')),
+                ],
+            )
+        )
+    )
+    conv = dict(type='SURGEConv2d', compensate=False)
+    assert without_compensation(cfg).to_dict()['model'] == dict(
+        binarize_cfg=dict(
+            layer_cfg=dict(compensate=False),
+            overrides={'a.*': dict(eta=0.1)},
+        ),
+        parts=[
+            dict(type='SURGEFPN', conv_cfg=conv),
+            dict(type='SURGEResNet', conv_cfg=conv, binarize_cfg=None),
+            dict(conv_cfg=conv),
+            dict(conv_cfg=dict(type='Conv2d')),
+        ],
+    )
+
+
+def test_built_detector_has_no_replica():
+    model = build_detector(small_config())
+    layers = list(named_surge_layers(model))
+    assert len(layers) == 16 + 8 + 1 + 2
+    assert all(layer.aux_weight is None for _, layer in layers)
+    assert not model.training
+
+
+def test_what_mmengine_writes_is_read():
+    text = "a = dict(b=[1, (2.5, -3)], c={'x-y': None, 1: True})\nd = -inf\n"
+    cfg = read_config(text, 'it')
+    assert cfg.to_dict()['a'] == {
+        'b': [1, (2.5, -3)],
+        'c': {'x-y': None, 1: True},
+    }
+    assert cfg.d == -math.inf
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "import os\na = os.system('true')",
+        "a = __import__('os')",
+        'a = dict(b=open("x"))',
+        'a = [x for x in ()]',
+        'a = dict(**{})',
+        'a.b = 1',
+        'a = lambda: 1',
+        "a = f'{1}'",
+        'a = (',
+        "model = dict(type='os.system', command='true')",
+        # A function of mmcv's that runs a shell.
+        "model = dict(neck=[dict(type='mmcv.convert_video')])",
+        "model = dict(type='mmengine.fileio.remove')",
+    ],
+)
+def test_nothing_is_run(text):
+    with pytest.raises(ValueError, match=r'detector\.xml: '):
+        read_config(text, 'detector.xml')
+
+
+def test_scopes_are_allowed():
+    text = "model = dict(type='mmdet.FasterRCNN', b=dict(type='ResNet'))"
+    assert read_config(text, 'it').model.type == 'mmdet.FasterRCNN'
+
+
+def test_config_that_could_not_be_read_is_not_written():
+    cfg = Config(dict(model=dict(type='some.package.Model')))
+    with pytest.raises(ValueError, match=r'some\.package\.Model'):
+        config_text(cfg)
+
+
+def test_dataset_meta_comes_back():
+    assert read_meta(meta_text(META), 'it') == META
+    assert read_meta('{"palette": "random"}', 'it') == {'palette': 'random'}
+    for text in ('[1]', '{', ''):
+        with pytest.raises(ValueError, match=r'x\.bin: .*dataset_meta'):
+            read_meta(text, 'x.bin')
+    with pytest.raises(ValueError, match='object'):
+        meta_text({'classes': object()})

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+pytest.importorskip('safetensors', reason='needs the extra deploy')
+
+import surge_det  # noqa: F401
+
+# isort: split
+import mmcv
+from mmdet import apis
+from small_detector import META, small_config, train
+
+from surge_det.deploy import DetInferencer, save_packed, save_pth
+from surge_det.deploy.checkpoint import build_detector
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """Config's file, and the detector in two formats."""
+    folder = tmp_path_factory.mktemp('files')
+    cfg = small_config()
+    cfg.dump(folder / 'config.py')
+    model = train(build_detector(cfg))
+    save_packed(model, cfg, folder / 'detector.safetensors', META)
+    save_pth(model, cfg, folder / 'detector.pth', META)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def image():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (64, 96, 3), np.uint8)
+
+
+def test_same_call_style_and_same_boxes(files, image, tmp_path):
+    reference = apis.DetInferencer(
+        str(files / 'config.py'), str(files / 'detector.pth'), 'cpu'
+    )([image, image], batch_size=2)
+    assert reference['predictions'][0]['scores']
+    for weights in ('detector.pth', 'detector.safetensors'):
+        for model in (None, str(files / 'config.py')):
+            inferencer = DetInferencer(
+                model, files / weights, 'cpu', show_progress=False
+            )
+            found = inferencer([image, image], batch_size=2)
+            assert found['predictions'] == reference['predictions']
+    assert isinstance(inferencer, apis.DetInferencer)
+    file = tmp_path / 'image.png'
+    mmcv.imwrite(image, str(file))
+    found = inferencer(str(file), out_dir=str(tmp_path), no_save_pred=False)
+    (prediction,) = (tmp_path / 'preds').iterdir()
+    assert json.loads(prediction.read_text()) == found['predictions'][0]
+    assert len(list((tmp_path / 'vis').iterdir())) == 1
+
+
+def test_palette_is_the_callers(files):
+    def palette(**kwargs):
+        inferencer = DetInferencer(
+            weights=files / 'detector.safetensors', device='cpu', **kwargs
+        )
+        return inferencer.visualizer.dataset_meta['palette']
+
+    assert palette() == META['palette']
+    assert palette(palette='coco') == 'coco'
+
+
+def test_what_mmdet_does_alone_stays(files):
+    # No weights: mmdet's own way, with its warning of random ones.
+    with pytest.warns(UserWarning, match='randomly initialized'):
+        inferencer = DetInferencer(str(files / 'config.py'), device='cpu')
+    assert not any(
+        torch.is_tensor(v) and v.dtype == torch.uint8
+        for v in inferencer.model.state_dict().values()
+    )
+
+
+def test_errors_name_the_file(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        DetInferencer(weights=tmp_path / 'nowhere.safetensors')
+    other = tmp_path / 'x.safetensors'
+    other.write_bytes(b'nothing')
+    with pytest.raises(ValueError, match=r'x\.safetensors'):
+        DetInferencer(str(files / 'config.py'), other, 'cpu')

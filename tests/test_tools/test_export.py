@@ -1,0 +1,316 @@
+"""export.py, test.py and infer.py on a small detector."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import ROOT
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+pytest.importorskip('safetensors', reason='needs the extra deploy')
+
+import surge_det  # noqa: F401
+
+# isort: split
+import mmcv
+from mmengine.config import Config
+from mmengine.fileio import load
+from mmengine.registry import init_default_scope
+from small_detector import small_config, train
+
+from surge_det.datasets.shapes import prepare_shapes
+from surge_det.deploy import load_detector
+from surge_det.deploy.checkpoint import build_detector
+
+
+@pytest.fixture(scope='module')
+def tools():
+    """The tools' modules, by name."""
+    sys.path.insert(0, str(ROOT / 'tools'))
+    modules = {}
+    try:
+        for name in ('export', 'infer', 'test'):
+            spec = importlib.util.spec_from_file_location(
+                f'{name}_tool', ROOT / 'tools' / f'{name}.py'
+            )
+            modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(modules[name])
+    finally:
+        sys.path.remove(str(ROOT / 'tools'))
+    return modules
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder with config.py, epoch_1.pth and shapes/."""
+    folder = tmp_path_factory.mktemp('trained')
+    init_default_scope('mmdet')
+    prepare_shapes(folder, 8, 6, 0)
+    demo = Config.fromfile(ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py')
+    cfg = small_config()
+    cfg.test_dataloader = demo.test_dataloader
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.test_dataloader.dataset.data_root = f'{folder / "shapes"}/'
+    cfg.model.roi_head.bbox_head.num_classes = 5
+    cfg.dump(folder / 'config.py')
+    model = train(build_detector(cfg))
+    meta = {'dataset_meta': dict(demo.metainfo)}
+    state = model.state_dict()
+    torch.save({'state_dict': state, 'meta': meta}, folder / 'epoch_1.pth')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def packed(trained, tools):
+    """The packed file beside the checkpoint, and what was printed."""
+    tools['export'].main(
+        [
+            str(trained / 'config.py'),
+            str(trained / 'epoch_1.pth'),
+            '--format',
+            'packed',
+        ]
+    )
+    return trained / 'epoch_1.safetensors'
+
+
+def printed(capsys, tools, trained, *args):
+    config, checkpoint = trained / 'config.py', trained / 'epoch_1.pth'
+    tools['export'].main([str(config), str(checkpoint), *map(str, args)])
+    return capsys.readouterr().out
+
+
+def test_preflight_and_sizes(tools, trained, capsys, tmp_path):
+    path = tmp_path / 'deep' / 'detector.safetensors'
+    out = printed(capsys, tools, trained, '--format', 'packed', '--out', path)
+    line = next(x for x in out.splitlines() if 'layer4.1.conv2' in x)
+    size, float_size = 128 * (128 * 9 // 8 + 4), 4 * 128 * 128 * 9
+    assert re.split(r'  +', line) == [
+        'backbone.layer4.1.conv2',
+        '1-bit',
+        '1/1',
+        'conv2d on scaled signs',
+        f'{size:,}',
+        f'{float_size:,}',
+    ]
+    parts = out[out.index('\npart ') :]
+    for part in ('backbone', 'neck', 'rpn_head', 'roi_head', 'total'):
+        assert re.search(rf'^{part} +[\d,]+ +[\d,]+ +1/\d', parts, re.M)
+    checkpoint = (trained / 'epoch_1.pth').stat().st_size
+    assert f'epoch_1.pth: {checkpoint:,} bytes' in out
+    assert f'detector.safetensors: {path.stat().st_size:,} bytes' in out
+
+
+def test_pth(tools, trained, capsys):
+    out = printed(capsys, tools, trained, '--format', 'pth')
+    assert 'epoch_1.deploy.pth' in out
+    state = torch.load(trained / 'epoch_1.deploy.pth', weights_only=True)
+    assert state['meta']['dataset_meta']['classes'][0] == 'circle'
+
+
+def test_options_of_the_config_are_stored(tools, trained, capsys, tmp_path):
+    path = tmp_path / 'x.safetensors'
+    printed(
+        capsys,
+        tools,
+        trained,
+        *('--format', 'packed', '--out', path),
+        *('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.4'),
+    )
+    assert load_detector(path).cfg.model.test_cfg.rcnn.score_thr == 0.4
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        (['nowhere.py', 'x.pth', '--format', 'pth'], 'nowhere.py'),
+        (['config.py', 'nowhere.pth', '--format', 'pth'], 'nowhere.pth'),
+        (['config.py', 'config.py', '--format', 'pth'], 'no checkpoint'),
+        (['config.py', 'epoch_1.pth', '--format', 'onnx'], 'packed'),
+        (
+            [
+                'config.py',
+                'epoch_1.pth',
+                '--format',
+                'packed',
+                '--out',
+                'x.pth',
+            ],
+            r"x\.pth': the name must end in \.safetensors",
+        ),
+        (
+            [
+                'config.py',
+                'epoch_1.pth',
+                '--format',
+                'pth',
+                '--out',
+                'epoch_1.pth',
+            ],
+            'another name',
+        ),
+        (
+            [
+                'config.py',
+                'epoch_1.pth',
+                '--format',
+                'packed',
+                '--cfg-options',
+                'model.roi_head.bbox_head.num_classes=9',
+            ],
+            r'(?s)epoch_1\.pth: .*fc_cls',
+        ),
+    ],
+    ids=lambda value: ' '.join(value)[:60] if isinstance(value, list) else '',
+)
+def test_refused_before_anything_is_written(
+    args, said, tools, trained, monkeypatch, capsys
+):
+    monkeypatch.chdir(trained)
+    before = sorted(trained.iterdir())
+    with pytest.raises(SystemExit) as error:
+        tools['export'].main(args)
+    assert error.value.code == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert sorted(trained.iterdir()) == before
+
+
+def test_a_layer_that_cannot_be_exported(
+    tools, trained, monkeypatch, capsys, tmp_path
+):
+    state = torch.load(trained / 'epoch_1.pth', weights_only=True)
+    state['state_dict']['neck.fpn_convs.0.conv.weight'][0] = float('nan')
+    broken = tmp_path / 'broken.pth'
+    torch.save(state, broken)
+    with pytest.raises(SystemExit) as error:
+        tools['export'].main(
+            [str(trained / 'config.py'), str(broken), '--format', 'packed']
+        )
+    assert error.value.code == 2
+    printed = capsys.readouterr()
+    # The table first, so that all else is seen beside it.
+    assert 'backbone.layer1.0.conv1' in printed.out
+    assert 'neck.fpn_convs.0.conv (1-bit): weight has values' in printed.err
+    assert 'remedy: ' in printed.err
+    assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_without_the_extra(tools, trained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'safetensors', None)
+    with pytest.raises(SystemExit) as error:
+        printed(capsys, tools, trained, '--format', 'packed')
+    assert error.value.code == 2
+    err = capsys.readouterr().err
+    assert 'safetensors' in err
+    assert 'pip install -e ".[deploy]"' in err
+
+
+def evaluate(tools, trained, checkpoint, work_dir):
+    """Run test.py; return its figure and the predictions' file."""
+    predictions = work_dir / 'predictions.pkl'
+    tools['test'].main(
+        [str(trained / 'config.py'), str(checkpoint)]
+        + ['--work-dir', str(work_dir), '--out', str(predictions)]
+    )
+    (log,) = work_dir.glob('*/*.json')
+    return json.loads(log.read_text())['pascal_voc/mAP'], predictions
+
+
+def test_evaluation_of_a_packed_file(packed, tools, trained, tmp_path):
+    """mmdet's evaluator gives the checkpoint's figure."""
+    (figure, predictions), (packed_figure, packed_predictions) = (
+        evaluate(tools, trained, file, tmp_path / str(i))
+        for i, file in enumerate([trained / 'epoch_1.pth', packed])
+    )
+    assert figure == packed_figure
+    found = load(packed_predictions)
+    expected = load(predictions)
+    assert len(found) == len(expected) == 6
+    for one, other in zip(found, expected):
+        for key in ('bboxes', 'scores', 'labels'):
+            assert torch.equal(
+                one['pred_instances'][key], other['pred_instances'][key]
+            )
+
+
+def test_evaluation_refuses_what_is_damaged(
+    packed, tools, trained, tmp_path, capsys
+):
+    damaged = tmp_path / 'x.safetensors'
+    damaged.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(SystemExit) as error:
+        evaluate(tools, trained, damaged, tmp_path)
+    assert error.value.code == 2
+    assert 'x.safetensors: no safetensors file' in capsys.readouterr().err
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / 'images'
+    rng = np.random.default_rng(0)
+    for name in ('a.jpg', 'b.PNG'):
+        image = rng.integers(0, 256, (48, 64, 3), np.uint8)
+        mmcv.imwrite(image, str(folder / name))
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+@pytest.mark.parametrize('name', ['epoch_1.safetensors', 'epoch_1.pth'])
+def test_infer_draws(name, packed, tools, trained, images, tmp_path, capsys):
+    out = tmp_path / 'out'
+    config = [] if name.endswith('tensors') else ['--config', 'config.py']
+    config = [str(trained / x) if '.' in x else x for x in config]
+    tools['infer'].main(
+        [str(images), '--model', str(trained / name), *config]
+        + ['--out', str(out), '--score-thr', '0', '--device', 'cpu']
+    )
+    printed = capsys.readouterr().out
+    assert sorted(p.name for p in (out / 'vis').iterdir()) == [
+        'a.jpg',
+        'b.PNG',
+    ]
+    assert sorted(p.name for p in (out / 'preds').iterdir()) == [
+        'a.json',
+        'b.json',
+    ]
+    count = int(re.search(r'(\d+) detections with score 0', printed)[1])
+    assert count > 0
+    assert '100%' in printed
+    drawn = mmcv.imread(str(out / 'vis' / 'a.jpg'))
+    assert (drawn != mmcv.imread(str(images / 'a.jpg'))).any()
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        (['nowhere', '--model', 'epoch_1.pth'], "'nowhere'"),
+        (['shapes', '--model', 'epoch_1.pth'], 'shapes has no images'),
+        (['config.py', '--model', 'x.xml'], "'x.xml'"),
+        (['config.py', '--model', 'epoch_1.pth'], 'holds no config'),
+        (
+            ['a/x.jpg', 'b/x.png', '--model', 'epoch_1.pth'],
+            "several images are named 'x'",
+        ),
+        (
+            ['config.py', '--model', 'epoch_1.pth', '--config', 'x.py'],
+            "'x.py' does not exist",
+        ),
+        (
+            ['config.py', '--model', 'epoch_1.pth', '--score-thr', '2'],
+            '0 to 1',
+        ),
+    ],
+    ids=lambda value: ' '.join(value)[:60] if isinstance(value, list) else '',
+)
+def test_infer_refuses(args, said, tools, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    for name in ('a/x.jpg', 'b/x.png'):
+        mmcv.imwrite(np.zeros((8, 8, 3), np.uint8), name)
+    with pytest.raises(SystemExit) as error:
+        tools['infer'].main(args)
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
