@@ -135,3 +135,12 @@ def scores(monkeypatch):
         monkeypatch.setenv('SCORES', json.dumps(by_method))
 
     return decide
+
+
+@pytest.fixture(autouse=True)
+def _no_logger_is_left():
+    """Forget mmengine's loggers: they write to a stream of one test's own."""
+    yield
+    logging = sys.modules.get('mmengine.logging')
+    if logging is not None:
+        logging.MMLogger._instance_dict.clear()
