@@ -20,15 +20,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .ags import AGS
 from .layouts import Layouts, in_channels_last, in_rows, is_channels_last
-from .sign import binary_sign, is_plain
+from .sign import binary_sign, is_plain, sign_codes, signs_of
 from .sign_bits import pack, unpack
-from .sign_conv import (
-    is_served,
-    pad_codes,
-    sign_codes,
-    sign_conv2d,
-    signs_of,
-)
+from .sign_conv import is_served, pad_codes, sign_conv2d
 
 # oneDNN's gradients on CPUs, by measurement: that of the input is faster in
 # channels_last, by enough to change the format if there are few channels or
@@ -330,8 +324,8 @@ def surge(
                 None if bias is None else bias.to(dtype),
                 0.0,
             )
-        # Without a gradient to come, and for tracers that count operations
-        # or export, this is an ordinary convolution.
+        # Without a gradient to come there is nothing to keep; tracers that
+        # count operations or export see an ordinary convolution.
         if torch.jit.is_tracing() or not torch.is_grad_enabled():
             codes = _codes(x, settings) if is_plain(x) else None
             return _forward(x, codes, z, scale, bias, settings, dtype)

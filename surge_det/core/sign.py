@@ -3,6 +3,19 @@
 import torch
 from torch import Tensor
 
+# A sign in a byte: 0 for -1 and 2 for +1, so that zero has a code too.
+ZERO_POINT = 1
+
+
+def sign_codes(x: Tensor) -> Tensor:
+    """Return uint8 0 where the binary sign is -1 and 2 where it is +1."""
+    return (x.detach() >= 0).view(torch.uint8).mul_(2)
+
+
+def signs_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn codes into -1 and +1."""
+    return codes.to(dtype).sub_(ZERO_POINT)
+
 
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` can be seen as bytes: neither traced nor batched.
@@ -32,9 +45,7 @@ def binary_sign(x: Tensor) -> Tensor:
         Tensor of the same shape, dtype and memory format with values -1, +1.
         It carries no gradient: gradients come from an estimator.
     """
-    positive = x.detach() >= 0
-    # Doubled in bytes, which are a quarter of the memory.
     if is_plain(x):
-        positive = positive.view(torch.uint8).mul_(2)
-        return positive.to(x.dtype).sub_(1)
-    return positive.to(x.dtype).mul_(2).sub_(1)
+        # By way of bytes, which are a quarter of the memory.
+        return signs_of(sign_codes(x), x.dtype)
+    return (x.detach() >= 0).to(x.dtype).mul_(2).sub_(1)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A sign in a byte: 0 for -1 and 2 for +1, so that the zero point is 1.
-_ZERO_POINT = 1
+from .sign import ZERO_POINT, sign_codes, signs_of
+
 _OUTPUTS = (torch.float32, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
@@ -33,19 +33,9 @@ def signs_as_floats() -> Iterator[None]:
         _in_floats.reset(token)
 
 
-def sign_codes(x: Tensor) -> Tensor:
-    """Return uint8 0 where the binary sign is -1 and 2 where it is +1."""
-    return (x.detach() >= 0).view(torch.uint8).mul_(2)
-
-
-def signs_of(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn codes into -1 and +1."""
-    return codes.to(dtype).sub_(_ZERO_POINT)
-
-
 def pad_codes(codes: Tensor, padding: Sequence[int], value: float) -> Tensor:
     """Pad codes by the sign ``value`` (-1, +1; 0 is a code of its own)."""
-    return F.pad(codes, list(padding), value=int(value) + _ZERO_POINT)
+    return F.pad(codes, list(padding), value=int(value) + ZERO_POINT)
 
 
 def is_served(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
@@ -59,7 +49,7 @@ def is_served(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
     return (
         not _in_floats.get()
         and x.device.type == 'cpu'
-        # A subclass (fake, batched) stands for something else than memory.
+        # A subclass, such as a fake tensor, has no memory to look at.
         and type(x) is Tensor
         and x.dtype != torch.float64
         and dtype in _OUTPUTS
@@ -106,17 +96,17 @@ def sign_conv2d(
     scales = scales.expand(out_channels).contiguous()
     geometry = list(stride), list(padding), list(dilation), groups
     packed = torch.ops.onednn.qconv_prepack(
-        sign_codes(weight).view(torch.int8).sub_(_ZERO_POINT),
+        sign_codes(weight).view(torch.int8).sub_(ZERO_POINT),
         scales,
         1.0,
-        _ZERO_POINT,
+        ZERO_POINT,
         *geometry,
         list(codes.shape),
     )
     return torch.ops.onednn.qconv2d_pointwise(
         codes,
         1.0,
-        _ZERO_POINT,
+        ZERO_POINT,
         packed,
         scales,
         torch.zeros(out_channels, dtype=torch.int64, device=codes.device),

@@ -11,13 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from surge_det.core import SURGEConv2d, functional, sign_conv
 from surge_det.core.binarizers import Binarizer
-from surge_det.core.sign_conv import (
-    is_served,
-    pad_codes,
-    sign_codes,
-    sign_conv2d,
-    signs_of,
-)
+from surge_det.core.sign import sign_codes, signs_of
+from surge_det.core.sign_conv import is_served, pad_codes, sign_conv2d
 
 pytestmark = pytest.mark.skipif(
     not sign_conv._works(),
