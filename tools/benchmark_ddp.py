@@ -25,6 +25,7 @@ import surge_det  # noqa: F401
 import torch
 import torch.distributed as dist
 from benchmark_train import class_count, image_size
+from benchmarks import arguments
 from benchmarks.measure import interleaved, ratio, timed
 from cli import fail, leave
 from mmdet.registry import MODELS
@@ -66,21 +67,14 @@ def build(cfg: Config, wrap: bool, batch: dict) -> Callable[[], float]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog=__doc__.partition('\n')[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser_of(__doc__)
     add = parser.add_argument
     add('config', type=Path)
     add('--size', nargs=2, type=int, metavar=('ROWS', 'COLUMNS'))
     add('--batch', type=int, default=2, help='of each process')
-    add('--rounds', type=int, default=10, help='steps of each that count')
-    add('--warmup', type=int, default=2, help="steps before, which don't")
+    arguments.add_turn_arguments(parser, rounds=10, warmup=2)
     args = parser.parse_args(argv)
-    for name in ('batch', 'rounds'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name} {getattr(args, name)}: at least 1')
+    arguments.check(parser, args)
     if not args.config.is_file():
         parser.error(f'config {str(args.config)!r} does not exist')
     return args

@@ -24,6 +24,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import torch
+from benchmarks import arguments
 from benchmarks.layer import REF_STE, REF_SURGE, SURGE, Bench, Shape
 
 # layer2's convolutions.
@@ -67,12 +68,8 @@ def measure(args: argparse.Namespace) -> Points:
         for value in values:
             print(f'\r{sweep} {value:g}      ', end='', file=sys.stderr)
             shape, batch = shape_at(sweep, value)
-            shape = shape._replace(
-                height=max(shape.height // args.shrink, 1),
-                width=max(shape.width // args.shrink, 1),
-            )
             own = argparse.Namespace(**vars(args), batch=batch)
-            bench = Bench(shape, own, SHOWN)
+            bench = Bench(shape.shrunk(args.shrink), own, SHOWN)
             found = bench.measure(args.rounds, args.warmup, lambda: None)
             for name in SHOWN:
                 one = found[name]
@@ -137,36 +134,12 @@ def draw(points: Points, path: Path) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog=__doc__.partition('\n')[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add('--shrink', type=int, default=1, help='divide the size of the maps')
-    add('--device', default='cpu')
-    add(
-        '--dtype',
-        choices=['float32', 'bfloat16', 'autocast'],
-        default='float32',
-    )
-    add('--channels-last', action='store_true')
-    add('--threads', type=int, help="CPU threads; default: torch's own")
-    add(
-        '--cpu-time',
-        action='store_true',
-        help='CPU time of one thread, for a busy machine; with --threads 1',
-    )
-    add('--rounds', type=int, default=5, help='turns of each that count')
-    add('--warmup', type=int, default=1, help="turns before, which don't")
-    add('--out', type=Path, required=True, help='folder for CSV and plot')
+    parser = arguments.parser_of(__doc__)
+    arguments.add_layer_arguments(parser)
+    arguments.add_turn_arguments(parser, rounds=5, warmup=1)
+    arguments.add_out_argument(parser, required=True)
     args = parser.parse_args(argv)
-    for name in ('shrink', 'threads', 'rounds'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name} {value}: at least 1')
-    if args.cpu_time and (args.threads != 1 or args.device != 'cpu'):
-        parser.error('--cpu-time: with --threads 1 on a CPU only')
+    arguments.check(parser, args)
     return args
 
 

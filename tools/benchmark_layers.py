@@ -27,6 +27,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import torch
+from benchmarks import arguments
 from benchmarks.layer import (
     FLOAT,
     NARROW,
@@ -186,45 +187,16 @@ def draw(results: dict[str, dict[str, Measured]], path: Path) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog=__doc__.partition('\n')[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser_of(__doc__)
     names = [shape.name for shape in SHAPES]
     add = parser.add_argument
     add('--layers', nargs='+', choices=names, default=names, metavar='LAYER')
     add('--batch', type=int, default=2)
-    add('--shrink', type=int, default=1, help='divide the size of the maps')
-    add('--device', default='cpu')
-    add(
-        '--dtype',
-        choices=['float32', 'bfloat16', 'autocast'],
-        default='float32',
-    )
-    add('--channels-last', action='store_true')
-    add('--threads', type=int, help="CPU threads; default: torch's own")
-    add(
-        '--cpu-time',
-        action='store_true',
-        help='CPU time of one thread, for a busy machine; with --threads 1',
-    )
-    add('--rounds', type=int, default=7, help='turns of each that count')
-    add('--warmup', type=int, default=2, help="turns before, which don't")
-    add('--out', type=Path, help='folder for table, CSV and bar chart')
+    arguments.add_layer_arguments(parser)
+    arguments.add_turn_arguments(parser, rounds=7, warmup=2)
+    arguments.add_out_argument(parser)
     args = parser.parse_args(argv)
-    for name in ('batch', 'shrink', 'threads', 'rounds'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name} {value}: at least 1')
-    if args.warmup < 0:
-        parser.error(f'--warmup {args.warmup}: at least 0')
-    try:
-        torch.empty(0, device=args.device)
-    except (AssertionError, RuntimeError) as error:
-        parser.error(f'--device {args.device!r}: {error}')
-    if args.cpu_time and (args.threads != 1 or args.device != 'cpu'):
-        parser.error('--cpu-time: with --threads 1 on a CPU only')
+    arguments.check(parser, args)
     return args
 
 
@@ -238,10 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Measured]] = {}
     for i, shape in enumerate(shapes):
-        shape = shape._replace(
-            height=max(shape.height // args.shrink, 1),
-            width=max(shape.width // args.shrink, 1),
-        )
+        shape = shape.shrunk(args.shrink)
         done = 0
 
         def tick(i: int = i, shape: Shape = shape) -> None:
@@ -261,9 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     print(file=sys.stderr)
     text = (
         f'{table(results)}\n\n{ratio_table(ratios(results))}\n\n'
-        f'batch {args.batch}, {args.dtype}, {args.device}, '
-        f'{"channels_last" if args.channels_last else "default format"}, '
-        f'{torch.get_num_threads()} threads, torch {torch.__version__}'
+        f'batch {args.batch}, {arguments.conditions(args)}'
     )
     print(text)
     if args.out:

@@ -32,6 +32,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import torch
+from benchmarks import arguments
 from benchmarks.layer import FLOAT, REF_STE, REF_SURGE
 from benchmarks.measure import MIB, interleaved, peak_bytes, ratio, timed
 from benchmarks.reference import (
@@ -112,6 +113,10 @@ class Trainer:
         self.model.to(self.device).train()
         if args.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        if args.dtype == 'bfloat16':
+            self.model.to(torch.bfloat16)
+            # Images become float32 there.
+            self.model.data_preprocessor.register_forward_hook(_narrow_images)
         wrapper = copy.deepcopy(cfg.optim_wrapper)
         if contestant in (*_REFERENCES, STE):
             # No replica is left that these were about.
@@ -130,6 +135,10 @@ class Trainer:
         return timed(
             lambda: self.model.train_step(batch, self.wrapper), self.device
         )
+
+
+def _narrow_images(module: nn.Module, args: tuple, data: dict) -> dict:
+    return {**data, 'inputs': data['inputs'].to(torch.bfloat16)}
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
@@ -271,11 +280,7 @@ def draw(results: Results, base: str, path: Path) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog=__doc__.partition('\n')[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.parser_of(__doc__)
     add = parser.add_argument
     add('configs', nargs='+', type=Path, metavar='CONFIG')
     add(
@@ -294,18 +299,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the images; default: the config's",
     )
     add('--batch', type=int, default=2)
-    add('--device', default='cpu')
-    add('--dtype', choices=['float32', 'autocast'], default='float32')
-    add('--channels-last', action='store_true')
-    add('--threads', type=int, help="CPU threads; default: torch's own")
-    add('--rounds', type=int, default=5, help='steps of each that count')
-    add('--warmup', type=int, default=2, help="steps before, which don't")
-    add('--out', type=Path, help='folder for table, CSV and bar chart')
+    arguments.add_machine_arguments(parser)
+    arguments.add_turn_arguments(parser, rounds=5, warmup=2)
+    arguments.add_out_argument(parser)
     args = parser.parse_args(argv)
-    for name in ('batch', 'threads', 'rounds'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name} {value}: at least 1')
+    arguments.check(parser, args)
     for path in args.configs:
         if not path.is_file():
             parser.error(f'config {str(path)!r} does not exist')
@@ -328,9 +326,7 @@ def main(argv: list[str] | None = None) -> None:
             fail(f'{path}: {error}')
     text = (
         f'{table(results, base)}\n\n'
-        f'batch {args.batch}, {args.dtype}, {args.device}, '
-        f'{"channels_last" if args.channels_last else "default format"}, '
-        f'{torch.get_num_threads()} threads, torch {torch.__version__}'
+        f'batch {args.batch}, {arguments.conditions(args)}'
     )
     print(text)
     if args.out:

@@ -62,6 +62,28 @@ def test_train_step_of_all_contestants(tmp_path, monkeypatch, capsys):
     assert (tmp_path / 'train.png').stat().st_size > 10_000
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'autocast'])
+def test_train_step_in_other_types(dtype, monkeypatch, capsys):
+    tool = load('benchmark_train', monkeypatch)
+    seen = set()
+    forward = SURGEConv2d.forward
+
+    def spy(self, x):
+        out = forward(self, x)
+        seen.add((self.weight.dtype, out.dtype))
+        return out
+
+    monkeypatch.setattr(SURGEConv2d, 'forward', spy)
+    tool.main(
+        [str(DEMO), '--size', '64', '64', '--batch', '1', '--rounds', '1']
+        + ['--warmup', '0', '--dtype', dtype]
+        + ['--contestants', 'reference STE', 'SURGE']
+    )
+    own = torch.float32 if dtype == 'autocast' else torch.bfloat16
+    assert seen == {(own, torch.bfloat16)}
+    assert f'{dtype}, cpu' in capsys.readouterr().out
+
+
 def test_contestants_have_the_layers_that_they_say(monkeypatch):
     tool = load('benchmark_train', monkeypatch)
     reference = importlib.import_module('benchmarks.reference')
@@ -140,7 +162,10 @@ def test_growth_finds_the_exponent(tmp_path, monkeypatch, capsys):
     [
         ('benchmark_train', ['no.py'], "'no.py' does not exist"),
         ('benchmark_train', [DEMO, '--rounds', '0'], '--rounds 0'),
+        ('benchmark_train', [DEMO, '--warmup', '-1'], '--warmup -1'),
+        ('benchmark_train', [DEMO, '--device', 'gpu'], "--device 'gpu'"),
         ('benchmark_growth', ['--out', 'x', '--shrink', '0'], '--shrink 0'),
+        ('benchmark_growth', ['--out', 'x', '--warmup', '-1'], '--warmup -1'),
         ('benchmark_ddp', [DEMO, '--batch', '0'], '--batch 0'),
         ('benchmark_ddp', [DEMO], 'torch.distributed.run'),
     ],

@@ -42,6 +42,12 @@ class Shape(NamedTuple):
     kernel: int = 3
     stride: int = 1
 
+    def shrunk(self, by: int) -> Shape:
+        """Return it with a map whose sides are divided."""
+        return self._replace(
+            height=max(self.height // by, 1), width=max(self.width // by, 1)
+        )
+
 
 @dataclass
 class Measured:
