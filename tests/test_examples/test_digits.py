@@ -1,5 +1,5 @@
 import csv
-import importlib.util
+import importlib
 import json
 import math
 import runpy
@@ -14,6 +14,7 @@ pytest.importorskip('matplotlib', reason='draws a picture')
 
 from torch import nn
 
+from surge_det.core import AGS
 from surge_det.core.layers import named_surge_layers
 from surge_det.core.methods import METHODS
 
@@ -22,24 +23,33 @@ PATH = Path(__file__).resolve().parents[2] / 'examples' / 'digits.py'
 
 @pytest.fixture(scope='module')
 def digits():
-    spec = importlib.util.spec_from_file_location('digits', PATH)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules['digits'] = module
-    spec.loader.exec_module(module)
+    # As when it runs as a script.
+    sys.path.insert(0, str(PATH.parent))
     threads = torch.get_num_threads()
-    yield module
+    yield importlib.import_module('digits')
     torch.set_num_threads(threads)
-    sys.modules.pop('digits', None)
+    sys.path.remove(str(PATH.parent))
+
+
+@pytest.fixture(scope='module')
+def bed(digits):
+    """Return network and training."""
+    return importlib.import_module('digits_train')
+
+
+@pytest.fixture(scope='module')
+def report(digits):
+    """Return tables and picture."""
+    return importlib.import_module('digits_report')
 
 
 def surge_names(*names):
     return [f'surge+{name}' for name in names]
 
 
-def test_all_methods_of_a_seed_start_alike(digits):
+def test_all_methods_of_a_seed_start_alike(bed):
     def state(method, seed=3):
-        return digits.build(digits.Run(method, 2, seed)).state_dict()
+        return bed.build(bed.Run(method, 2, seed)).state_dict()
 
     float_state = state('float')
     for method in [*METHODS, *surge_names('recu', 'irnet')]:
@@ -51,9 +61,9 @@ def test_all_methods_of_a_seed_start_alike(digits):
     assert not state('ste', 4)[key].equal(float_state[key])
 
 
-def test_block_is_shift_conv_norm_shortcut_prelu(digits):
+def test_block_is_shift_conv_norm_shortcut_prelu(bed):
     torch.manual_seed(0)
-    block = digits.Block(2, dict(compensate=False)).eval()
+    block = bed.Block(2, dict(compensate=False)).eval()
     with torch.no_grad():
         block.conv.shift.copy_(torch.tensor([0.5, -0.5]))
         block.act.weight.copy_(torch.tensor([0.1, 0.3]))
@@ -72,9 +82,9 @@ def test_block_is_shift_conv_norm_shortcut_prelu(digits):
         torch.testing.assert_close(block(x), expected)
 
 
-@pytest.mark.parametrize('how', ['weight', 'random', 'binary'])
-def test_replica_starts_as_asked(digits, how):
-    model = digits.build(digits.Run('surge', 1, 0, aux_init=how))
+@pytest.mark.parametrize('how', ['weight', 'random', 'binary', 'zeros'])
+def test_replica_starts_as_asked(bed, how):
+    model = bed.build(bed.Run('surge', 1, 0, aux_init=how))
     ((_, layer),) = named_surge_layers(model)
     weight, aux = layer.weight, layer.aux_weight
     assert aux.equal(weight) is (how == 'weight')
@@ -84,6 +94,8 @@ def test_replica_starts_as_asked(digits, how):
             weight.abs().mean((1, 2, 3), keepdim=True).expand_as(aux),
         )
         assert ((aux > 0) == (weight >= 0)).all()
+    if how == 'zeros':
+        assert not aux.any()
     if how == 'random':
         # Uniform in ±1/sqrt(fan in), as nn.Conv2d's own.
         assert 0.07 < aux.abs().max() <= 1 / 12
@@ -93,19 +105,98 @@ def test_replica_starts_as_asked(digits, how):
     assert layer.aux_weight.equal(before)
 
 
+def gradients(bed, scaler, seed=0):
+    """Return AGS's two gradients and its lambda, and the input gradient."""
+    torch.manual_seed(seed)
+    layer = bed.SURGEConv2d(3, 4, 3, padding=1, eta=0.5, compensate=True)
+    with torch.no_grad():
+        layer.aux_weight.normal_()
+    kept = {}
+
+    class Spy(bed.SCALERS[scaler]):
+        def scale(self, grad_b, grad_a):
+            kept.update(b=grad_b.clone(), a=grad_a.clone())
+            kept['factor'] = super().scale(grad_b, grad_a)
+            return kept['factor']
+
+    layer.ags = Spy(0.5)
+    x = (2 * torch.randn(2, 3, 5, 5)).requires_grad_()
+    (layer(x) * torch.randn(2, 4, 5, 5)).sum().backward()
+    return kept, x, layer.aux_weight.grad
+
+
+def test_clipped_compensates_only_where_ste_clips(bed):
+    kept, x, _ = gradients(bed, 'clipped')
+    outside = x.detach().abs() > 1
+    assert 0.3 < outside.float().mean() < 0.9
+    # AGS's own formula with what is left of the replica's gradient.
+    left = torch.where(outside, kept['a'], 0.0)
+    factor = 0.5 * kept['b'].norm() / left.norm()
+    torch.testing.assert_close(x.grad, kept['b'] + factor * left)
+    assert x.grad[~outside].equal(kept['b'][~outside])
+
+
+@pytest.mark.parametrize('scaler', ['direction', 'length'])
+def test_direction_and_length_share_what_surge_does(bed, scaler):
+    kept, x, aux_grad = gradients(bed, scaler)
+    _, full, full_aux = gradients(bed, 'ags')
+    like, long = (
+        (full.grad, kept['b'])
+        if scaler == 'direction'
+        else (kept['b'], full.grad)
+    )
+    torch.testing.assert_close(x.grad, like / like.norm() * long.norm())
+    assert full.grad.norm() > 1.05 * kept['b'].norm()
+    # The replica learns as in SURGE.
+    torch.testing.assert_close(aux_grad, full_aux)
+
+
+@pytest.mark.parametrize('scaler', ['direction', 'length'])
+def test_experiments_stand_gradients_of_zero(bed, scaler):
+    zeros = torch.zeros(3, 2), torch.zeros(3, 2)
+    bed.SCALERS[scaler](0.2).scale(*zeros)
+    assert not torch.cat(zeros).any()
+
+
+def test_experiment_replaces_ags_of_every_layer(bed):
+    model = bed.build(bed.Run('surge', 2, 0, eta=0.3, scaler='length'))
+    found = [layer.ags for _, layer in named_surge_layers(model)]
+    assert [type(ags) for ags in found] == [bed.LengthOnly] * 2
+    assert [ags.eta for ags in found] == [0.3, 0.3]
+    plain = bed.build(bed.Run('surge', 1, 0))
+    assert type(plain[3].conv.ags) is AGS
+
+
+def test_clip_norm_holds_gradients_down(bed, monkeypatch):
+    seen = []
+    clip = nn.utils.clip_grad_norm_
+
+    def spy(params, norm):
+        seen.append(norm)
+        return clip(params, norm)
+
+    monkeypatch.setattr(nn.utils, 'clip_grad_norm_', spy)
+    losses = {}
+    for norm in (0.0, 0.01):
+        run = bed.Run('ste', 1, 0, epochs=1, batch=200, clip_norm=norm)
+        losses[norm] = bed.train(run)['loss']
+    assert seen == [0.01, 0.01]
+    assert losses[0.0] < losses[0.01]
+
+
 @pytest.mark.parametrize('factor', [0.0, 1.0])
 def test_aux_lr_zero_freezes_the_replicas_and_only_them(
-    digits, factor, monkeypatch
+    bed, factor, monkeypatch
 ):
-    models, build = [], digits.build
+    models, build = [], bed.build
 
     def spy(run):
         models.append(build(run))
         return models[-1]
 
-    monkeypatch.setattr(digits, 'build', spy)
-    run = digits.Run('surge', 1, 0, aux_lr=factor, epochs=1)
-    digits.train(run)
+    monkeypatch.setattr(bed, 'build', spy)
+    run = bed.Run('surge', 1, 0, aux_lr=factor, epochs=1)
+    bed.train(run)
     (_, after), (_, before) = (
         next(named_surge_layers(m)) for m in (models[0], build(run))
     )
@@ -113,9 +204,9 @@ def test_aux_lr_zero_freezes_the_replicas_and_only_them(
     assert not after.weight.equal(before.weight)
 
 
-def test_training_learns_and_repeats_itself(digits):
-    run = digits.Run('surge', 2, 0, epochs=6, batch=50)
-    first, second = digits.train(run), digits.train(run)
+def test_training_learns_and_repeats_itself(bed):
+    run = bed.Run('surge', 2, 0, epochs=6, batch=50)
+    first, second = bed.train(run), bed.train(run)
     # Guessing gives 0.1 and a loss of ln 10 = 2.3.
     assert first['accuracy'] > 0.4
     assert first['loss'] < 1.9
@@ -123,41 +214,38 @@ def test_training_learns_and_repeats_itself(digits):
         second['accuracy'],
         second['loss'],
     )
-    other = digits.train(digits.Run('ste', 2, 0, epochs=6, batch=50))
+    other = bed.train(bed.Run('ste', 2, 0, epochs=6, batch=50))
     assert other['loss'] != first['loss']
 
 
-def test_fsg_trains_in_its_own_way(digits):
+def test_fsg_trains_in_its_own_way(bed):
     pytest.importorskip('mambapy', reason="FSG's slow network")
     fsg, ste = (
-        digits.train(digits.Run(method, 1, 0, epochs=1))
-        for method in ('fsg', 'ste')
+        bed.train(bed.Run(method, 1, 0, epochs=1)) for method in ('fsg', 'ste')
     )
     assert math.isfinite(fsg['loss'])
     assert fsg['loss'] != ste['loss']
 
 
-def test_progress_goes_from_zero_to_one(digits, monkeypatch):
+def test_progress_goes_from_zero_to_one(bed, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        digits, 'set_progress', lambda model, p: seen.append(p)
-    )
-    digits.train(digits.Run('ste', 1, 0, epochs=2, batch=200))
+    monkeypatch.setattr(bed, 'set_progress', lambda model, p: seen.append(p))
+    bed.train(bed.Run('ste', 1, 0, epochs=2, batch=200))
     assert seen == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_rows_are_means_and_paired_differences(digits):
+def test_rows_are_means_and_paired_differences(report):
     results = {}
     for seed, figures in enumerate([(0.50, 0.53), (0.60, 0.61)]):
         for run, accuracy in zip(
             (
-                digits.Run('ste', 8, seed, 0.0, 0.0),
-                digits.Run('surge', 8, seed, 0.3),
+                report.Run('ste', 8, seed, 0.0, 0.0),
+                report.Run('surge', 8, seed, 0.3),
             ),
             figures,
         ):
             results[run] = dict(accuracy=accuracy, loss=1.0, seconds=2.0)
-    ste, surge = digits.summarize(list(results), results, 'ste')
+    ste, surge = report.summarize(list(results), results, 'ste')
     assert (ste.label, ste.seeds, ste.difference) == ('ste', 2, None)
     # std of (50, 60) is 10 / sqrt(2).
     assert (ste.mean, ste.std) == pytest.approx((55, 7.0711), abs=1e-3)
@@ -166,26 +254,26 @@ def test_rows_are_means_and_paired_differences(digits):
     # standard error 1.
     assert surge.difference == pytest.approx(2)
     assert surge.half == pytest.approx(12.706, abs=1e-3)
-    assert '| +2.00 ± 12.71 | 0 | 2.0 |' in digits.table([ste, surge], 'ste')
+    assert '| +2.00 ± 12.71 | 0 | 2.0 |' in report.table([ste, surge], 'ste')
 
 
-def test_diverged_runs_are_counted(digits):
+def test_diverged_runs_are_counted(report):
     # Guessing one of ten digits has a loss of 2.303.
     results = {
-        digits.Run('ste', 8, seed): dict(accuracy=0.1, loss=loss, seconds=1.0)
+        report.Run('ste', 8, seed): dict(accuracy=0.1, loss=loss, seconds=1.0)
         for seed, loss in enumerate([2.30, 2.31, math.nan, math.inf])
     }
-    (row,) = digits.summarize(list(results), results, 'ste')
+    (row,) = report.summarize(list(results), results, 'ste')
     assert row.diverged == 3
 
 
-def test_baseline_has_the_same_depth_and_rate(digits):
+def test_baseline_has_the_same_depth_and_rate(report):
     results = {}
     for layers, lr, base in [(8, 0.2, 0.5), (8, 0.3, 0.6), (12, 0.2, 0.7)]:
         for method, gain in (('ste', 0.0), ('float', 0.1)):
-            run = digits.Run(method, layers, 0, 0.0, 0.0, lr=lr)
+            run = report.Run(method, layers, 0, 0.0, 0.0, lr=lr)
             results[run] = dict(accuracy=base + gain, loss=1.0, seconds=1.0)
-    rows = digits.summarize(list(results), results, 'ste')
+    rows = report.summarize(list(results), results, 'ste')
     assert [r.label for r in rows[:4]] == [
         'ste lr=0.2',
         'float lr=0.2',
@@ -194,6 +282,104 @@ def test_baseline_has_the_same_depth_and_rate(digits):
     ]
     floats = [row for row in rows if row.label.startswith('float')]
     assert [row.difference for row in floats] == pytest.approx([10, 10, 10])
+
+
+def test_baseline_at_its_own_rate_and_first_setting(report):
+    results = {}
+    for lr, eta, accuracy in [(0.4, 0.2, 0.8), (0.2, 0.1, 0.7)]:
+        run = report.Run('surge', 8, 0, eta, lr=lr)
+        results[run] = dict(accuracy=accuracy, loss=1.0, seconds=1.0)
+    first, second = report.summarize(list(results), results, 'surge')
+    assert first.difference is None
+    assert second.difference == pytest.approx(-10)
+
+
+def test_rate_is_the_best_mean_over_the_tuning_seeds(digits):
+    figures = {
+        # A diverged run counts.
+        'ste': {0.1: (0.5, 0.6), 0.2: (0.9, 0.1), 0.4: (0.5, 0.5)},
+        # The lower of equals.
+        'surge': {0.1: (0.5, 0.5), 0.2: (0.7, 0.8), 0.4: (0.8, 0.7)},
+    }
+    results = {
+        digits.Run(method, 8, 1000 + i, lr=lr): dict(
+            accuracy=accuracy, loss=5.0 if accuracy == 0.1 else 1.0
+        )
+        for method, rates in figures.items()
+        for lr, both in rates.items()
+        for i, accuracy in enumerate(both)
+    }
+    rates, text = digits.choose_rates(list(results), results)
+    assert {run.method: lr for run, lr in rates.items()} == {
+        'ste': 0.1,
+        'surge': 0.2,
+    }
+    assert text.splitlines() == [
+        '| method | 0.1 | 0.2 | 0.4 |',
+        '|---|---|---|---|',
+        '| ste (best at an edge) | **55.0** | 50.0! | 50.0 |',
+        '| surge | 50.0 | **75.0** | 75.0 |',
+    ]
+
+
+def tuned(digits, monkeypatch, best, *args):
+    """Return the runs of a training that has a best rate for each method."""
+    trained = []
+
+    def train(run):
+        trained.append(run)
+        accuracy = 0.9 - abs(math.log(run.lr / best[run.method])) / 20
+        return dict(accuracy=accuracy, loss=1.0, seconds=1.0)
+
+    monkeypatch.setattr(digits, 'train', train)
+    digits.main(
+        ['--methods', *best, '--seeds', '2', '--tune-seeds', '2']
+        + ['--lr-grid', '0.4', '0.2', '0.1', *args]
+    )
+    runs = {(r.method, r.layers, r.seed, r.lr) for r in trained}
+    assert len(runs) == len(trained)
+    tuning = {run for run in runs if run[2] >= 1000}
+    return tuning, runs - tuning
+
+
+def test_own_rates_are_used_at_every_depth(digits, tmp_path, monkeypatch):
+    best = {'ste': 0.2, 'surge': 0.05}
+    tuning, runs = tuned(
+        digits,
+        monkeypatch,
+        best,
+        *['--layers', '3', '2', '--out', str(tmp_path)],
+    )
+    assert tuning == {
+        (method, 3, seed, lr)
+        for method, grid in (
+            ('ste', (0.1, 0.2, 0.4)),
+            # Widened until the best is inside.
+            ('surge', (0.025, 0.05, 0.1, 0.2, 0.4)),
+        )
+        for seed in (1000, 1001)
+        for lr in grid
+    }
+    assert runs == {
+        (method, layers, seed, lr)
+        for method, lr in best.items()
+        for layers in (3, 2)
+        for seed in (0, 1)
+    }
+    text = (tmp_path / 'rates.md').read_text()
+    assert '| ste |  |  | 86.5 | **90.0** | 86.5 |' in text
+    assert '| ste lr=0.2 | 2 | 2 |' in (tmp_path / 'table.md').read_text()
+    # All that was trained.
+    with open(tmp_path / 'runs.csv', newline='') as file:
+        assert len(list(csv.DictReader(file))) == 24
+
+
+def test_grid_is_not_widened_for_ever(digits, monkeypatch, capsys):
+    tuning, _ = tuned(digits, monkeypatch, {'ste': 1e9})
+    assert sorted({run[3] for run in tuning}) == [
+        *(0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+    ]
+    assert '| ste (best at an edge) |' in capsys.readouterr().out
 
 
 def main(digits, out, *args):
@@ -215,15 +401,15 @@ def test_finished_runs_are_kept(digits, tmp_path, monkeypatch, capsys):
         assert f'| {label} | 1 | 2 |' in text
     with open(tmp_path / 'runs.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert [(r['method'], r['eta'], r['seed']) for r in rows] == [
-        (m, e, s)
-        for s in '01'
-        for m, e in (
-            ('float', '0.0'),
-            ('ste', '0.0'),
-            ('surge', '0.1'),
-            ('surge', '0.2'),
+    assert [(r['method'], r['seed'], r['eta']) for r in rows] == [
+        (m, s, e)
+        for m, etas in (
+            ('float', ['0.0']),
+            ('ste', ['0.0']),
+            ('surge', ['0.1', '0.2']),
         )
+        for s in '01'
+        for e in etas
     ]
     assert (tmp_path / 'differences.png').stat().st_size > 5_000
 
@@ -270,10 +456,19 @@ def test_interruption_is_said(digits, tmp_path, monkeypatch, capsys):
         (['--methods', 'ste', 'best'], "'best'"),
         (['--methods', 'surge'], '--baseline ste'),
         (
-            ['--methods', 'surge', '--baseline', 'surge']
-            + ['--eta', '0.1', '0.2'],
-            'one value each',
+            ['--methods', 'ste', 'surge', 'surge+recu', '--scaler']
+            + ['ags', 'clipped'],
+            '--scaler clipped',
         ),
+        (['--scaler', 'longer'], '--scaler'),
+        (['--aux-init', 'ones'], '--aux-init'),
+        (['--lr-grid', '0.1', '0'], '--lr-grid 0'),
+        (['--lr-grid', '0.1', '0.1'], '--lr-grid 0.1'),
+        (['--lr-grid', '0.1', '--lr', '0.1'], '--lr'),
+        (['--tune-seeds', '0'], '--tune-seeds 0'),
+        (['--lr-grid', '0.1', '1', '--seeds', '5', '1003'], '--seeds 1003'),
+        (['--clip-norm', '-1'], '--clip-norm -1'),
+        (['--clip-norm', 'inf'], '--clip-norm inf'),
         (['--layers', '0'], '--layers 0'),
         (['--jobs', '0'], '--jobs 0'),
         (['--seeds', '0'], '--seeds 0'),
@@ -290,9 +485,7 @@ def test_wrong_arguments_are_refused(digits, capsys, args, said):
     assert said in capsys.readouterr().err
 
 
-def test_processes_give_what_one_process_gives(digits, monkeypatch):
-    # Where a worker process looks for the module.
-    monkeypatch.syspath_prepend(PATH.parent)
+def test_processes_give_what_one_process_gives(digits):
     run = digits.Run('surge', 1, 0, epochs=1)
     stores = [digits.Store(None), digits.Store(None)]
     for jobs, store in enumerate(stores, 1):
