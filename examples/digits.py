@@ -12,8 +12,9 @@ Settings with several values are crossed; a method's label says where it
 stands if there is a choice or if the value is not the default.
 
 With ``--lr-grid`` each method gets a learning rate of its own: the one with
-the best mean accuracy over tuning seeds, which are not among those reported.
-Where that is at an edge of the grid, the grid is widened for that method.
+the best mean accuracy over tuning seeds, which are not among those reported
+(but draw from the same images). Where that is at an edge of the grid, the
+grid is widened for that method.
 
 Example::
 
