@@ -39,6 +39,7 @@ OVERFIT = [
 ]
 FSG = {'fsg_faster_rcnn_r18_bccd'}
 CONVERTED = {
+    'overfit/surge_retinanet_r18_coco_4images',
     'surge_detr_r50_coco',
     'surge_faster_rcnn_r18_converted_bccd',
     'surge_fcos_r50_coco',
