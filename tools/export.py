@@ -3,7 +3,8 @@
 Formats:
 
 - pth: a checkpoint of mmengine's without anything of training;
-- packed: one safetensors file with signs as bits, for any device of torch's.
+- packed: one safetensors file with signs as bits, for any device of torch's;
+- openvino: networks for OpenVINO's 1-bit CPU kernels.
 
 Example::
 
@@ -37,8 +38,8 @@ from surge_det.deploy import (
 )
 from surge_det.deploy.extra import require
 
-SUFFIXES = {'pth': '.pth', 'packed': '.safetensors'}
-NEEDS = {'pth': (), 'packed': ('safetensors',)}
+SUFFIXES = {'pth': '.pth', 'packed': '.safetensors', 'openvino': '.xml'}
+NEEDS = {'pth': (), 'packed': ('safetensors',), 'openvino': ('openvino',)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar='FILE',
         help='file to write; default: CHECKPOINT with another ending '
-        '(.safetensors, .deploy.pth)',
+        '(.safetensors, .xml, .deploy.pth)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -131,6 +132,10 @@ def write(
 ) -> list[Path]:
     """Write the file, and what belongs to it; return all of them."""
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.format == 'openvino':
+        from surge_det.deploy.openvino import export_openvino
+
+        return export_openvino(model, cfg, args.out, meta)
     save = {'pth': save_pth, 'packed': save_packed}[args.format]
     save(model, cfg, args.out, meta)
     return [args.out]

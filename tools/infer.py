@@ -35,7 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--model',
         required=True,
-        help='checkpoint (.pth) or packed file (.safetensors)',
+        help='checkpoint (.pth), packed file (.safetensors) or OpenVINO '
+        'model (.xml)',
     )
     parser.add_argument(
         '--config', help='config file path; default: what the model holds'
@@ -51,7 +52,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--device',
-        help="such as cpu or cuda:0; default: torch's",
+        help="such as cpu or cuda:0; default: torch's, and the CPU for "
+        'an OpenVINO model',
     )
     args = parser.parse_args(argv)
     if not 0 <= args.score_thr <= 1:

@@ -4,8 +4,9 @@ Example::
 
     python tools/test.py configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
 
-CHECKPOINT may be a packed file (`.safetensors`) of `tools/export.py`. The
-config says what the detector is, what it is tested on, and how.
+CHECKPOINT may be what `tools/export.py` wrote: a packed file
+(`.safetensors`) or an OpenVINO model (`.xml`). The config says what the
+detector is, what it is tested on, and how.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='test config file path')
     parser.add_argument(
         'checkpoint',
-        help='checkpoint, or packed file (.safetensors)',
+        help='checkpoint, packed file (.safetensors) or OpenVINO model (.xml)',
     )
     add_common_arguments(parser)
     parser.add_argument('--out', help='write predictions to this .pkl file')
@@ -111,6 +112,11 @@ def main(argv: list[str] | None = None) -> None:
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         fail(f'checkpoint {args.checkpoint!r} does not exist')
     suffix = Path(args.checkpoint).suffix
+    if suffix == '.xml' and args.launcher != 'none':
+        fail(
+            f'--launcher {args.launcher}: an OpenVINO model is tested in one '
+            'process'
+        )
     cfg = load_config(args, ('test',))
     if suffix in DEPLOYED:
         cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))

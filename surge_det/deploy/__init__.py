@@ -1,7 +1,8 @@
 """Trained detectors as files that run: export, loading, inference.
 
 ====================  ====================================================
-``load_detector``     mmdet's model from a checkpoint or a packed file
+``load_detector``     mmdet's model from a checkpoint, packed or OpenVINO
+                      file
 ``DetInferencer``     mmdet's, for the same files
 ``load_trained``      model and ``dataset_meta`` from config and checkpoint
 ``plan_export``       what an export would write, layer by layer

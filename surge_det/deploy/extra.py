@@ -12,7 +12,7 @@ def require(name: str) -> ModuleType:
     """Import a package that only deployment needs.
 
     Args:
-        name: Such as ``'safetensors'``, or a submodule of one.
+        name: Such as ``'openvino'``, or a submodule of one.
 
     Raises:
         ImportError: If it is not installed; says what to install.

@@ -13,7 +13,7 @@ from surge_det.deploy.loading import load_detector, read_detector_config
 
 
 class DetInferencer(apis.DetInferencer):
-    """mmdet's ``DetInferencer`` that takes packed files too.
+    """mmdet's ``DetInferencer`` that takes packed and OpenVINO files too.
 
     Called as mmdet's::
 
@@ -23,13 +23,15 @@ class DetInferencer(apis.DetInferencer):
     Args:
         model: Config, its file or its name in mmdet; by default what
             ``weights`` hold.
-        weights: A checkpoint or a packed file (``.safetensors``).
-        device: By default mmengine's choice.
+        weights: A checkpoint, a packed file (``.safetensors``) or an
+            OpenVINO model (``.xml``).
+        device: By default mmengine's choice; the CPU for an OpenVINO model.
         kwargs: ``scope``, ``palette`` and ``show_progress``, as mmdet's.
 
     Raises:
         ImportError: If a package of the extra ``deploy`` is missing.
         OSError: If a file cannot be read.
+        RuntimeError: If an OpenVINO model computes wrong values here.
         ValueError: If the file is damaged, or not this config's.
     """
 
@@ -42,6 +44,8 @@ class DetInferencer(apis.DetInferencer):
     ) -> None:
         if weights is not None:
             weights = str(weights)
+            if weights.endswith('.xml') and device is None:
+                device = 'cpu'
             if model is None:
                 model = read_detector_config(weights)
         super().__init__(model, weights, device, **kwargs)

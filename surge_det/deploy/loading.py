@@ -15,7 +15,7 @@ from surge_det.deploy.config import inference_part
 from surge_det.deploy.packed import load_packed, read_packed_config
 
 # Files that are no checkpoints.
-DEPLOYED = ('.safetensors',)
+DEPLOYED = ('.safetensors', '.xml')
 
 
 def load_detector(
@@ -27,10 +27,12 @@ def load_detector(
 
     Args:
         path: A checkpoint of training, or what ``tools/export.py`` wrote:
-            a checkpoint or a packed file (``.safetensors``).
+            a checkpoint, a packed file (``.safetensors``) or an OpenVINO
+            model (``.xml``).
         config: Config, or its file, to build the detector from; by default
             the one that the file holds.
-        device: Where the detector is to be.
+        device: Where the detector is to be; an OpenVINO model runs on the
+            CPU.
 
     Returns:
         mmdet's model in eval mode, with ``cfg`` and ``dataset_meta``; its
@@ -39,6 +41,7 @@ def load_detector(
     Raises:
         ImportError: If a package of the extra ``deploy`` is missing.
         OSError: If a file cannot be read.
+        RuntimeError: If an OpenVINO model computes wrong values here.
         ValueError: If the file is damaged, or not this config's.
     """
     suffix = Path(path).suffix
@@ -48,6 +51,15 @@ def load_detector(
         config = Config.fromfile(config)
     if suffix == '.safetensors':
         return load_packed(path, config, device)
+    if suffix == '.xml':
+        if torch.device(device).type != 'cpu':
+            raise ValueError(
+                f'device={str(device)!r} is not allowed for {path}: an '
+                "OpenVINO model runs on 'cpu'"
+            )
+        from surge_det.deploy.openvino import load_openvino
+
+        return load_openvino(path, config)
     if config is None:
         config = read_detector_config(path)
     model, _ = load_trained(config, path)
@@ -69,6 +81,10 @@ def read_detector_config(path: str | Path) -> Config:
         raise FileNotFoundError(f'{path}: there is no such file')
     if suffix == '.safetensors':
         return read_packed_config(path)
+    if suffix == '.xml':
+        from surge_det.deploy.openvino import read_openvino_config
+
+        return read_openvino_config(path)
     return read_checkpoint_config(path)
 
 

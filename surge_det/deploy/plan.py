@@ -15,7 +15,7 @@ from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
 from surge_det.deploy.norms import folded
 
-FORMATS = ('pth', 'packed')
+FORMATS = ('pth', 'packed', 'openvino')
 
 
 class ExportError(ValueError):
@@ -64,7 +64,9 @@ class Row:
 def plan_export(model: nn.Module, format: str) -> list[Row]:
     """List what would be exported.
 
-    The bytes are those of the values, without names.
+    The bytes are those of the values, without names and without the
+    network's description. For OpenVINO they are an estimate: shift, scale and
+    norm of a layer merge.
 
     Args:
         model: A detector; not changed.
@@ -82,6 +84,13 @@ def plan_export(model: nn.Module, format: str) -> list[Row]:
             f'format={format!r} is not allowed: one of {list(FORMATS)}'
         )
     rows = []
+    if format == 'openvino':
+        from surge_det.deploy.openvino.rules import detector_problem
+
+        problem = detector_problem(model)
+        if problem:
+            kind = type(model).__name__
+            rows = [Row('(detector)', 'real', '', kind, 0, 0, problem)]
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, Binarizer):
@@ -137,6 +146,11 @@ def _row(
     elif isinstance(module, (_ConvNd, nn.Linear)):
         bits = '32/32'
     operation, problem = _operation(module), _problem(module, values, format)
+    if format == 'openvino':
+        from surge_det.deploy.openvino import rules
+
+        operation = rules.operation(module)
+        problem = problem or rules.problem(name, module)
     parameters = [v for v in values.values() if isinstance(v, nn.Parameter)]
     return Row(
         name,
@@ -171,6 +185,10 @@ def _bytes(module: nn.Module, values: dict[str, Tensor], format: str) -> int:
     if format == 'pth':
         return sum(sizes.values())
     packed = isinstance(module, SURGELayer) and module.binarize_weight
+    if format == 'openvino':
+        from surge_det.deploy.openvino.rules import is_packed
+
+        packed = is_packed(module)
     if packed:
         weight = module.weight
         # Whole bytes for each output channel, and its scale.
@@ -179,7 +197,7 @@ def _bytes(module: nn.Module, values: dict[str, Tensor], format: str) -> int:
     if isinstance(module, _BatchNorm):
         # Counts training steps.
         sizes.pop('num_batches_tracked', None)
-        if folded(module) is not None:
+        if format == 'openvino' or folded(module) is not None:
             sizes.pop('running_mean', None)
             sizes.pop('running_var', None)
     return sum(sizes.values())

@@ -134,6 +134,21 @@ def test_all_problems_at_once():
     assert 'Doubled' not in str(error.value)
 
 
+def test_openvino_has_rules_of_its_own():
+    rows = plan_export(net(), 'openvino')
+    # Four input channels do not pack: an ordinary convolution, float32.
+    (body,) = (row for row in rows if row.name == 'body.1')
+    assert body.operation == 'Convolution on signs'
+    assert body.bytes == 4 * (360 + 10 + 4)
+    with pytest.raises(ExportError, match=r'\(detector\)(?s:.*)ModuleDict'):
+        check(rows)
+    detector = build_detector(small_config())
+    rows = plan_export(detector, 'openvino')
+    check(rows)
+    packed = [r for r in rows if r.operation.startswith('BinaryConvolution')]
+    assert len(packed) == 16 + 8 + 1 + 2
+
+
 def test_format_that_is_none():
     with pytest.raises(ValueError, match=r"format='onnx'.*'packed'"):
         plan_export(net(), 'onnx')

@@ -130,7 +130,7 @@ def test_options_of_the_config_are_stored(tools, trained, capsys, tmp_path):
         (['nowhere.py', 'x.pth', '--format', 'pth'], 'nowhere.py'),
         (['config.py', 'nowhere.pth', '--format', 'pth'], 'nowhere.pth'),
         (['config.py', 'config.py', '--format', 'pth'], 'no checkpoint'),
-        (['config.py', 'epoch_1.pth', '--format', 'onnx'], 'packed'),
+        (['config.py', 'epoch_1.pth', '--format', 'onnx'], 'openvino'),
         (
             [
                 'config.py',
@@ -246,6 +246,51 @@ def test_evaluation_refuses_what_is_damaged(
         evaluate(tools, trained, damaged, tmp_path)
     assert error.value.code == 2
     assert 'x.safetensors: no safetensors file' in capsys.readouterr().err
+
+
+def test_openvino(tools, trained, capsys, images, tmp_path):
+    pytest.importorskip('openvino', reason='needs the extra deploy')
+    path = tmp_path / 'detector.xml'
+    out = printed(
+        capsys, tools, trained, '--format', 'openvino', '--out', path
+    )
+    line = next(x for x in out.splitlines() if 'layer4.1.conv2' in x)
+    assert '  BinaryConvolution  ' in line
+    for name in ('detector.xml', 'detector.bin'):
+        size = (tmp_path / name).stat().st_size
+        assert f'{name}: {size:,} bytes' in out
+    assert 'detector.roi.bin: ' in out
+    boxes = []
+    for model in (path, trained / 'epoch_1.pth'):
+        folder = tmp_path / model.stem
+        config = [] if model == path else [str(trained / 'config.py')]
+        tools['infer'].main(
+            [str(images), '--model', str(model), '--out', str(folder)]
+            + ['--config', *config] * bool(config)
+        )
+        assert len(list((folder / 'vis').iterdir())) == 2
+        boxes.append(
+            [
+                box
+                for name in ('a', 'b')
+                for box in load(folder / 'preds' / f'{name}.json')['bboxes']
+            ]
+        )
+    first, second = map(np.array, boxes)
+    assert first.shape == second.shape
+    # All of them here. Where rounding differs, a value at a threshold may
+    # come to lie on its other side, and move boxes of its image.
+    assert np.isclose(first, second, atol=0.1).all(1).mean() > 0.4
+
+
+def test_one_process_for_openvino(tools, trained, tmp_path, capsys):
+    (tmp_path / 'x.xml').write_text('')
+    with pytest.raises(SystemExit):
+        tools['test'].main(
+            [str(trained / 'config.py'), str(tmp_path / 'x.xml')]
+            + ['--launcher', 'slurm']
+        )
+    assert 'in one process' in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -1,0 +1,316 @@
+"""Running an exported network, and mmdet's detector around it."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.config import read_config, read_meta
+from surge_det.deploy.extra import require
+
+from .network import rebuild
+from .rules import detector_problem
+from .self_check import check_layers, check_network
+
+FORMAT = 'surge_det.openvino'
+VERSION = '1'
+ROI_SUFFIX = '.roi.xml'
+# Regions that go through a network together where their number is fixed.
+ROWS = 64
+# Compiled sizes that are kept.
+SIZES = 16
+
+
+class Network:
+    """A network that OpenVINO runs on the CPU.
+
+    ``BinaryConvolution`` wants static shapes. So a network of images is
+    compiled, in a fraction of a second, for each size that it meets, and runs
+    on the images of a batch one by one; the last ``SIZES`` sizes are kept. A
+    data preprocessor with a larger ``pad_size_divisor`` gives fewer sizes. A
+    network of regions runs on ``ROWS`` of them at a time, the last ones
+    filled up, or, without 1-bit layers, on any number.
+
+    Args:
+        model: An ``openvino.Model`` with one input.
+        structure: Its outputs as the detector wants them, numbers for
+            tensors.
+        threads: Number of threads; ``None`` for as many as torch has.
+
+    Raises:
+        ImportError: If openvino is not installed.
+        ValueError: If ``threads`` is not allowed.
+    """
+
+    def __init__(
+        self, model: Any, structure: Any = None, threads: int | None = None
+    ) -> None:
+        if threads is not None and (
+            not isinstance(threads, int) or threads < 1
+        ):
+            raise ValueError(
+                f'threads={threads!r} is not allowed: a number > 0 or None'
+            )
+        self.model = model
+        self.settings = settings(threads or torch.get_num_threads())
+        count = len(model.outputs)
+        self.structure = list(range(count)) if structure is None else structure
+        # Regions have a fixed height and width.
+        self.of_regions = all(
+            size.is_static for size in model.input(0).partial_shape[1:]
+        )
+        self._is_static = not self.of_regions or any(
+            node.get_type_name() == 'BinaryConvolution'
+            for node in model.get_ordered_ops()
+        )
+        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def compiled(self, shape: tuple[int, ...]) -> Any:
+        """Return the ``openvino.CompiledModel`` for an input shape."""
+        return self._request(tuple(shape)).get_compiled_model()
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        key = shape if self._is_static else ()
+        if key in self._requests:
+            self._requests.move_to_end(key)
+            return self._requests[key]
+        ov = require('openvino')
+        model = self.model
+        if self._is_static:
+            model = model.clone()
+            model.reshape(list(shape))
+        compiled = ov.Core().compile_model(model, 'CPU', self.settings)
+        self._requests[key] = compiled.create_infer_request()
+        if len(self._requests) > SIZES:
+            self._requests.popitem(last=False)
+        return self._requests[key]
+
+    def tensors(self, x: Tensor) -> list[Tensor]:
+        """Run on (N, ...) and return the outputs in their order."""
+        size = len(x)
+        if not self._is_static:
+            step = max(size, 1)
+        else:
+            step = ROWS if self.of_regions else 1
+        missing = -size % step or step * (size == 0)
+        if missing:
+            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        parts = [self._infer(part) for part in x.split(step)]
+        return [torch.cat(pieces)[:size] for pieces in zip(*parts)]
+
+    def _infer(self, x: Tensor) -> list[Tensor]:
+        request = self._request(tuple(x.shape))
+        outputs = request.infer(
+            [x.detach().float().contiguous().numpy()], share_inputs=True
+        )
+        return [
+            torch.from_numpy(outputs[i])
+            for i in range(len(self.model.outputs))
+        ]
+
+    def __call__(self, x: Tensor) -> Any:
+        """Run on (N, ...), N may be 0.
+
+        Returns:
+            The outputs in the detector's lists; they carry no gradient.
+        """
+        return rebuild(self.structure, self.tensors(x))
+
+
+def settings(threads: int) -> dict[str, Any]:
+    """Return what networks are compiled with.
+
+    Real layers compute in float32: by itself OpenVINO takes bfloat16 where
+    the processor has it.
+    """
+    return {
+        'INFERENCE_PRECISION_HINT': 'f32',
+        'INFERENCE_NUM_THREADS': threads,
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
+
+
+def load_openvino(
+    path: str | Path,
+    config: Config | str | Path | None = None,
+    threads: int | None = None,
+) -> nn.Module:
+    """Restore a detector from what :func:`export_openvino` wrote.
+
+    Data preprocessor, anchors, decoding, NMS and RoI extractor are mmdet's
+    and run in torch; the networks are OpenVINO's. Both are checked on small
+    inputs first.
+
+    Args:
+        path: The ``.xml`` file; its ``.bin``, and the ``.roi.xml`` and
+            ``.roi.bin`` of a two-stage detector, lie beside it.
+        config: A whole config to build the detector from, or its file; by
+            default the one in the file.
+        threads: Number of OpenVINO's threads; ``None`` for as many as torch
+            has.
+
+    Returns:
+        mmdet's model in eval mode, with ``cfg`` and ``dataset_meta``, without
+        the parameters of its networks. It runs on the CPU and cannot be
+        trained.
+
+    Raises:
+        ImportError: If openvino is not installed.
+        OSError: If a file is missing.
+        RuntimeError: If OpenVINO computes wrong values on this machine.
+        ValueError: If a file is damaged, or not this config's.
+    """
+    path = Path(path)
+    info, network = _load(path, threads)
+    if isinstance(config, (str, Path)):
+        config = Config.fromfile(config)
+    cfg = read_config(info['config'], path) if config is None else config
+    model = build_detector(cfg)
+    problem = detector_problem(model)
+    if problem:
+        raise ValueError(f'{path}: does not fit this config: {problem[0]}')
+    if hasattr(model, 'roi_head'):
+        roi_path = path.with_suffix(ROI_SUFFIX)
+        roi_info, roi = _load(roi_path, threads)
+        if roi_info['export'] != info['export']:
+            raise ValueError(
+                f'{roi_path} and {path} are of different exports: export both '
+                'again'
+            )
+        _put_two_stage(model, network, roi)
+    elif info['stages'] == '2':
+        raise ValueError(
+            f'{path}: does not fit this config: it is of a two-stage detector'
+        )
+    else:
+        _put_one_stage(model, network)
+    model.dataset_meta = read_meta(info['dataset_meta'], path)
+    return model
+
+
+def read_openvino_config(path: str | Path) -> Config:
+    """Read the config in a file of :func:`export_openvino`.
+
+    Raises:
+        ImportError: If openvino is not installed.
+        OSError: If the file is missing.
+        ValueError: If it is damaged, or another kind of file.
+    """
+    return read_config(_info(_read(Path(path)), Path(path))['config'], path)
+
+
+def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
+    model = _read(path)
+    info = _info(model, path)
+    network = Network(model, json.loads(info['outputs']), threads)
+    check_layers(model, network.settings)
+    check_network(network.tensors, json.loads(info['check']), str(path))
+    return info, network
+
+
+def _read(path: Path) -> Any:
+    ov = require('openvino')
+    for file in (path, path.with_suffix('.bin')):
+        if not file.is_file():
+            raise FileNotFoundError(f'{file}: there is no such file')
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{path}: OpenVINO cannot read it: {error}'
+        ) from error
+
+
+_KEYS = (
+    'format',
+    'version',
+    'surge_det',
+    'export',
+    'stages',
+    'config',
+    'dataset_meta',
+    'outputs',
+    'check',
+)
+
+
+def _info(model: Any, path: Path) -> dict[str, str]:
+    if not model.has_rt_info(['surge_det', 'format']):
+        raise ValueError(
+            f'{path}: not written by tools/export.py --format openvino'
+        )
+    found = {
+        key: model.get_rt_info(['surge_det', key]).astype(str)
+        for key in ('format', 'version')
+    }
+    if found != {'format': FORMAT, 'version': VERSION}:
+        raise ValueError(
+            f'{path}: format {found["format"]!r}, version '
+            f'{found["version"]!r}; this surge_det reads {FORMAT!r}, version '
+            f'{VERSION!r}: export again'
+        )
+    missing = [k for k in _KEYS if not model.has_rt_info(['surge_det', k])]
+    if missing:
+        raise ValueError(f'{path}: damaged, {missing} are missing in it')
+    return {
+        key: model.get_rt_info(['surge_det', key]).astype(str) for key in _KEYS
+    }
+
+
+class _Features(tuple):
+    """Features of the neck, and what the RPN makes of them."""
+
+    rpn: Any
+
+
+def _put_one_stage(model: nn.Module, network: Network) -> None:
+    # What the head has to do is done: it is handed its own outputs.
+    model.extract_feat = network
+    model.bbox_head.forward = _identity
+    _drop_network(model)
+    _drop_parameters(model.bbox_head)
+
+
+def _put_two_stage(model: nn.Module, network: Network, roi: Network) -> None:
+    def extract_feat(x: Tensor) -> _Features:
+        features, rpn = network(x)
+        features = _Features(features)
+        features.rpn = rpn
+        return features
+
+    model.extract_feat = extract_feat
+    model.rpn_head.forward = _rpn_outputs
+    model.roi_head.bbox_head.forward = roi
+    _drop_network(model)
+    _drop_parameters(model.rpn_head)
+    _drop_parameters(model.roi_head.bbox_head)
+
+
+def _identity(outputs: Any) -> Any:
+    return outputs
+
+
+def _rpn_outputs(features: _Features) -> Any:
+    return features.rpn
+
+
+def _drop_network(model: nn.Module) -> None:
+    model.backbone = nn.Identity()
+    if model.with_neck:
+        model.neck = None
+
+
+def _drop_parameters(head: nn.Module) -> None:
+    for name, child in list(head.named_children()):
+        # What decoding has without parameters, such as GFL's integral, stays.
+        if next(child.parameters(), None) is not None:
+            delattr(head, name)
+    for name in list(head._parameters):
+        delattr(head, name)

@@ -1,0 +1,273 @@
+"""Whether this machine's kernels compute what the file says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from surge_det.core.packed import unpack_signs
+from surge_det.deploy.extra import require
+
+_TINY = np.finfo(np.float32).tiny
+# Values of each output that a file keeps.
+_SAMPLES = 64
+TOLERANCE = 0.25
+
+
+@dataclass
+class _Case:
+    name: str
+    node: Any
+    weight: torch.Tensor
+    threshold: np.ndarray
+    x: np.ndarray
+
+    def expected(self) -> np.ndarray:
+        """Compute with torch what the node should give."""
+        signs = np.where(self.x > self.threshold, np.float32(1), -1)
+        geometry = self.node.get_attributes()
+        top, left = geometry['pads_begin']
+        bottom, right = geometry['pads_end']
+        padded = F.pad(
+            torch.from_numpy(signs.astype(np.float32)),
+            (left, right, top, bottom),
+            value=geometry['pad_value'],
+        )
+        return F.conv2d(
+            padded,
+            self.weight,
+            stride=tuple(geometry['strides']),
+            dilation=tuple(geometry['dilations']),
+        ).numpy()
+
+
+def check_layers(
+    model: Any, settings: dict[str, Any], device: str = 'CPU'
+) -> int:
+    """Compare the 1-bit layers of a model with the reference arithmetic.
+
+    Each ``BinaryConvolution``, with its own weights, geometry and
+    thresholds, gets one small random input, in which many values lie at the
+    threshold and right above it; the result must be the same exactly.
+
+    Args:
+        model: An ``openvino.Model`` as it was read.
+        settings: What it is to be compiled with.
+        device: OpenVINO's name of the device that is to run it.
+
+    Returns:
+        The number of layers compared.
+
+    Raises:
+        RuntimeError: If a layer computes something else, or cannot run;
+            names layer and device.
+    """
+    ov = require('openvino')
+    cases = _cases(model)
+    if not cases:
+        return 0
+    try:
+        compiled = ov.Core().compile_model(_branches(cases), device, settings)
+        outputs = compiled([case.x for case in cases])
+    except RuntimeError as error:
+        raise RuntimeError(
+            f'{device} cannot run the 1-bit layers of this model: {error}'
+        ) from error
+    wrong = [
+        f'{case.name} (largest difference {difference:g})'
+        for index, case in enumerate(cases)
+        if (
+            difference := float(np.abs(outputs[index] - case.expected()).max())
+        )
+        != 0
+    ]
+    if wrong:
+        raise RuntimeError(
+            f'OpenVINO {ov.__version__} computes wrong values on {device} '
+            f'for {len(wrong)} of {len(cases)} 1-bit layers, so this model '
+            'cannot run here (a packed file or a checkpoint can): '
+            + ', '.join(wrong[:5])
+            + (', ...' if len(wrong) > 5 else '')
+        )
+    return len(cases)
+
+
+def test_input(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the input of :func:`check_network`: numbers from -2 to 2.
+
+    The same on every machine.
+    """
+    places = torch.arange(math.prod(shape))
+    return ((places * 7919 + places // 31 * 104729) % 513 - 256).view(
+        shape
+    ) / 128
+
+
+def record(
+    shape: tuple[int, ...], outputs: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """Write down what a network makes of :func:`test_input`.
+
+    Args:
+        shape: Of the input.
+        outputs: What torch computes, with
+            :func:`~.conversion.exact_arithmetic`.
+
+    Returns:
+        A dict of plain values, for :func:`check_network`.
+    """
+    return {
+        'input': list(shape),
+        'outputs': [
+            {
+                'shape': list(output.shape),
+                'deviation': output.double().std(correction=0).item(),
+                'values': _sample(output).tolist(),
+            }
+            for output in outputs
+        ],
+    }
+
+
+def check_network(
+    run: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+    recorded: dict[str, Any],
+    name: str,
+) -> None:
+    """Compare a whole network with what torch has computed.
+
+    A sum that is rounded otherwise may flip a sign here and there. What the
+    check finds is a platform on which operations that were merged compute
+    something else, or a network that fits one size only.
+
+    Args:
+        run: The network.
+        recorded: What :func:`record` returned.
+        name: Of the network, for messages.
+
+    Raises:
+        RuntimeError: If an output has another shape, or its values are on
+            average more than ``TOLERANCE`` standard deviations off.
+    """
+    outputs = run(test_input(tuple(recorded['input'])))
+    if len(outputs) != len(recorded['outputs']):
+        raise RuntimeError(
+            f'{name} has {len(outputs)} outputs instead of '
+            f'{len(recorded["outputs"])}'
+        )
+    for index, (output, entry) in enumerate(zip(outputs, recorded['outputs'])):
+        place = (
+            f'{name}: output {index} for an input of size {recorded["input"]}'
+        )
+        if list(output.shape) != entry['shape']:
+            raise RuntimeError(
+                f'{place} has shape {list(output.shape)} instead of '
+                f'{entry["shape"]}'
+            )
+        expected = torch.tensor(entry['values'], dtype=torch.float64)
+        difference = (_sample(output).double() - expected).abs().mean().item()
+        allowed = TOLERANCE * entry['deviation'] + 1e-5
+        if not difference <= allowed:
+            raise RuntimeError(
+                f'{place} is wrong: on average {difference:.3g} off what '
+                f'torch computes, at most {allowed:.3g} is allowed '
+                f'({TOLERANCE} standard deviations). This model cannot run '
+                'here; a packed file or a checkpoint can'
+            )
+
+
+def _sample(output: torch.Tensor) -> torch.Tensor:
+    flat = output.detach().flatten().float()
+    step = max(1, len(flat) // _SAMPLES)
+    return flat[::step][:_SAMPLES]
+
+
+def _cases(model: Any) -> list[_Case]:
+    random = np.random.default_rng(0)
+    cases: dict[Any, _Case] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != 'BinaryConvolution':
+            continue
+        sign = node.input_value(0).get_node()
+        bits = node.input_value(1).get_node()
+        # One layer may be applied at several places.
+        key = (bits.get_friendly_name(), str(node.get_attributes()))
+        if key in cases:
+            continue
+        threshold = sign.input_value(1).get_node().data
+        weight = _weight(bits)
+        name = node.get_friendly_name()
+        x = _input(node, weight.shape, threshold, random)
+        cases[key] = _Case(name, node, weight, threshold, x)
+    return list(cases.values())
+
+
+def _weight(bits: Any) -> torch.Tensor:
+    shape = tuple(bits.get_output_shape(0))
+    packed = torch.from_numpy(np.array(bits.data).reshape(shape[0], -1))
+    return unpack_signs(packed, shape)
+
+
+def _input(
+    node: Any,
+    shape: tuple[int, ...],
+    threshold: np.ndarray,
+    random: np.random.Generator,
+) -> np.ndarray:
+    geometry = node.get_attributes()
+    sizes = []
+    for kernel, stride, dilation, before, after in zip(
+        shape[2:],
+        geometry['strides'],
+        geometry['dilations'],
+        geometry['pads_begin'],
+        geometry['pads_end'],
+    ):
+        # Four windows and a bit, those in the padding included.
+        size = dilation * (kernel - 1) + 1 + 3 * stride - before - after + 1
+        sizes.append(max(size, 1))
+    full = (1, shape[1], *sizes)
+    start = np.broadcast_to(threshold, full)
+    # The first number above that is no subnormal one.
+    above = np.nextafter(start, np.float32(np.inf))
+    above = np.where(np.abs(above) < _TINY, (start >= 0) * _TINY, above)
+    choices = np.stack(
+        [start, above, start + random.standard_normal(full)]
+    ).astype(np.float32)
+    which = random.integers(0, 3, full)
+    return np.take_along_axis(choices, which[None], 0)[0]
+
+
+def _branches(cases: list[_Case]) -> Any:
+    ov, ops = require('openvino'), require('openvino.opset1')
+    inputs, outputs = [], []
+    for case in cases:
+        x = ops.parameter(case.x.shape, np.float32)
+        sign = case.node.input_value(0).get_node()
+        sign = ops.fake_quantize(
+            x,
+            *(sign.input_value(port) for port in range(1, 5)),
+            sign.get_attributes()['levels'],
+        )
+        geometry = case.node.get_attributes()
+        inputs.append(x)
+        outputs.append(
+            ops.binary_convolution(
+                sign,
+                case.node.input_value(1),
+                geometry['strides'],
+                geometry['pads_begin'],
+                geometry['pads_end'],
+                geometry['dilations'],
+                geometry['mode'],
+                geometry['pad_value'],
+                geometry['auto_pad'],
+            )
+        )
+    return ov.Model(outputs, inputs, 'self_check')

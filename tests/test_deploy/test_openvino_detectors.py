@@ -1,0 +1,350 @@
+"""Whole detectors in OpenVINO: export, loading, detections."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+pytest.importorskip('openvino', reason='needs the extra `deploy`')
+
+import surge_det  # noqa: F401
+
+# isort: split
+import openvino as ov
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import box_iou
+
+from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.openvino import (
+    Network,
+    dense_network,
+    export_openvino,
+    load_openvino,
+    read_openvino_config,
+    roi_network,
+)
+from surge_det.deploy.openvino import runtime as runtime_module
+from surge_det.deploy.openvino.conversion import exact_arithmetic
+from surge_det.deploy.openvino.rules import detector_problem, is_packed
+from surge_det.deploy.openvino.self_check import check_network, record
+from surge_det.deploy.plan import ExportError
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}
+NARROW = dict(
+    backbone=dict(base_channels=16),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
+)
+
+
+def _two_stage():
+    cfg = Config.fromfile(CONFIGS / 'surge_faster_rcnn_r18_demo.py')
+    head = dict(in_channels=16, feat_channels=16)
+    cfg.merge_from_dict(
+        dict(
+            model=dict(
+                **NARROW,
+                rpn_head=head,
+                roi_head=dict(
+                    bbox_roi_extractor=dict(out_channels=16),
+                    bbox_head=dict(
+                        in_channels=16,
+                        fc_out_channels=32,
+                        num_classes=3,
+                        linear_cfg=dict(type='SURGELinear'),
+                    ),
+                ),
+                test_cfg=dict(rpn=dict(max_per_img=70)),
+            )
+        )
+    )
+    cfg.model.backbone.stem_channels = 16
+    return cfg
+
+
+def _converted_one_stage():
+    """mmdet's RetinaNet, binarized by one key."""
+    cfg = Config.fromfile(CONFIGS / 'surge_retinanet_r50_coco.py')
+    cfg.merge_from_dict(
+        dict(
+            model=dict(
+                backbone=dict(
+                    depth=18,
+                    init_cfg=None,
+                    stem_channels=16,
+                    **NARROW['backbone'],
+                ),
+                neck=NARROW['neck'],
+                bbox_head=dict(
+                    in_channels=16,
+                    feat_channels=16,
+                    stacked_convs=1,
+                    num_classes=3,
+                ),
+            )
+        )
+    )
+    return cfg
+
+
+def _detector(cfg):
+    """Build one that detects something: norms and shifts at random."""
+    torch.manual_seed(0)
+    model = build_detector(cfg)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+    for name, parameter in model.named_parameters():
+        if name.endswith('shift') or (
+            name.endswith('.bias') and 'conv' in name
+        ):
+            nn.init.normal_(parameter, std=0.1)
+        if name.endswith(('retina_cls.weight', 'fc_cls.weight')):
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(scope='module', params=[_two_stage, _converted_one_stage])
+def exported(request, tmp_path_factory):
+    init_default_scope('mmdet')
+    cfg = request.param()
+    model = _detector(cfg)
+    folder = tmp_path_factory.mktemp('openvino')
+    files = export_openvino(model, cfg, folder / 'net.xml', META)
+    return cfg, model, files
+
+
+def _data(*sizes):
+    generator = np.random.default_rng(0)
+    return dict(
+        inputs=[
+            torch.from_numpy(
+                generator.integers(0, 256, (3, *size), dtype=np.uint8)
+            )
+            for size in sizes
+        ],
+        data_samples=[
+            DetDataSample(
+                metainfo=dict(
+                    img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)
+                )
+            )
+            for size in sizes
+        ],
+    )
+
+
+def _detections(model, *sizes):
+    with torch.no_grad():
+        results = model.test_step(_data(*sizes))
+    return [result.pred_instances for result in results]
+
+
+def _agree(found, expected):
+    """Share of the expected boxes that are found, with class and score."""
+    assert len(expected) > 5
+    overlap = box_iou(expected.bboxes, found.bboxes)
+    same = (
+        (overlap > 0.95)
+        & (expected.labels[:, None] == found.labels)
+        & ((expected.scores[:, None] - found.scores).abs() < 0.01)
+    )
+    return same.any(1).float().mean().item()
+
+
+def test_detections_are_those_of_torch(exported):
+    cfg, model, files = exported
+    loaded = load_openvino(files[1])
+    assert isinstance(loaded, type(model))
+    assert loaded.dataset_meta == META
+    assert loaded.cfg.model.type == cfg.model.type
+    # Nothing of the network is left in torch.
+    assert not list(loaded.parameters())
+    loaded.to('cpu')
+    # One image, then two of different sizes, which torch pads to one.
+    for sizes in ([(96, 128)], [(64, 96), (96, 64)]):
+        with exact_arithmetic(model):
+            expected = _detections(model, *sizes)
+        found = _detections(loaded, *sizes)
+        for one, other in zip(found, expected, strict=True):
+            # A sum that rounds otherwise may flip a sign somewhere.
+            assert _agree(one, other) > 0.9
+            assert _agree(other, one) > 0.9
+
+
+def test_the_networks_outputs_are_those_of_torch(exported):
+    _, model, files = exported
+    parts = [(files[1], dense_network(model), (3, 3, 96, 64))]
+    if len(files) == 4:
+        roi = roi_network(model)
+        parts += [(files[3], roi, (n, 16, 7, 7)) for n in (0, 5, 70)]
+    for path, network, shape in parts:
+        torch.manual_seed(1)
+        x = torch.randn(shape)
+        runner = Network(ov.Core().read_model(path), threads=1)
+        with torch.no_grad(), exact_arithmetic(network):
+            expected = network(x)
+        assert runner.of_regions == ('roi' in path.name)
+        for got, wanted in zip(runner.tensors(x), expected, strict=True):
+            assert got.shape == wanted.shape
+            if wanted.numel():
+                difference = (got - wanted).abs().mean()
+                assert difference <= 0.02 * wanted.std() + 1e-5
+
+
+def test_a_size_is_compiled_once(exported, monkeypatch):
+    _, _, files = exported
+    monkeypatch.setattr(runtime_module, 'SIZES', 2)
+    network = Network(ov.Core().read_model(files[1]), threads=1)
+    for width in (64, 96, 64, 128):
+        network(torch.zeros(2, 3, 64, width))
+    kept = network.compiled((1, 3, 64, 128))
+    assert list(network._requests) == [(1, 3, 64, 64), (1, 3, 64, 128)]
+    kinds = [
+        node.get_rt_info()['layerType'].astype(str)
+        for node in kept.get_runtime_model().get_ordered_ops()
+    ]
+    binary = [
+        node
+        for node in network.model.get_ordered_ops()
+        if node.get_type_name() == 'BinaryConvolution'
+    ]
+    assert kinds.count('BinaryConvolution') == len(binary) > 15
+
+
+def test_the_weights_are_bits(exported):
+    _, model, files = exported
+    bits = {
+        node.get_friendly_name(): node.get_byte_size()
+        for node in ov.Core().read_model(files[1]).get_ordered_ops()
+        if node.get_type_name() == 'Constant'
+        and node.get_element_type() == ov.Type.u1
+    }
+    binary = {
+        name: module.weight.numel() // 8
+        for name, module in model.named_modules()
+        if is_packed(module) and 'roi_head' not in name
+    }
+    assert bits == {f'{name}/bits': size for name, size in binary.items()}
+    real = sum(
+        p.numel() * 4
+        for name, p in model.named_parameters()
+        if 'roi_head' not in name
+    )
+    assert files[0].stat().st_size < real / 5
+
+
+def test_the_config_in_the_file_is_read_alone(exported):
+    cfg, _, files = exported
+    assert read_openvino_config(files[1]).model.type == cfg.model.type
+
+
+def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
+    cfg, _, files = exported
+    for file in files:
+        shutil.copy(file, tmp_path)
+    path = tmp_path / 'net.xml'
+    with pytest.raises(FileNotFoundError, match='other.xml'):
+        load_openvino(tmp_path / 'other.xml')
+    text = path.read_text()
+    path.write_text(text.replace('surge_det.openvino', 'something'))
+    with pytest.raises(ValueError, match='net.xml: format'):
+        load_openvino(path)
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match='net.xml: OpenVINO cannot read'):
+        load_openvino(path)
+    path.write_text(text)
+    if len(files) == 4:
+        roi = tmp_path / 'net.roi.xml'
+        roi.write_text(
+            roi.read_text().replace(_export_id(text), 'of-another-day')
+        )
+        with pytest.raises(ValueError, match='different exports'):
+            load_openvino(path)
+        other = _converted_one_stage()
+    else:
+        other = _two_stage()
+    with pytest.raises((ValueError, FileNotFoundError)):
+        load_openvino(path, other)
+
+
+def _export_id(text):
+    return text.split('<export value="')[1].split('"')[0]
+
+
+def test_a_kernel_that_differs_is_refused_at_load(exported, tmp_path):
+    _, _, files = exported
+    for file in files:
+        shutil.copy(file, tmp_path)
+    # All real weights and thresholds are as they were, and the bits too: it
+    # is the graph that says something else than torch has computed.
+    path = tmp_path / 'net.xml'
+    text = path.read_text()
+    path.write_text(text.replace('type="PReLU"', 'type="Broken"', 1))
+    with pytest.raises(ValueError, match='cannot read'):
+        load_openvino(path)
+    path.write_text(text.replace('pad_value="0"', 'pad_value="1"'))
+    with pytest.raises(RuntimeError, match='off what torch computes'):
+        load_openvino(path)
+
+
+def test_the_networks_check_tells_shapes_and_values():
+    outputs = [torch.linspace(-1, 1, 300).view(1, 3, 10, 10)]
+    recorded = json.loads(json.dumps(record((1, 3, 8, 8), outputs)))
+    check_network(lambda x: outputs, recorded, 'net')
+    check_network(lambda x: [outputs[0] + 0.01], recorded, 'net')
+    for wrong, message in (
+        ([outputs[0] + 0.5], 'wrong'),
+        ([outputs[0] * float('nan')], 'wrong'),
+        ([outputs[0][..., :5]], 'shape'),
+        ([], '0 outputs'),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            check_network(lambda x, wrong=wrong: wrong, recorded, 'net')
+
+
+def test_export_refuses_before_it_writes(tmp_path):
+    init_default_scope('mmdet')
+    cfg = _converted_one_stage()
+    model = build_detector(cfg)
+    with pytest.raises(ValueError, match='NAME.xml'):
+        export_openvino(model, cfg, tmp_path / 'net.bin', META)
+    wrong = copy.deepcopy(model)
+    wrong.neck.fpn_convs[0].conv.double()
+    with pytest.raises(ExportError, match=r'neck.fpn_convs.0.conv.*float64'):
+        export_openvino(wrong, cfg, tmp_path / 'net.xml', META)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('mask_rcnn_r50', 'mask'),
+        ('detr_r50', 'neither a one-stage'),
+        ('fcos_r50', None),
+        ('yolox_tiny', None),
+        ('rtmdet_tiny', None),
+        ('ssd300_vgg16', None),
+    ],
+)
+def test_which_detectors_can_be_exported(name, reason):
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(CONFIGS / f'surge_{name}_coco.py')
+    cfg.model.backbone.init_cfg = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    problem = detector_problem(model)
+    assert (problem is None) == (reason is None)
+    assert reason is None or reason in problem[0]
