@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from surge_det.deploy.checkpoint import build_detector
 from surge_det.deploy.config import read_config, read_meta
-from surge_det.deploy.extra import require
 
+from .core import core
 from .network import rebuild
 from .rules import detector_problem
 from .self_check import check_layers, check_network
@@ -81,12 +81,11 @@ class Network:
         if key in self._requests:
             self._requests.move_to_end(key)
             return self._requests[key]
-        ov = require('openvino')
         model = self.model
         if self._is_static:
             model = model.clone()
             model.reshape(list(shape))
-        compiled = ov.Core().compile_model(model, 'CPU', self.settings)
+        compiled = core().compile_model(model, 'CPU', self.settings)
         self._requests[key] = compiled.create_infer_request()
         if len(self._requests) > SIZES:
             self._requests.popitem(last=False)
@@ -216,12 +215,11 @@ def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
 
 
 def _read(path: Path) -> Any:
-    ov = require('openvino')
     for file in (path, path.with_suffix('.bin')):
         if not file.is_file():
             raise FileNotFoundError(f'{file}: there is no such file')
     try:
-        return ov.Core().read_model(path)
+        return core().read_model(path)
     except RuntimeError as error:
         raise ValueError(
             f'{path}: OpenVINO cannot read it: {error}'

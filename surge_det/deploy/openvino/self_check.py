@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from surge_det.core.packed import unpack_signs
 from surge_det.deploy.extra import require
 
+from .core import core
+
 _TINY = np.finfo(np.float32).tiny
 # Values of each output that a file keeps.
 _SAMPLES = 64
@@ -68,12 +70,11 @@ def check_layers(
         RuntimeError: If a layer computes something else, or cannot run;
             names layer and device.
     """
-    ov = require('openvino')
     cases = _cases(model)
     if not cases:
         return 0
     try:
-        compiled = ov.Core().compile_model(_branches(cases), device, settings)
+        compiled = core().compile_model(_branches(cases), device, settings)
         outputs = compiled([case.x for case in cases])
     except RuntimeError as error:
         raise RuntimeError(
@@ -88,8 +89,9 @@ def check_layers(
         != 0
     ]
     if wrong:
+        version = require('openvino').__version__
         raise RuntimeError(
-            f'OpenVINO {ov.__version__} computes wrong values on {device} '
+            f'OpenVINO {version} computes wrong values on {device} '
             f'for {len(wrong)} of {len(cases)} 1-bit layers, so this model '
             'cannot run here (a packed file or a checkpoint can): '
             + ', '.join(wrong[:5])
