@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import box_iou
 
 from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.config import config_text
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import (
     Network,
@@ -35,9 +36,11 @@ from surge_det.deploy.openvino import (
     read_openvino_config,
     roi_network,
 )
+from surge_det.deploy.openvino import export as export_module
 from surge_det.deploy.openvino import runtime as runtime_module
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.core import core
+from surge_det.deploy.openvino.network import Flattened
 from surge_det.deploy.openvino.rules import detector_problem, is_packed
 from surge_det.deploy.openvino.self_check import check_network, record
 from surge_det.deploy.plan import ExportError
@@ -251,7 +254,7 @@ def test_the_weights_are_bits(exported):
 
 def test_the_config_in_the_file_is_read_alone(exported):
     cfg, _, files = exported
-    assert read_openvino_config(files[1]).model.type == cfg.model.type
+    assert read_openvino_config(files[1]).pretty_text == config_text(cfg)
 
 
 def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
@@ -276,11 +279,17 @@ def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
         )
         with pytest.raises(ValueError, match='different exports'):
             load_openvino(path)
+        with pytest.raises(ValueError, match='the first one, net.xml'):
+            load_openvino(roi)
         other = _converted_one_stage()
     else:
         other = _two_stage()
-    with pytest.raises((ValueError, FileNotFoundError)):
-        load_openvino(path, other)
+    more = copy.deepcopy(cfg)
+    head = more.model.get('bbox_head') or more.model.roi_head.bbox_head
+    head.num_classes = 4
+    for config in (other, more):
+        with pytest.raises(ValueError, match='net.xml.*other layers'):
+            load_openvino(path, config)
 
 
 def _export_id(text):
@@ -324,11 +333,21 @@ def test_export_refuses_before_it_writes(tmp_path):
     model = build_detector(cfg)
     with pytest.raises(ValueError, match='NAME.xml'):
         export_openvino(model, cfg, tmp_path / 'net.bin', META)
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        export_openvino(model, cfg, tmp_path / 'nowhere' / 'net.xml', META)
     wrong = copy.deepcopy(model)
     wrong.neck.fpn_convs[0].conv.double()
     with pytest.raises(ExportError, match=r'neck.fpn_convs.0.conv.*float64'):
         export_openvino(wrong, cfg, tmp_path / 'net.xml', META)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('dim', [2, 3])
+def test_a_network_that_fits_one_size_is_refused(dim, monkeypatch):
+    network = Flattened(nn.Identity(), lambda x: [x * int(x.shape[dim])])
+    monkeypatch.setattr(export_module, 'dense_network', lambda _: network)
+    with pytest.raises(ExportError, match='output 0.* is wrong'):
+        export_module._dense(nn.Identity())
 
 
 @pytest.mark.parametrize(

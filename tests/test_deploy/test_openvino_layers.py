@@ -1,5 +1,6 @@
 """1-bit layers in OpenVINO, each beside its own arithmetic in torch."""
 
+import functools
 import importlib.util
 
 import numpy as np
@@ -18,7 +19,7 @@ from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.activations import LearnedShift, RPReLU
 from surge_det.deploy.openvino import Network, convert
 from surge_det.deploy.openvino import rules as rules_module
-from surge_det.deploy.openvino.conversion import below
+from surge_det.deploy.openvino.conversion import above, below
 from surge_det.deploy.openvino.self_check import check_layers
 
 
@@ -225,16 +226,73 @@ def test_a_threshold_is_right_below_its_start():
         assert t < first
         assert np.nextafter(t, np.float32(np.inf)) == first
     assert list(threshold[4:]) == [0, -tiny]
+    assert list(above(threshold[:4])) == list(start[:4])
+    assert list(above(threshold[4:])) == [tiny, 0]
+
+
+class _Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.register_buffer('factor', factor.view(-1, 1, 1))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize('shift', [0.0, 0.5])
+def test_a_factor_in_front_moves_the_threshold(shift):
+    torch.manual_seed(0)
+    # Of two, so that sums with a shift are exactly 0 still.
+    factor = 2.0 ** torch.randint(0, 3, (16,))
+    net = nn.Sequential(_Times(factor), SURGEConv2d(16, 8, 3, shift=shift))
+    network, got, expected = _run(net, 2, 16, 6, 7)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert _operations(network).count('Multiply') == 1  # the scale
+    (sign,) = (
+        node
+        for node in network.model.get_ordered_ops()
+        if node.get_type_name() == 'FakeQuantize'
+    )
+    # A processor may take subnormal numbers for the zero that they are not.
+    tiny = np.finfo(np.float32).tiny
+    assert (np.abs(sign.input_value(1).get_node().data) >= tiny).all()
 
 
 def test_conversion_leaves_the_module_as_it_is():
     torch.manual_seed(0)
-    layer = SURGEConv2d(8, 8, 3).eval()
+    layer = SURGEConv2d(8, 8, 3)
     x = torch.randn(1, 8, 5, 5)
-    before, names = layer(x), set(vars(layer))
-    convert(nn.Sequential(layer), x)
-    assert torch.equal(layer(x), before)
-    assert set(vars(layer)) == names
+    # A forward of its own stays as well.
+    for _ in range(2):
+        before, own = layer(x), dict(vars(layer))
+        network = nn.Sequential(layer, nn.Dropout())
+        network[1].eval()
+        convert(network, x)
+        assert network.training
+        assert not network[1].training
+        assert torch.equal(layer(x), before)
+        assert vars(layer) == own
+        layer.forward = functools.partial(SURGEConv2d.forward, layer)
+
+
+def test_training_that_goes_on_leaves_the_converted_network_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        SURGEConv2d(8, 8, 3, shift=0.5),
+        nn.PReLU(8),
+        nn.Linear(5, 4),
+    )
+    x = torch.randn(2, 3, 9, 9)
+    network = Network(convert(net.eval(), x, sizes_vary=False), threads=1)
+    with torch.no_grad():
+        expected = net(x)
+        for parameter in net.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(
+        network.tensors(x)[0], expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_self_check_finds_a_kernel_that_computes_something_else(
@@ -253,6 +311,7 @@ def test_the_self_check_finds_a_kernel_that_computes_something_else(
     ('module', 'reason'),
     [
         (SURGEConv2d(8, 8, 3, dtype=torch.float64), 'torch.float64'),
+        (nn.Conv2d(8, 8, 3, device='meta'), 'on meta'),
         (nn.Conv2d(8, 8, 3), None),
         (SURGELinear(7, 8), None),
     ],

@@ -50,9 +50,9 @@ def convert(
     """Convert a network to an ``openvino.Model``.
 
     Args:
-        network: Takes one tensor; returns a tensor or a tuple of tensors. In
-            eval mode, float32, on the CPU; it is left as it is. It may have
-            1-bit layers or none.
+        network: Takes one tensor; returns a tensor or a tuple of tensors.
+            float32, on the CPU; what it does in eval mode is converted. It is
+            left as it is. It may have 1-bit layers or none.
         example: An input (N, C, ...).
         sizes_vary: Whether other dimensions than N may differ from the
             example's; C may not.
@@ -106,12 +106,21 @@ def convert(
             frontend.ConversionExtension(operation, _norm_converter(norm)),
         ]
     patched = [*layers, *norms]
-    with torch.no_grad(), warnings.catch_warnings(), _unchanged(patched):
+    with (
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        evaluating(network),
+        _unchanged(patched),
+    ):
         # What the tracer says of Python numbers: the converted network is
         # compared at another size.
         warnings.simplefilter('ignore')
         model = ov.convert_model(
-            network, example_input=example, extension=extensions or None
+            network,
+            example_input=example,
+            extension=extensions or None,
+            # Training that goes on would change the converted network.
+            share_weights=False,
         )
     sizes = list(example.shape[2:])
     model.reshape(
@@ -123,15 +132,27 @@ def convert(
 
 
 @contextmanager
-def _unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
-    # OpenVINO leaves its own forward in them.
-    names = [set(vars(layer)) for layer in layers]
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode meanwhile."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
     try:
         yield
     finally:
-        for layer, own in zip(layers, names):
-            for name in set(vars(layer)) - own:
-                del vars(layer)[name]
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
+    # OpenVINO leaves its own forward in them.
+    before = [dict(vars(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before):
+            vars(layer).clear()
+            vars(layer).update(own)
 
 
 @contextmanager
@@ -165,10 +186,10 @@ def _exact_forward(layer: SURGELayer, x: Tensor) -> Tensor:
 
 
 def _call(module: SURGELayer, operation: Callable, x: Tensor) -> Tensor:
-    if isinstance(module, SURGEConv2d) and x.dim() == 3:
-        return operation(x.unsqueeze(0)).squeeze(0)
+    single = isinstance(module, SURGEConv2d) and x.dim() == 3
     # A copy, because OpenVINO crashes on a later operation in place.
-    return operation(x).clone()
+    y = operation(x.unsqueeze(0) if single else x).clone()
+    return y.squeeze(0) if single else y
 
 
 def _call_norm(module: _BatchNorm, operation: Callable, x: Tensor) -> Tensor:
@@ -509,6 +530,17 @@ def below(start: np.ndarray) -> np.ndarray:
     ).astype(np.float32)
 
 
+def above(threshold: np.ndarray) -> np.ndarray:
+    """Return the first number above a threshold; what :func:`below` undoes.
+
+    Args:
+        threshold: Finite float32 numbers, none of them subnormal.
+    """
+    start = np.nextafter(threshold, np.float32(np.inf))
+    # There is but zero between the subnormal ones.
+    return np.where(np.abs(start) < _TINY, (threshold >= 0) * _TINY, start)
+
+
 def fold_shifts(model: Any) -> None:
     """Move shifts that only signs see into the signs' thresholds, in place.
 
@@ -525,7 +557,9 @@ def fold_shifts(model: Any) -> None:
 
 
 def _fold_shift(sign: Any) -> None:
-    threshold = sign.input_value(1).get_node().data
+    shape = tuple(sign.input_value(1).get_node().get_output_shape(0))
+    # From where on it is +1.
+    start = above(sign.input_value(1).get_node().data.ravel())
     # A linear layer's rows are reshaped and transposed first.
     last = sign
     while last.input_value(0).get_node().get_type_name() in (
@@ -534,25 +568,25 @@ def _fold_shift(sign: Any) -> None:
     ) and _only_consumer(last.input_value(0)):
         last = last.input_value(0).get_node()
     axis = 1 if last is sign else -1
-    moved = None
+    moved = start
     # A threshold that has a shift in it would be rounded.
-    if (threshold == below(np.zeros_like(threshold))).all():
-        shift, port = _constant_of(last, 'Add', threshold.size, axis)
+    if not start.any():
+        shift, port = _constant_of(last, 'Add', start.size, axis)
         if shift is not None:
-            moved = below(-shift)
+            moved = -shift
             _skip(last, port)
-    factor, port = _constant_of(last, 'Multiply', threshold.size, axis)
+    factor, port = _constant_of(last, 'Multiply', start.size, axis)
     if factor is not None and (factor > _TINY).all():
-        moved = (threshold.ravel() if moved is None else moved) / factor
+        moved = moved / factor
         _skip(last, port)
-    if moved is None:
+    if moved is start:
         return
-    start = require('openvino.opset1').constant(
-        moved.astype(np.float32).reshape(threshold.shape)
+    threshold = require('openvino.opset1').constant(
+        below(moved).reshape(shape)
     )
-    start.set_friendly_name(f'{sign.get_friendly_name()}/threshold')
+    threshold.set_friendly_name(f'{sign.get_friendly_name()}/threshold')
     for place in (1, 2):
-        sign.input(place).replace_source_output(start.output(0))
+        sign.input(place).replace_source_output(threshold.output(0))
 
 
 def _separate_constants(model: Any) -> None:

@@ -18,9 +18,14 @@ from surge_det.deploy.extra import require
 from surge_det.deploy.plan import ExportError, check, plan_export
 from surge_det.version import __version__
 
-from .conversion import convert, exact_arithmetic
-from .network import Flattened, dense_network, roi_example, roi_network
-from .rules import detector_problem
+from .conversion import convert, evaluating, exact_arithmetic
+from .network import (
+    Flattened,
+    dense_network,
+    fingerprint,
+    roi_example,
+    roi_network,
+)
 from .runtime import FORMAT, ROI_SUFFIX, VERSION, Network
 from .self_check import check_layers, check_network, record, test_input
 
@@ -55,6 +60,7 @@ def export_openvino(
 
     Raises:
         ImportError: If openvino is not installed.
+        OSError: If the folder is missing.
         ExportError: If detector or layer cannot be exported; says which, why,
             and what to do.
         ValueError: If ``path`` is no ``.xml``, or config or ``dataset_meta``
@@ -64,12 +70,8 @@ def export_openvino(
     path = Path(path)
     if path.suffix != '.xml' or path.name.endswith(ROI_SUFFIX):
         raise ValueError(f'path={str(path)!r} is not allowed: NAME.xml')
-    problem = detector_problem(model)
-    if problem:
-        raise ExportError(
-            f'this detector cannot be exported to OpenVINO: {problem[0]}; '
-            f'remedy: {problem[1]}'
-        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path.parent}: there is no such folder')
     check(plan_export(model, 'openvino'))
     info = {
         'format': FORMAT,
@@ -77,20 +79,15 @@ def export_openvino(
         'surge_det': __version__,
         # The two networks of one detector know one another by it.
         'export': uuid.uuid4().hex,
-        'stages': '2' if hasattr(model, 'roi_head') else '1',
+        'layers': fingerprint(model),
         'config': config_text(cfg),
         'dataset_meta': meta_text(dataset_meta),
     }
-    modules = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
+    with evaluating(model):
         models = {path: _dense(model)}
         roi = roi_network(model)
         if roi is not None:
             models[path.with_suffix(ROI_SUFFIX)] = _roi(model, roi)
-    finally:
-        for module in modules:
-            module.training = True
     written = []
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for target, converted in models.items():
@@ -107,9 +104,9 @@ def export_openvino(
 def _dense(model: nn.Module) -> Any:
     network = dense_network(model)
     size = _smallest(network)
-    # A multiple of 32 more, so that levels stay whole.
+    # Multiples of 32 more, so that levels stay whole.
     return _converted(
-        network, test_input((1, 3, size, size)), (1, 3, size, size + 64)
+        network, test_input((1, 3, size, size)), (1, 3, size + 64, size + 128)
     )
 
 

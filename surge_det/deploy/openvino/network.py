@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -90,6 +91,20 @@ def roi_example(model: nn.Module) -> Tensor:
     extractor = model.roi_head.bbox_roi_extractor
     size = extractor.roi_layers[0].output_size
     return torch.randn(4, extractor.out_channels, *size)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return what differs for detectors of other layers.
+
+    Args:
+        model: With or without the replicas that only training has.
+    """
+    layers = sorted(
+        f'{name} {tuple(parameter.shape)}'
+        for name, parameter in model.named_parameters()
+        if not name.endswith('.aux_weight')
+    )
+    return hashlib.sha256('\n'.join(layers).encode()).hexdigest()
 
 
 def rebuild(structure: Any, tensors: list[Tensor]) -> Any:

@@ -94,6 +94,11 @@ def problem(name: str, layer: nn.Module) -> tuple[str, str] | None:
                 f'its parameters are {parameter.dtype}',
                 'model.float() before the export',
             )
+        if parameter.device.type != 'cpu':
+            return (
+                f'its parameters are on {parameter.device}',
+                'model.cpu() before the export',
+            )
     if type(layer).__name__.startswith(_FOREIGN):
         return (
             f'OpenVINO has no {type(layer).__name__}',
@@ -126,10 +131,9 @@ def detector_problem(model: nn.Module) -> tuple[str, str] | None:
         head = type(roi_head)
         if kind.predict is not TwoStageDetector.predict or not model.with_rpn:
             return f'{kind.__name__} is no two-stage detector with RPN', remedy
-        if (
-            not isinstance(roi_head, StandardRoIHead)
-            or head.predict_bbox is not StandardRoIHead.predict_bbox
-            or head._bbox_forward is not StandardRoIHead._bbox_forward
+        if not isinstance(roi_head, StandardRoIHead) or any(
+            getattr(head, name) is not getattr(StandardRoIHead, name)
+            for name in ('predict', 'predict_bbox', '_bbox_forward')
         ):
             return f'{head.__name__} has stages or paths of its own', remedy
         for part in ('mask', 'shared_head'):

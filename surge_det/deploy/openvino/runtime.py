@@ -15,7 +15,7 @@ from surge_det.deploy.checkpoint import build_detector
 from surge_det.deploy.config import read_config, read_meta
 
 from .core import core
-from .network import rebuild
+from .network import fingerprint, rebuild
 from .rules import detector_problem
 from .self_check import check_layers, check_network
 
@@ -92,7 +92,7 @@ class Network:
         return self._requests[key]
 
     def tensors(self, x: Tensor) -> list[Tensor]:
-        """Run on (N, ...) and return the outputs in their order."""
+        """Run on (N, ...); return the outputs in their order, as float32."""
         size = len(x)
         if not self._is_static:
             step = max(size, 1)
@@ -107,10 +107,11 @@ class Network:
     def _infer(self, x: Tensor) -> list[Tensor]:
         request = self._request(tuple(x.shape))
         outputs = request.infer(
-            [x.detach().float().contiguous().numpy()], share_inputs=True
+            [x.detach().float().cpu().contiguous().numpy()], share_inputs=True
         )
+        # A runner puts images, and so what mmdet does around, on a GPU.
         return [
-            torch.from_numpy(outputs[i])
+            torch.from_numpy(outputs[i]).to(x.device)
             for i in range(len(self.model.outputs))
         ]
 
@@ -167,11 +168,21 @@ def load_openvino(
         ValueError: If a file is damaged, or not this config's.
     """
     path = Path(path)
+    if path.name.endswith(ROI_SUFFIX):
+        raise ValueError(
+            f'{path}: the second network of a detector; name the first one, '
+            f'{path.name.removesuffix(ROI_SUFFIX)}.xml'
+        )
     info, network = _load(path, threads)
     if isinstance(config, (str, Path)):
         config = Config.fromfile(config)
     cfg = read_config(info['config'], path) if config is None else config
     model = build_detector(cfg)
+    if fingerprint(model) != info['layers']:
+        raise ValueError(
+            f'{path}: does not fit this config, whose {type(model).__name__} '
+            'has other layers'
+        )
     problem = detector_problem(model)
     if problem:
         raise ValueError(f'{path}: does not fit this config: {problem[0]}')
@@ -184,10 +195,6 @@ def load_openvino(
                 'again'
             )
         _put_two_stage(model, network, roi)
-    elif info['stages'] == '2':
-        raise ValueError(
-            f'{path}: does not fit this config: it is of a two-stage detector'
-        )
     else:
         _put_one_stage(model, network)
     model.dataset_meta = read_meta(info['dataset_meta'], path)
@@ -231,7 +238,7 @@ _KEYS = (
     'version',
     'surge_det',
     'export',
-    'stages',
+    'layers',
     'config',
     'dataset_meta',
     'outputs',

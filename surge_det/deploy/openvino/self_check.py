@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from surge_det.core.packed import unpack_signs
 from surge_det.deploy.extra import require
 
+from .conversion import above
 from .core import core
 
-_TINY = np.finfo(np.float32).tiny
 # Values of each output that a file keeps.
 _SAMPLES = 64
 TOLERANCE = 0.25
@@ -198,11 +198,16 @@ def _cases(model: Any) -> list[_Case]:
             continue
         sign = node.input_value(0).get_node()
         bits = node.input_value(1).get_node()
-        # One layer may be applied at several places.
-        key = (bits.get_friendly_name(), str(node.get_attributes()))
+        threshold = sign.input_value(1).get_node().data
+        # One layer may be applied at several places, with what went into its
+        # threshold there.
+        key = (
+            bits.get_friendly_name(),
+            str(node.get_attributes()),
+            threshold.tobytes(),
+        )
         if key in cases:
             continue
-        threshold = sign.input_value(1).get_node().data
         weight = _weight(bits)
         name = node.get_friendly_name()
         x = _input(node, weight.shape, threshold, random)
@@ -236,11 +241,8 @@ def _input(
         sizes.append(max(size, 1))
     full = (1, shape[1], *sizes)
     start = np.broadcast_to(threshold, full)
-    # The first number above that is no subnormal one.
-    above = np.nextafter(start, np.float32(np.inf))
-    above = np.where(np.abs(above) < _TINY, (start >= 0) * _TINY, above)
     choices = np.stack(
-        [start, above, start + random.standard_normal(full)]
+        [start, above(start), start + random.standard_normal(full)]
     ).astype(np.float32)
     which = random.integers(0, 3, full)
     return np.take_along_axis(choices, which[None], 0)[0]
