@@ -34,9 +34,15 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 def add_layer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add where to compute, and what only single layers can do."""
     add_machine_arguments(parser)
-    add = parser.add_argument
-    add('--shrink', type=int, default=1, help='divide the size of the maps')
-    add(
+    parser.add_argument(
+        '--shrink', type=int, default=1, help='divide the size of the maps'
+    )
+    add_cpu_time_argument(parser)
+
+
+def add_cpu_time_argument(parser: argparse.ArgumentParser) -> None:
+    """Add measuring CPU time."""
+    parser.add_argument(
         '--cpu-time',
         action='store_true',
         help='CPU time of one thread, for a busy machine; with --threads 1',
@@ -73,15 +79,18 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End the program, as argparse does, at a value that cannot be."""
     least = dict(batch=1, shrink=1, threads=1, rounds=1, warmup=0)
     for name, low in least.items():
-        value = getattr(args, name, None)
-        if value is not None and value < low:
-            parser.error(f'--{name} {value}: at least {low}')
+        given = getattr(args, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < low:
+                parser.error(f'--{name} {value}: at least {low}')
+    device = getattr(args, 'device', 'cpu')
     try:
-        torch.empty(0, device=getattr(args, 'device', 'cpu'))
+        torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:
-        parser.error(f'--device {args.device!r}: {error}')
-    cpu_time = getattr(args, 'cpu_time', False)
-    if cpu_time and (args.threads != 1 or args.device != 'cpu'):
+        parser.error(f'--device {device!r}: {error}')
+    if getattr(args, 'cpu_time', False) and (
+        args.threads not in (1, [1]) or device != 'cpu'
+    ):
         parser.error('--cpu-time: with --threads 1 on a CPU only')
 
 

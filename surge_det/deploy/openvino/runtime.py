@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,9 @@ def load_openvino(
                 f'{roi_path} and {path} are of different exports: export both '
                 'again'
             )
-        _put_two_stage(model, network, roi)
+        put_networks(model, [network, roi])
     else:
-        _put_one_stage(model, network)
+        put_networks(model, [network])
     model.dataset_meta = read_meta(info['dataset_meta'], path)
     return model
 
@@ -267,6 +268,17 @@ def _info(model: Any, path: Path) -> dict[str, str]:
     return {
         key: model.get_rt_info(['surge_det', key]).astype(str) for key in _KEYS
     }
+
+
+def put_networks(model: nn.Module, networks: Sequence[Network]) -> None:
+    """Let networks compute what a detector's own layers do, and drop these.
+
+    Args:
+        model: Changed in place.
+        networks: The dense part; of a two-stage detector, the RoI head too.
+    """
+    put = _put_one_stage if len(networks) == 1 else _put_two_stage
+    put(model, *networks)
 
 
 class _Features(tuple):

@@ -1,0 +1,380 @@
+"""The benchmark of inference: what it compares, and what it says."""
+
+import copy
+import csv
+import importlib.util
+import io
+import statistics
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import ROOT
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+pytest.importorskip('matplotlib', reason='the benchmark draws')
+if importlib.util.find_spec('openvino') is None:
+    pytest.skip('needs the extra `deploy`', allow_module_level=True)
+
+VOC = ROOT / 'configs' / 'surge_faster_rcnn_r18_voc.py'
+FLOAT = ROOT / 'configs' / 'float_ssd300_vgg16_voc.py'
+SMALL = """
+_base_ = [{base!r}]
+model = dict(
+    backbone=dict(stem_channels=16, base_channels=16, init_cfg=None),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(
+            in_channels=16,
+            fc_out_channels=32,
+            linear_cfg=dict(type='SURGELinear'))),
+    test_cfg=dict(rpn=dict(max_per_img=20)))
+"""
+ONCE = ['--rounds', '1', '--warmup', '0', '--no-int8']
+
+
+@pytest.fixture(scope='module')
+def tool():
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / 'tools'))
+        yield importlib.import_module('benchmark_inference')
+    torch.set_num_threads(threads)
+    for name in list(sys.modules):
+        if name.startswith('benchmark') or name == 'cli':
+            del sys.modules[name]
+
+
+@pytest.fixture(scope='module')
+def inference(tool):
+    return importlib.import_module('benchmarks.inference')
+
+
+@pytest.fixture(scope='module')
+def shape(tool):
+    return importlib.import_module('benchmarks.layer').Shape
+
+
+@dataclass
+class Report:
+    """What one run of the tool has left."""
+
+    folder: Path
+    out: str
+    err: str
+    detector: Any
+
+    @property
+    def text(self):
+        return (self.folder / 'inference.md').read_text()
+
+
+@pytest.fixture(scope='module')
+def report(tool, shape, tmp_path_factory):
+    """All levels of a small detector; its export takes the time."""
+    folder = tmp_path_factory.mktemp('inference')
+    config = folder / 'small.py'
+    config.write_text(SMALL.format(base=str(VOC)))
+    layers = [
+        shape('narrow', 16, 128, 38, 63, stride=2),
+        shape('pointwise', 16, 16, 75, 125, kernel=1),
+        shape('wide', 128, 136, 19, 32),
+    ]
+    detectors = []
+
+    def keep(cfg, _, *args):
+        # In a folder that stays.
+        detectors.append(build(cfg, folder, *args))
+        return detectors[0]
+
+    build = tool.Detector
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patch.setattr(tool, 'SHAPES', layers)
+        patch.setattr(tool, 'Detector', keep)
+        tool.main(
+            [str(config), '--size', '64', '96', '--profile', '--no-int8']
+            + ['--rounds', '3', '--warmup', '1', '--out', str(folder / 'out')]
+        )
+    return Report(folder / 'out', out.getvalue(), err.getvalue(), detectors[0])
+
+
+def cells(text):
+    """Rows of the Markdown tables in a text, as lists."""
+    return [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in text.splitlines()
+        if line.startswith('|') and '---' not in line
+    ]
+
+
+def records(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_is_what_was_measured(report):
+    out = report.folder
+    assert report.text.strip() in report.out
+    assert 'detector, small, 64x96, 1 thread: round 4 of 4' in report.err
+    assert (out / 'inference.png').stat().st_size > 10_000
+
+    taken = {}
+    for row in records(out / 'inference.csv'):
+        assert (row['rows'], row['columns']) == ('64', '96')
+        case = taken.setdefault((row['level'], row['what']), {})
+        case.setdefault(row['contestant'], []).append(float(row['ms']))
+    assert list(taken) == [
+        ('layers', 'narrow'),
+        ('layers', 'wide'),
+        ('network', 'small'),
+        ('detector', 'small'),
+    ]
+    rows = cells(report.text)
+    ratios = {}
+    for place, case in taken.items():
+        assert list(case) == [
+            'torch fp32',
+            'torch fp32, channels_last',
+            'torch 1-bit',
+            'torch 1-bit, channels_last',
+            'OpenVINO fp32',
+            'OpenVINO 1-bit',
+        ]
+        assert all(len(ms) == 3 and min(ms) > 0 for ms in case.values())
+        row = next(row for row in rows if tuple(row[:2]) == place)
+        best = {}
+        for name in ('torch fp32', 'torch 1-bit'):
+            last = f'{name}, channels_last'
+            best[name] = min(case[name], case[last], key=statistics.median)
+            shown = row[rows[0].index(f'{name}, ms')]
+            assert ('(cl)' in shown) == (best[name] is case[last])
+            assert float(shown.split()[0]) == pytest.approx(
+                statistics.median(best[name]), rel=0.01
+            )
+        assert row[rows[0].index('OpenVINO int8, ms')] == '—'
+        mine = case['OpenVINO 1-bit']
+        ratios[place] = [
+            statistics.median(a / b for a, b in zip(base, mine))
+            for base in (case['OpenVINO fp32'], best['torch fp32'])
+        ]
+        assert [float(c) for c in row[-2:]] == pytest.approx(
+            ratios[place], rel=0.01
+        )
+    means = {row[0]: row for row in rows if row[-4:-2] == ['64x96', '1']}
+    narrow, wide = ratios['layers', 'narrow'], ratios['layers', 'wide']
+    for name, wanted in (
+        ('all (2)', [(a * b) ** 0.5 for a, b in zip(narrow, wide)]),
+        ('≥ 128 channels (1)', wide),
+    ):
+        found = [float(cell) for cell in means[name][-2:]]
+        assert found == pytest.approx(wanted, rel=0.01)
+
+
+def test_bytes_are_those_of_layers_and_files(report):
+    sizes = records(report.folder / 'sizes.csv')
+    names = [row['layer'] for row in sizes]
+    assert 'backbone.layer1.0.conv1' in names
+    assert any(name.startswith('roi_head.bbox_head.shared') for name in names)
+    layers, files = (
+        [int(cell.replace(',', '')) for cell in row[2:4]]
+        for row in cells(report.text)
+        if row[-1].startswith('1/')
+    )
+    assert layers == [
+        sum(int(row[column]) for row in sizes)
+        for column in ('bytes', 'float bytes')
+    ]
+    first = sizes[names.index('backbone.layer1.0.conv1')]
+    # Bits, then the scales.
+    assert int(first['bytes']) == 16 * 16 * 9 // 8 + 4 * 16
+    assert layers[0] < files[0] < files[1]
+
+
+def test_notes_say_what_numbers_depend_on(report):
+    rows = cells(report.text)
+    (counts,) = [
+        row
+        for row in rows
+        if row[0] == 'small' and '/' in row[-1] and len(row) == 8
+    ]
+    for cell in counts[3:5] + counts[6:]:
+        proposals, boxes = map(int, cell.split(' / '))
+        assert 0 < proposals <= 20
+        assert 0 <= boxes <= 100
+    assert counts[5] == '—'
+    assert 'No OpenVINO int8: --no-int8.' in report.text
+    assert 'weights are random, the image is noise' in report.text
+
+
+def test_the_profile_is_of_the_1_bit_network(report):
+    rows = cells(report.text)
+    operations = [row for row in rows if row[-1].endswith('%')]
+    number = sum(
+        int(row[2]) for row in operations if row[0] == 'BinaryConvolution'
+    )
+    layers = records(report.folder / 'sizes.csv')
+    dense = [row for row in layers if not row['layer'].startswith('roi')]
+    # The RPN's runs on five levels.
+    assert number == len(dense) + 4
+    assert operations[-1][0] == 'all'
+    shares = [float(row[-1][:-1]) for row in operations]
+    assert sum(shares[:-1]) == pytest.approx(100, abs=1)
+
+
+def flipped(layer):
+    layer.weight.data[1, 2, 0, 0] *= -1
+
+
+def scaled(layer):
+    layer.weight.data[3] *= 1.01
+
+
+def strided(layer):
+    layer.stride = (1, 1)
+
+
+@pytest.mark.parametrize(
+    ('function', 'kind', 'spoil', 'message'),
+    [
+        ('convert', 'SURGEConv2d', flipped, 'small: OpenVINO 1-bit differs'),
+        ('convert', 'SURGEConv2d', scaled, 'small: OpenVINO 1-bit differs'),
+        ('convert', 'SURGEConv2d', strided, 'OpenVINO 1-bit has outputs of'),
+        ('convert', 'Conv2d', flipped, 'small: OpenVINO fp32 differs'),
+        ('_in_layouts', 'SURGEConv2d', flipped, 'small: torch 1-bit differs'),
+    ],
+)
+def test_a_layer_that_computes_something_else_is_not_timed(
+    inference, shape, function, kind, spoil, message, monkeypatch
+):
+    right = getattr(inference, function)
+
+    def wrong(*args):
+        args = copy.deepcopy(args)
+        for arg in args:
+            if type(arg).__name__ == kind:
+                spoil(arg)
+        return right(*args)
+
+    monkeypatch.setattr(inference, function, wrong)
+    with pytest.raises(RuntimeError, match=message):
+        inference.layer_runs(shape('small', 16, 24, 7, 9, stride=2), 1, False)
+
+
+@pytest.mark.parametrize('kind', ['twin', 'one_bit'])
+def test_a_network_that_computes_something_else_is_not_timed(
+    inference, report, kind
+):
+    detector = report.detector
+    names = {'twin': 'OpenVINO fp32', 'one_bit': 'OpenVINO 1-bit'}
+    bias = getattr(detector, kind).rpn_head.rpn_reg.bias.data
+    bias += 1
+    with pytest.raises(RuntimeError, match=f'{names[kind]}: output .* wrong'):
+        detector.network_runs((64, 96), 1)
+    bias -= 1
+
+
+def test_the_faster_layout_counts(inference):
+    case = inference.Case('layers', 'one', (2, 3), 1)
+    case.seconds = {
+        'torch fp32': [3.0, 4.0, 20.0],
+        'torch fp32, channels_last': [5.0, 5.0, 5.0],
+        'OpenVINO 1-bit': [1.0, 1.0, 2.0],
+    }
+    assert case.best('torch fp32') == ('default', [3.0, 4.0, 20.0])
+    assert case.times_faster('torch fp32') == 4
+    assert case.best('OpenVINO int8') is None
+    assert case.times_faster('OpenVINO int8') is None
+
+
+def test_every_turn_has_a_call_that_does_not_count(inference):
+    case = inference.Case('layers', 'one', (2, 3), 1)
+    order, clock = [], iter(range(100))
+    case.measure(
+        {name: lambda name=name: order.append(name) for name in 'ab'},
+        2,
+        1,
+        clock=lambda: next(clock),
+    )
+    assert ''.join(order) == 'aabb' * 3
+    assert case.seconds == {'a': [1, 1], 'b': [1, 1]}
+
+
+def test_layers_have_the_size_of_the_image(tool, inference):
+    for shape in tool.SHAPES:
+        assert inference.at_size(shape, (600, 1000)) == shape
+    small = [inference.at_size(s, (240, 320))[3:5] for s in tool.SHAPES]
+    assert set(small) == {(60, 80), (30, 40), (15, 20), (8, 10)}
+
+
+def test_a_config_with_one_size_is_run_at_it(tool):
+    folder = ROOT / 'configs'
+    for name, sizes in (
+        ('surge_ssd300_vgg16_voc.py', [(300, 300)]),
+        (VOC.name, [(240, 320), (600, 1000)]),
+    ):
+        cfg = tool.Config.fromfile(folder / name)
+        assert tool.config_sizes(cfg) == sizes
+
+
+def test_an_int8_twin_takes_part_where_it_can_be_made(
+    inference, shape, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, 'nncf', None)
+    assert 'pip install nncf' in inference.int8_problem()
+    monkeypatch.undo()
+    pytest.importorskip('nncf', reason='makes the int8 twin')
+    assert inference.int8_problem() is None
+    small = shape('small', 16, 24, 7, 9)
+    runs = inference.layer_runs(small, 1, True)
+    (got,), expected = runs['OpenVINO int8'](), runs['torch fp32']()
+    difference = (got - expected).abs().max() / expected.abs().max()
+    assert 0 < difference < 0.05
+
+
+def test_without_openvino_it_says_what_to_install(tool, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'openvino', None)
+    with pytest.raises(SystemExit) as end:
+        tool.main(['--levels', 'layers', *ONCE])
+    assert end.value.code == 2
+    assert 'pip install -e ".[deploy]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'CONFIG is missing'),
+        (['--levels', 'layers', '--profile'], 'CONFIG is missing'),
+        (['no.py'], "config 'no.py' does not exist"),
+        ([VOC, '--levels', 'boxes'], 'boxes'),
+        ([VOC, '--threads', '0'], '--threads 0'),
+        ([VOC, '--threads', '1', '10000'], '--threads 10000: '),
+        ([VOC, '--threads', '1', '1', '--cpu-time'], '--cpu-time'),
+        ([VOC, '--size', '0', '32'], '--size 0 32'),
+        ([VOC, '--rounds', '0'], '--rounds 0'),
+        ([VOC, '--warmup', '-1'], '--warmup -1'),
+        ([VOC, '--image', 'no.jpg'], "image 'no.jpg' does not exist"),
+        ([VOC, '--checkpoint', 'no.pth'], "--checkpoint 'no.pth'"),
+        ([VOC, VOC, '--checkpoint', VOC], '--checkpoint: with one CONFIG'),
+        ([VOC, '--float-checkpoint', VOC], 'with --checkpoint only'),
+        (
+            [FLOAT, '--levels', 'network', *ONCE],
+            'float_ssd300_vgg16_voc.py: nothing in it is 1-bit',
+        ),
+    ],
+)
+def test_bad_arguments_are_named(tool, arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        tool.main([str(a) for a in arguments])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
