@@ -103,6 +103,9 @@ class Network:
         if missing:
             x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
         parts = [self._infer(part) for part in x.split(step)]
+        if len(parts) == 1:
+            # Another copy of large maps would cost a tenth of the whole.
+            return [output[:size] for output in parts[0]]
         return [torch.cat(pieces)[:size] for pieces in zip(*parts)]
 
     def _infer(self, x: Tensor) -> list[Tensor]:
