@@ -63,8 +63,8 @@ from benchmarks.inference_report import (
     write_csv,
     write_sizes,
 )
-from cli import fail
-from mmengine.config import Config, DictAction
+from cli import add_cfg_options, fail
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor
 
@@ -278,12 +278,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.add_cpu_time_argument(parser)
     arguments.add_turn_arguments(parser, rounds=7, warmup=2)
     arguments.add_out_argument(parser)
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the configs, as in tools/train.py',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     arguments.check(parser, args)
     cpus = _cpus()

@@ -20,13 +20,7 @@ from surge_det.datasets import check_data, data_root, merge_options
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add mmdet's flags that training and testing have in common."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value pairs, nested keys '
-        'with dots, lists as key="[a,b]" or key=a,b',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -35,6 +29,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     # torch.distributed.launch passes this one.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add mmdet's flag that changes a config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value pairs, nested keys '
+        'with dots, lists as key="[a,b]" or key=a,b',
+    )
 
 
 def fail(message: object) -> NoReturn:

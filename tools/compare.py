@@ -39,13 +39,13 @@ from pathlib import Path
 import surge_det  # noqa: F401
 
 # isort: split
+from cli import add_cfg_options
 from comparison.choice import Contender, enter
 from comparison.pictures import draw_curves, draw_differences
 from comparison.plan import plan
 from comparison.report import grid_table, table, write_csv
 from comparison.runs import Evaluation, told
 from comparison.work import do_all, outlook
-from mmengine.config import DictAction
 
 from surge_det.core.methods import METHODS
 from surge_det.datasets import check_data
@@ -118,12 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='FOLDER',
         help='tables, CSV and pictures',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings in all runs, as in tools/train.py',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f'--jobs {args.jobs}: at least 1')

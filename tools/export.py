@@ -22,8 +22,8 @@ from pathlib import Path
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import fail
-from mmengine.config import Config, DictAction
+from cli import add_cfg_options, fail
+from mmengine.config import Config
 from torch import nn
 
 from surge_det.datasets import merge_options
@@ -57,12 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='file to write; default: CHECKPOINT with another ending '
         '(.safetensors, .xml, .deploy.pth)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as in tools/train.py',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     suffix = SUFFIXES[args.format]
     if args.out is None:

@@ -26,8 +26,8 @@ from matplotlib.ticker import EngFormatter
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import fail
-from mmengine.config import Config, DictAction
+from cli import add_cfg_options, fail
+from mmengine.config import Config
 
 from surge_det.datasets import merge_options
 from surge_det.models.complexity import (
@@ -273,12 +273,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='write every layer as CSV, and a picture beside it: names '
         'ending in .csv and .png, or else a folder',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, as in tools/train.py',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if not args.config.is_file():
         parser.error(f'config {str(args.config)!r} does not exist')

@@ -15,9 +15,9 @@ import logging
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import fail, load_config
+from cli import add_cfg_options, fail, load_config
 from mmdet.registry import DATASETS, MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -44,12 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='weights to look at, every key of which must fit; without it, '
         'those that training starts from',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value pairs',
-    )
+    add_cfg_options(parser)
     parser.set_defaults(launcher='none', work_dir=None, local_rank=0)
     return parser.parse_args(argv)
 

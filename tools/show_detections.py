@@ -13,7 +13,8 @@ matplotlib.use('Agg')
 import cv2
 import mmcv
 import numpy as np
-from mmengine.config import Config, DictAction
+from cli import add_cfg_options
+from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
@@ -232,7 +233,7 @@ def main(argv=None):
     parser.add_argument('--out', required=True, help="the pictures' folder")
     parser.add_argument('--num', type=int, default=12)
     parser.add_argument('--score-thr', type=float, default=0.3)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     try:
         cfg = Config.fromfile(args.config)
