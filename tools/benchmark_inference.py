@@ -3,8 +3,8 @@
 The contestants take turns: the float twin (the same detector with nothing
 binarized) in torch and in OpenVINO, there in float32 and, where nncf is
 installed, in int8; the 1-bit detector in torch and as `tools/export.py
---format openvino` writes it. Torch runs in its default and in the
-channels_last layout, and the faster one counts.
+--format openvino` writes it. Torch, and every single layer, runs with maps
+in the default and in the channels_last layout, and the faster one counts.
 
 Levels:
 
@@ -220,7 +220,7 @@ def notes(args: argparse.Namespace, problem: str | None) -> str:
     lines = [
         f'Milliseconds{" of CPU time" * args.cpu_time}: medians of '
         f'{args.rounds} interleaved rounds, batch 1. Faster: median of the '
-        'ratios of paired turns. (cl): torch was faster in channels_last.',
+        'ratios of paired turns. (cl): it was faster in channels_last.',
         f'{device}, torch {torch.__version__}, OpenVINO '
         f'{require("openvino").__version__}.',
     ]

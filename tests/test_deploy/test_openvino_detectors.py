@@ -20,6 +20,7 @@ import surge_det  # noqa: F401
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -190,6 +191,32 @@ def test_detections_are_those_of_torch(exported):
             assert _agree(other, one) > 0.9
 
 
+def test_a_head_that_decodes_its_own_way_gets_the_usual_layout(tmp_path):
+    # CenterNet's views its maps, as channels_last does not allow.
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(CONFIGS / 'surge_fcos_r50_coco.py')
+    name = 'centernet_r18_8xb16-crop512-140e_coco'
+    cfg.model = get_config(f'mmdet::centernet/{name}.py').model
+    cfg.model.binarize_cfg = {}
+    cfg.model.backbone.init_cfg = None
+    cfg.model.neck.use_dcn = False
+    cfg.model.bbox_head.num_classes = 3
+    model = _detector(cfg)
+    # Boxes of some width and height.
+    nn.init.constant_(model.bbox_head.wh_head[-1].bias, 8)
+    files = export_openvino(model, cfg, tmp_path / 'net.xml', META)
+    data = _data((96, 128))
+    border = np.array([0, 96, 0, 128])
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(border=border, batch_input_shape=(96, 128)))
+
+    with torch.no_grad(), exact_arithmetic(model):
+        expected = model.test_step(data)[0].pred_instances
+        found = load_openvino(files[1]).test_step(data)[0].pred_instances
+
+    assert _agree(found, expected) > 0.8
+
+
 def test_the_networks_outputs_are_those_of_torch(exported):
     _, model, files = exported
     parts = [(files[1], dense_network(model), (3, 3, 96, 64))]
@@ -217,7 +244,11 @@ def test_a_size_is_compiled_once(exported, monkeypatch):
     for width in (64, 96, 64, 128):
         network(torch.zeros(2, 3, 64, width))
     kept = network.compiled((1, 3, 64, 128))
-    assert list(network._requests) == [(1, 3, 64, 64), (1, 3, 64, 128)]
+    # The images came in the usual layout.
+    assert list(network._requests) == [
+        (1, 3, 64, 64, False),
+        (1, 3, 64, 128, False),
+    ]
     kinds = [
         node.get_rt_info()['layerType'].astype(str)
         for node in kept.get_runtime_model().get_ordered_ops()

@@ -295,6 +295,32 @@ def test_training_that_goes_on_leaves_the_converted_network_as_it_is():
     )
 
 
+@pytest.mark.parametrize('module', [SURGEConv2d, nn.Conv2d])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_maps_are_given_and_taken_in_channels_last(module, batch):
+    torch.manual_seed(0)
+    net = nn.Sequential(module(16, 24, 3, padding=1), nn.PReLU()).eval()
+    model = convert(net, torch.zeros(1, 16, 9, 7))
+    network = Network(model, threads=1)
+    x = _grid(batch, 16, 9, 7)
+
+    (usual,) = network.tensors(x)
+    (last,) = network.tensors(x.contiguous(memory_format=torch.channels_last))
+    # Neither layout: a part of a wider map.
+    (part,) = network.tensors(torch.cat([x, x], 3)[..., :7])
+
+    with torch.no_grad():
+        torch.testing.assert_close(usual, net(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(usual, last)
+    assert torch.equal(usual, part)
+    for maps in (usual, last, part):
+        assert maps.shape == (batch, 24, 9, 7)
+        assert maps.is_contiguous(memory_format=torch.channels_last)
+    # Compiled once for each layout; the model itself stays as it was.
+    assert [key[-1] for key in network._requests] == [True, False]
+    assert model.input(0).partial_shape[1].get_length() == 16
+
+
 def test_the_self_check_finds_a_kernel_that_computes_something_else(
     monkeypatch,
 ):

@@ -51,7 +51,7 @@ from .reference import as_reference
 TORCH, TORCH_1BIT = 'torch fp32', 'torch 1-bit'
 FP32, INT8, ONE_BIT = 'OpenVINO fp32', 'OpenVINO int8', 'OpenVINO 1-bit'
 CONTESTANTS = [TORCH, FP32, INT8, TORCH_1BIT, ONE_BIT]
-# What torch's contestants have behind their names, by layout.
+# What contestants that take both have behind their names, by layout.
 LAYOUTS = {
     '': torch.contiguous_format,
     ', channels_last': torch.channels_last,
@@ -74,7 +74,8 @@ class Case:
         size: Rows and columns of the image.
         threads: Number of threads.
         channels: The smaller number of a layer's channels.
-        seconds: Contestant -> seconds of its turns; torch's in both layouts.
+        seconds: Contestant -> seconds of its turns; in both layouts, where it
+            takes both.
         counts: Contestant -> number of proposals, with two stages, and of
             boxes, where there are any.
     """
@@ -233,7 +234,7 @@ def layer_runs(shape: Shape, threads: int, int8: bool) -> Runs:
     """Return what each contestant does with one convolution.
 
     Binarization, the scale, and what the engine needs of other layouts are
-    part of it.
+    part of it. Each takes its input in both of torch's layouts.
 
     Args:
         shape: The layer and its input.
@@ -268,7 +269,9 @@ def layer_runs(shape: Shape, threads: int, int8: bool) -> Runs:
             runs[key] = partial(copied, x.contiguous(memory_format=layout))
     for name, model in models.items():
         network = Network(model, threads=threads)
-        runs[name] = partial(network.tensors, x)
+        for suffix, layout in LAYOUTS.items():
+            given = x.contiguous(memory_format=layout)
+            runs[name + suffix] = partial(network.tensors, given)
     check_layer(shape.name, layer, x, runs)
     return runs
 
@@ -290,8 +293,10 @@ def check_layer(name: str, layer: SURGEConv2d, x: Tensor, runs: Runs) -> None:
     with torch.no_grad(), exact_arithmetic(layer):
         expected = layer(x)
     # Torch sums scaled signs, so that the last digits differ.
-    wanted = {ONE_BIT: (expected, 0), FP32: (outputs[TORCH][0], 1e-4)}
+    wanted = {}
     for layout in LAYOUTS:
+        wanted[ONE_BIT + layout] = expected, 0
+        wanted[FP32 + layout] = outputs[TORCH][0], 1e-4
         wanted[TORCH_1BIT + layout] = expected, 1e-5
     for key, (right, tolerance) in wanted.items():
         difference = (outputs[key][0] - right).abs().max() / right.abs().max()

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmengine.config import Config
 from torch import Tensor, nn
 
 from surge_det.deploy.checkpoint import build_detector
 from surge_det.deploy.config import read_config, read_meta
+from surge_det.deploy.extra import require
 
 from .core import core
 from .network import fingerprint, rebuild
@@ -38,6 +40,10 @@ class Network:
     data preprocessor with a larger ``pad_size_divisor`` gives fewer sizes. A
     network of regions runs on ``ROWS`` of them at a time, the last ones
     filled up, or, without 1-bit layers, on any number.
+
+    Maps come out in ``torch.channels_last``, and images in that layout are
+    taken as they are: OpenVINO's own layouts are near to it, and to rearrange
+    large maps takes longer than many a 1-bit layer.
 
     Args:
         model: An ``openvino.Model`` with one input.
@@ -74,18 +80,23 @@ class Network:
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def compiled(self, shape: tuple[int, ...]) -> Any:
-        """Return the ``openvino.CompiledModel`` for an input shape."""
+        """Return the ``openvino.CompiledModel`` for an input shape.
+
+        Its maps come out as (N, H, W, C).
+        """
         return self._request(tuple(shape)).get_compiled_model()
 
-    def _request(self, shape: tuple[int, ...]) -> Any:
-        key = shape if self._is_static else ()
+    def _request(
+        self, shape: tuple[int, ...], channels_last: bool = False
+    ) -> Any:
+        key = (*(shape if self._is_static else ()), channels_last)
         if key in self._requests:
             self._requests.move_to_end(key)
             return self._requests[key]
-        model = self.model
+        model = self.model.clone()
         if self._is_static:
-            model = model.clone()
             model.reshape(list(shape))
+        _use_channels_last(model, inputs=channels_last)
         compiled = core().compile_model(model, 'CPU', self.settings)
         self._requests[key] = compiled.create_infer_request()
         if len(self._requests) > SIZES:
@@ -109,14 +120,16 @@ class Network:
         return [torch.cat(pieces)[:size] for pieces in zip(*parts)]
 
     def _infer(self, x: Tensor) -> list[Tensor]:
-        request = self._request(tuple(x.shape))
-        outputs = request.infer(
-            [x.detach().float().cpu().contiguous().numpy()], share_inputs=True
-        )
+        channels_last = _is_channels_last(x)
+        request = self._request(tuple(x.shape), channels_last)
+        given = x.detach().float().cpu()
+        given = given.permute(_LAST) if channels_last else given.contiguous()
+        found = request.infer([given.numpy()], share_inputs=True)
+        outputs = [torch.from_numpy(found[i]) for i in range(len(found))]
         # A runner puts images, and so what mmdet does around, on a GPU.
         return [
-            torch.from_numpy(outputs[i]).to(x.device)
-            for i in range(len(self.model.outputs))
+            (y.permute(_FIRST) if y.ndim == 4 else y).to(x.device)
+            for y in outputs
         ]
 
     def __call__(self, x: Tensor) -> Any:
@@ -126,6 +139,39 @@ class Network:
             The outputs in the detector's lists; they carry no gradient.
         """
         return rebuild(self.structure, self.tensors(x))
+
+
+# Between the order of a tensor's sizes and channels_last's of its memory.
+_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return (
+        x.ndim == 4
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _use_channels_last(model: Any, inputs: bool) -> None:
+    """Let a model give maps, and take images if ``inputs``, in that layout.
+
+    Args:
+        model: An ``openvino.Model``; changed in place.
+        inputs: Whether its input has that layout too.
+    """
+    preprocess = require('openvino.preprocess')
+    layout = require('openvino').Layout
+    steps = preprocess.PrePostProcessor(model)
+    ports = [steps.input(0)] if inputs else []
+    for i, output in enumerate(model.outputs):
+        rank = output.partial_shape.rank
+        if rank.is_static and rank.get_length() == 4:
+            ports.append(steps.output(i))
+    for port in ports:
+        port.model().set_layout(layout('NCHW'))
+        port.tensor().set_layout(layout('NHWC'))
+    steps.build()
 
 
 def settings(threads: int) -> dict[str, Any]:
@@ -291,8 +337,18 @@ class _Features(tuple):
 
 
 def _put_one_stage(model: nn.Module, network: Network) -> None:
+    def extract_feat(x: Tensor) -> Any:
+        outputs = network.tensors(x)
+        if not permutes:
+            outputs = [y.contiguous() for y in outputs]
+        return rebuild(network.structure, outputs)
+
+    # mmdet's usual decoding permutes maps to channels_last. Others, such as
+    # CenterNet's, may view them in the standard layout.
+    head = type(model.bbox_head)
+    permutes = head.predict_by_feat is BaseDenseHead.predict_by_feat
     # What the head has to do is done: it is handed its own outputs.
-    model.extract_feat = network
+    model.extract_feat = extract_feat
     model.bbox_head.forward = _identity
     _drop_network(model)
     _drop_parameters(model.bbox_head)
