@@ -244,10 +244,10 @@ def test_a_size_is_compiled_once(exported, monkeypatch):
     for width in (64, 96, 64, 128):
         network(torch.zeros(2, 3, 64, width))
     kept = network.compiled((1, 3, 64, 128))
-    # The images came in the usual layout.
+    # Images came in the standard layout, maps went out in channels_last.
     assert list(network._requests) == [
-        (1, 3, 64, 64, False),
-        (1, 3, 64, 128, False),
+        (1, 3, 64, 64, False, True),
+        (1, 3, 64, 128, False, True),
     ]
     kinds = [
         node.get_rt_info()['layerType'].astype(str)

@@ -316,8 +316,13 @@ def test_maps_are_given_and_taken_in_channels_last(module, batch):
     for maps in (usual, last, part):
         assert maps.shape == (batch, 24, 9, 7)
         assert maps.is_contiguous(memory_format=torch.channels_last)
+    network.channels_last = False
+    (standard,) = network.tensors(x)
+    assert standard.is_contiguous()
+    assert torch.equal(standard, usual)
     # Compiled once for each layout; the model itself stays as it was.
-    assert [key[-1] for key in network._requests] == [True, False]
+    layouts = [key[-2:] for key in network._requests]
+    assert layouts == [(True, True), (False, True), (False, False)]
     assert model.input(0).partial_shape[1].get_length() == 16
 
 

@@ -35,7 +35,10 @@ from surge_det.deploy.openvino import (
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.core import core
 from surge_det.deploy.openvino.network import Flattened, roi_example
-from surge_det.deploy.openvino.runtime import put_networks
+from surge_det.deploy.openvino.runtime import (
+    put_networks,
+    takes_channels_last,
+)
 from surge_det.deploy.openvino.self_check import (
     check_network,
     record,
@@ -370,7 +373,12 @@ class Detector:
     def network(self, threads: int) -> Network:
         """Return the 1-bit dense network as it was exported."""
         model = core().read_model(self.files[1])
-        return Network(model, threads=threads)
+        return self._dense(model, threads)
+
+    def _dense(self, model: Any, threads: int) -> Network:
+        # Maps as the detector takes them.
+        last = takes_channels_last(self.one_bit)
+        return Network(model, threads=threads, channels_last=last)
 
     def network_runs(self, size: tuple[int, int], threads: int) -> Runs:
         """Return what each contestant does with an image's dense part.
@@ -388,7 +396,7 @@ class Detector:
             for name, model in self._torch.items()
         }
         networks = {
-            name: Network(models[0], threads=threads)
+            name: self._dense(models[0], threads)
             for name, models in self._twins.items()
         }
         networks[ONE_BIT] = self.network(threads)

@@ -43,13 +43,15 @@ class Network:
 
     Maps come out in ``torch.channels_last``, and images in that layout are
     taken as they are: OpenVINO's own layouts are near to it, and to rearrange
-    large maps takes longer than many a 1-bit layer.
+    large maps takes longer than many a 1-bit layer. Where the standard layout
+    is wanted, OpenVINO rearranges faster than torch.
 
     Args:
         model: An ``openvino.Model`` with one input.
         structure: Its outputs as the detector wants them, numbers for
             tensors.
         threads: Number of threads; ``None`` for as many as torch has.
+        channels_last: Whether maps come out in that layout.
 
     Raises:
         ImportError: If openvino is not installed.
@@ -57,7 +59,11 @@ class Network:
     """
 
     def __init__(
-        self, model: Any, structure: Any = None, threads: int | None = None
+        self,
+        model: Any,
+        structure: Any = None,
+        threads: int | None = None,
+        channels_last: bool = True,
     ) -> None:
         if threads is not None and (
             not isinstance(threads, int) or threads < 1
@@ -66,6 +72,7 @@ class Network:
                 f'threads={threads!r} is not allowed: a number > 0 or None'
             )
         self.model = model
+        self.channels_last = channels_last
         self.settings = settings(threads or torch.get_num_threads())
         count = len(model.outputs)
         self.structure = list(range(count)) if structure is None else structure
@@ -82,21 +89,22 @@ class Network:
     def compiled(self, shape: tuple[int, ...]) -> Any:
         """Return the ``openvino.CompiledModel`` for an input shape.
 
-        Its maps come out as (N, H, W, C).
+        Its maps come out as (N, H, W, C) where they are in channels_last.
         """
         return self._request(tuple(shape)).get_compiled_model()
 
     def _request(
-        self, shape: tuple[int, ...], channels_last: bool = False
+        self, shape: tuple[int, ...], given_last: bool = False
     ) -> Any:
-        key = (*(shape if self._is_static else ()), channels_last)
+        layouts = given_last, self.channels_last
+        key = (*(shape if self._is_static else ()), *layouts)
         if key in self._requests:
             self._requests.move_to_end(key)
             return self._requests[key]
         model = self.model.clone()
         if self._is_static:
             model.reshape(list(shape))
-        _use_channels_last(model, inputs=channels_last)
+        _use_channels_last(model, *layouts)
         compiled = core().compile_model(model, 'CPU', self.settings)
         self._requests[key] = compiled.create_infer_request()
         if len(self._requests) > SIZES:
@@ -120,15 +128,17 @@ class Network:
         return [torch.cat(pieces)[:size] for pieces in zip(*parts)]
 
     def _infer(self, x: Tensor) -> list[Tensor]:
-        channels_last = _is_channels_last(x)
-        request = self._request(tuple(x.shape), channels_last)
+        given_last = _is_channels_last(x)
+        request = self._request(tuple(x.shape), given_last)
         given = x.detach().float().cpu()
-        given = given.permute(_LAST) if channels_last else given.contiguous()
+        given = given.permute(_LAST) if given_last else given.contiguous()
         found = request.infer([given.numpy()], share_inputs=True)
         outputs = [torch.from_numpy(found[i]) for i in range(len(found))]
         # A runner puts images, and so what mmdet does around, on a GPU.
         return [
-            (y.permute(_FIRST) if y.ndim == 4 else y).to(x.device)
+            (
+                y.permute(_FIRST) if y.ndim == 4 and self.channels_last else y
+            ).to(x.device)
             for y in outputs
         ]
 
@@ -153,12 +163,13 @@ def _is_channels_last(x: Tensor) -> bool:
     )
 
 
-def _use_channels_last(model: Any, inputs: bool) -> None:
-    """Let a model give maps, and take images if ``inputs``, in that layout.
+def _use_channels_last(model: Any, inputs: bool, outputs: bool) -> None:
+    """Let a model take images, or give maps, in that layout.
 
     Args:
         model: An ``openvino.Model``; changed in place.
-        inputs: Whether its input has that layout too.
+        inputs: Whether its input has that layout.
+        outputs: Whether its outputs of rank 4 have.
     """
     preprocess = require('openvino.preprocess')
     layout = require('openvino').Layout
@@ -166,7 +177,7 @@ def _use_channels_last(model: Any, inputs: bool) -> None:
     ports = [steps.input(0)] if inputs else []
     for i, output in enumerate(model.outputs):
         rank = output.partial_shape.rank
-        if rank.is_static and rank.get_length() == 4:
+        if outputs and rank.is_static and rank.get_length() == 4:
             ports.append(steps.output(i))
     for port in ports:
         port.model().set_layout(layout('NCHW'))
@@ -326,8 +337,22 @@ def put_networks(model: nn.Module, networks: Sequence[Network]) -> None:
         model: Changed in place.
         networks: The dense part; of a two-stage detector, the RoI head too.
     """
+    networks[0].channels_last = takes_channels_last(model)
     put = _put_one_stage if len(networks) == 1 else _put_two_stage
     put(model, *networks)
+
+
+def takes_channels_last(model: nn.Module) -> bool:
+    """Say whether a detector's dense network gives maps in that layout.
+
+    mmdet's usual decoding permutes maps to it. Decoding of another kind, such
+    as CenterNet's, may view them in the standard layout, which RoIAlign wants
+    too.
+    """
+    if hasattr(model, 'roi_head'):
+        return False
+    head = type(model.bbox_head)
+    return head.predict_by_feat is BaseDenseHead.predict_by_feat
 
 
 class _Features(tuple):
@@ -337,18 +362,8 @@ class _Features(tuple):
 
 
 def _put_one_stage(model: nn.Module, network: Network) -> None:
-    def extract_feat(x: Tensor) -> Any:
-        outputs = network.tensors(x)
-        if not permutes:
-            outputs = [y.contiguous() for y in outputs]
-        return rebuild(network.structure, outputs)
-
-    # mmdet's usual decoding permutes maps to channels_last. Others, such as
-    # CenterNet's, may view them in the standard layout.
-    head = type(model.bbox_head)
-    permutes = head.predict_by_feat is BaseDenseHead.predict_by_feat
     # What the head has to do is done: it is handed its own outputs.
-    model.extract_feat = extract_feat
+    model.extract_feat = network
     model.bbox_head.forward = _identity
     _drop_network(model)
     _drop_parameters(model.bbox_head)
