@@ -6,7 +6,8 @@ import pytest
 from command_line import ROOT
 
 # A training that takes no time. It behaves by seed and learning rate: 0.04
-# fails, 0.03 stays on the way until it is ended. Each call leaves a line.
+# fails, 0.03 stays on the way until it is ended, 0.05 takes 100 MiB and waits
+# for a file. Each call leaves a line.
 TRAIN = """
 import json, os, pathlib, runpy, sys, time
 config, _, folder, *rest = sys.argv[1:]
@@ -23,6 +24,10 @@ if lr == 0.03:
     time.sleep(60)
 if lr == 0.04:
     sys.exit('loss is upside down')
+if lr == 0.05:
+    held = b'x' * (100 << 20)
+    while not (folder / 'go_on').exists():
+        time.sleep(0.02)
 surge = cfg['model']['backbone']['conv_cfg'].get('compensate', True)
 final = 0.5 + 0.1 * seed + (0.03 - 0.02 * seed) * surge
 log = folder / '20260101_000000' / 'vis_data'

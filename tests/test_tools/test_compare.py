@@ -39,8 +39,7 @@ def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
     assert len(table) == 6
     assert {row['role'] for row in table} == {'compared'}
     row = table[3]
-    # Of the stub, not of the process that this test runs in.
-    assert 0 < float(row.pop('memory_mib')) < 200
+    assert 0 < float(row.pop('memory_mib')) < 8_000
     assert 0 <= float(row.pop('minutes')) < 1
     assert row == dict(
         method='ste',
@@ -152,6 +151,25 @@ def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
         assert compare.main(args) == 0
         assert time.monotonic() - start > 0.5
     assert calls() == ['ste 0']
+
+
+def test_memory_is_that_of_the_training(compare, calls, tmp_path):
+    from comparison import runs
+
+    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
+    args += ['--out', str(tmp_path)]
+    (entry,) = compare.plan(compare.parse_args(args))
+    run = runs.make_run(entry, 0, tmp_path)
+    assert run.begin(0, dict(os.environ), False)
+    deadline = time.monotonic() + 60
+    while run.peak < 100 and time.monotonic() < deadline:
+        assert not run.poll()
+        time.sleep(0.02)
+    (run.folder / 'go_on').touch()
+    while not run.poll() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    # Not of the process that this test runs in, which has the toolbox in it.
+    assert 100 < run.result.memory < 150
 
 
 def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
