@@ -284,7 +284,7 @@ def test_weights_are_generated_between_begin_and_finish_in_training_only():
 def test_gradient_of_the_main_optimizer_is_the_fast_one():
     model, fsg, optimizer = trained()
     kept = fsg.state_dict()['layers']['conv']
-    slope = fsg.fast_net.slope().detach()
+    slope = fsg.fast_net.slopes()[0].detach()
     x, y = batches()[4]
     fsg.begin(optimizer)
     F.cross_entropy(model(x), y).backward()
@@ -429,7 +429,7 @@ def test_standardised_weights_are_differentiated_through():
     for batch in data[:2]:
         step(model, fsg, optimizer, batch)
     kept = fsg.state_dict()['layers']['conv']
-    start = fsg.fast_net.slope().detach()
+    start = fsg.fast_net.slopes()[0].detach()
     x, y = data[2]
     fsg.begin(optimizer)
     F.cross_entropy(model(x), y).backward()
@@ -535,20 +535,31 @@ def test_layers_are_told_apart():
     assert not torch.equal(net(history, 0), net(history, 1))
 
 
-def test_linear_fast_net_makes_no_wide_tensor():
-    net = FastNet(hidden=100).double()
+@pytest.mark.parametrize('nonlinearity', [None, 'relu'])
+def test_straight_fast_net_makes_no_wide_tensor(nonlinearity):
+    net = FastNet(hidden=100, nonlinearity=nonlinearity).double()
     shapes = []
 
     def pack(tensor):
         shapes.append(tensor.numel())
         return tensor
 
-    x = torch.randn(7, 11, dtype=torch.float64)
+    w, q = torch.randn(2, 7, 1601, dtype=torch.float64)
+    w[0, :3] = 0
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = net(x)
-    assert max(shapes) <= 100 * 100
-    wide = net.linear3(net.linear2(net.linear1(x.view(-1, 1)))).view_as(x)
+        out = net(w, q)
+    assert max(shapes) <= max(100 * 100, w.numel())
+    wide = fast_by_hand(
+        dict(net.named_parameters()), q.flatten(), w.flatten(), nonlinearity
+    ).view_as(w)
     assert relative_error(out, wide) < 1e-12
+    upstream = torch.randn_like(out)
+    for param in net.parameters():
+        grads = [
+            torch.autograd.grad(value, param, upstream, retain_graph=True)[0]
+            for value in (out, wide)
+        ]
+        assert relative_error(*grads) < 1e-12
 
 
 def test_fused_kernel_gets_float32_on_cuda_only(monkeypatch):

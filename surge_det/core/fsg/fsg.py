@@ -301,10 +301,7 @@ class FSG:
             prepared = item.layer.weight_binarizer.prepare(point)
         values = prepared.detach()
         gradient = gradient.to(self.slow_net.embedding.dtype)
-        if self.fast_net.nonlinearity is None:
-            fast = (gradient * values) * self.fast_net.slope()
-        else:
-            fast = gradient * self.fast_net(values.to(gradient.dtype))
+        fast = self.fast_net(values.to(gradient.dtype), gradient)
         if prepared is point:
             return fast
         (result,) = torch.autograd.grad(
