@@ -42,6 +42,8 @@ from typing import Any
 
 import torch
 from digits_report import (
+    FSG_SETTINGS,
+    REPLICA_SETTINGS,
     diverged,
     draw,
     label,
@@ -52,6 +54,7 @@ from digits_report import (
 )
 from digits_train import (
     AUX_INITS,
+    FAST_NETS,
     OPTIMIZERS,
     SCALERS,
     TRAIN_IMAGES,
@@ -91,7 +94,8 @@ class Store:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-                run = Run(**{name: record.pop(name) for name in names})
+                # A file from before a setting came up was at its default.
+                run = Run(**{n: record[n] for n in names if n in record})
                 self.results[run] = {
                     key: float(record[key])
                     for key in ('accuracy', 'loss', 'seconds')
@@ -210,6 +214,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='ags: SURGE; clipped (compensate only where STE clips), '
         'direction, length (take only that from SURGE): experiments',
     )
+    add(
+        '--weight-lr',
+        nargs='+',
+        type=float,
+        default=[Run.weight_lr],
+        help="factor on the latent weights' learning rate; 0 freezes them",
+    )
+    add(
+        '--fast-net',
+        nargs='+',
+        choices=tuple(FAST_NETS),
+        default=[Run.fast_net],
+        help="FSG's fast network; linear: as published",
+    )
+    add(
+        '--fast-lr',
+        nargs='+',
+        type=float,
+        default=[Run.fast_lr],
+        help="learning rate of FSG's fast network",
+    )
     add('--optimizer', choices=OPTIMIZERS, default=Run.optimizer)
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument('--lr', nargs='+', type=float, default=[Run.lr])
@@ -264,6 +289,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         ('--tune-seeds', [args.tune_seeds], 1),
         ('--eta', args.eta, 0),
         ('--aux-lr', args.aux_lr, 0),
+        ('--weight-lr', args.weight_lr, 0),
         ('--clip-norm', [args.clip_norm], 0),
     ):
         for value in values:
@@ -273,7 +299,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             f'--batch {args.batch}: 2 to {TRAIN_IMAGES} images are allowed'
         )
-    for flag, values in (('--lr', args.lr), ('--lr-grid', args.lr_grid or ())):
+    for flag, values in (
+        ('--lr', args.lr),
+        ('--lr-grid', args.lr_grid or ()),
+        ('--fast-lr', args.fast_lr),
+    ):
         for value in values:
             if not 0 < value < math.inf:
                 parser.error(f'{flag} {value}: a number > 0 is allowed')
@@ -299,23 +329,27 @@ def variants(args: argparse.Namespace) -> list[Run]:
     """List each method with each of its settings, as a run of seed 0."""
     runs = []
     for method in args.methods:
-        replica = [(0.0, 0.0, Run.aux_init, Run.scaler)]
+        plain = Run(
+            method,
+            args.layers[0],
+            0,
+            eta=0.0,
+            aux_lr=0.0,
+            optimizer=args.optimizer,
+            epochs=args.epochs,
+            batch=args.batch,
+            clip_norm=args.clip_norm,
+        )
+        names = ['weight_lr']
         if method_cfg(method)['compensate']:
-            replica = itertools.product(
-                args.eta, args.aux_lr, args.aux_init, args.scaler
-            )
+            names += REPLICA_SETTINGS
+        if plain.uses_fsg:
+            names += FSG_SETTINGS
         runs += [
-            Run(
-                method,
-                args.layers[0],
-                0,
-                *settings,
-                optimizer=args.optimizer,
-                epochs=args.epochs,
-                batch=args.batch,
-                clip_norm=args.clip_norm,
+            replace(plain, **dict(zip(names, values)))
+            for values in itertools.product(
+                *(getattr(args, name) for name in names)
             )
-            for settings in replica
         ]
     return list(dict.fromkeys(runs))
 

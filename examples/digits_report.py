@@ -15,6 +15,11 @@ from scipy import stats
 
 from surge_det.core.methods import method_cfg
 
+# What a label may show, by the methods that have it.
+REPLICA_SETTINGS = ('eta', 'aux_lr', 'aux_init', 'scaler')
+FSG_SETTINGS = ('fast_net', 'fast_lr')
+SETTINGS = (*REPLICA_SETTINGS, *FSG_SETTINGS, 'weight_lr', 'lr')
+
 # Percent points that the picture reaches to.
 SHOWN = 12.0
 
@@ -29,14 +34,16 @@ def shown_settings(runs: Sequence[Run]) -> list[str]:
     """List what tells the runs apart or is not the default."""
     return [
         name
-        for name in ('eta', 'aux_lr', 'aux_init', 'scaler', 'lr')
+        for name in SETTINGS
         if {getattr(r, name) for r in runs if _has(r, name)}
         - {getattr(Run, name)}
     ]
 
 
 def _has(run: Run, name: str) -> bool:
-    return name == 'lr' or method_cfg(run.method)['compensate']
+    if name in REPLICA_SETTINGS:
+        return method_cfg(run.method)['compensate']
+    return run.uses_fsg if name in FSG_SETTINGS else True
 
 
 def diverged(result: dict[str, Any]) -> bool:
@@ -129,7 +136,7 @@ def summarize(
 
 
 def _settings(run: Run) -> tuple[Any, ...]:
-    return run.eta, run.aux_lr, run.aux_init, run.scaler
+    return tuple(getattr(run, name) for name in SETTINGS if name != 'lr')
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -40,6 +40,8 @@ FSG_SETTINGS = {
 }
 AUX_INITS = ('weight', 'random', 'binary', 'zeros')
 OPTIMIZERS = ('sgd', 'adam')
+# The names here are of what FSG calls nonlinearities.
+FAST_NETS = {'linear': None, 'tanh': 'tanh', 'relu': 'relu'}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Run:
             ``'binary'``, the 1-bit weights with their scale; ``'zeros'``.
         scaler: ``'ags'``, the method itself, or one of the experiments in
             ``SCALERS``.
+        weight_lr: Learning rate of the latent weights over that of the rest;
+            0 freezes them.
+        fast_net: FSG's fast network, one of ``FAST_NETS``.
+        fast_lr: Learning rate of that network.
         optimizer: ``'sgd'``, with momentum 0.9, or ``'adam'``.
         lr: The first learning rate; it falls to 0 along a cosine.
         epochs: Passes over the training images.
@@ -81,6 +87,14 @@ class Run:
     # rate.
     clip_norm: float = 2.0
     width: int = 16
+    weight_lr: float = 1.0
+    fast_net: str = 'linear'
+    fast_lr: float = 1e-2
+
+    @property
+    def uses_fsg(self) -> bool:
+        """Whether the weights' gradients are FSG's."""
+        return self.method.removeprefix('surge+') == 'fsg'
 
 
 class Block(nn.Module):
@@ -225,11 +239,14 @@ def train(run: Run) -> dict[str, Any]:
     images = (images - images[ours].mean()) / images[ours].std()
 
     model = build(run)
-    aux, rest = [], []
+    aux, main = [], []
     for name, param in model.named_parameters():
-        (aux if name.endswith('aux_weight') else rest).append(param)
+        (aux if name.endswith('aux_weight') else main).append(param)
+    latent = [layer.weight for _, layer in named_surge_layers(model)]
+    known = {id(param) for param in latent}
     groups = [
-        {'params': rest, 'lr': run.lr},
+        {'params': [p for p in main if id(p) not in known], 'lr': run.lr},
+        {'params': latent, 'lr': run.lr * run.weight_lr},
         {'params': aux, 'lr': run.lr * run.aux_lr},
     ]
     groups = [group for group in groups if group['params']]
@@ -240,8 +257,13 @@ def train(run: Run) -> dict[str, Any]:
     steps = run.epochs * math.ceil(TRAIN_IMAGES / run.batch)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     fsg = None
-    if run.method.removeprefix('surge+') == 'fsg':
-        fsg = FSG(model, **FSG_SETTINGS)
+    if run.uses_fsg:
+        fsg = FSG(
+            model,
+            fast={'nonlinearity': FAST_NETS[run.fast_net]},
+            fast_lr=run.fast_lr,
+            **FSG_SETTINGS,
+        )
     step = 0
     for _ in range(run.epochs):
         losses = []
@@ -255,10 +277,10 @@ def train(run: Run) -> dict[str, Any]:
             loss.backward()
             if fsg is not None:
                 fsg.finish()
-            for group in groups:
+            for params in (main, aux):
                 # Apart, so that replicas take nothing from the rest.
-                if run.clip_norm:
-                    nn.utils.clip_grad_norm_(group['params'], run.clip_norm)
+                if run.clip_norm and params:
+                    nn.utils.clip_grad_norm_(params, run.clip_norm)
             optimizer.step()
             cosine.step()
             step += 1

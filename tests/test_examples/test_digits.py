@@ -185,8 +185,9 @@ def test_clip_norm_holds_gradients_down(bed, monkeypatch):
 
 
 @pytest.mark.parametrize('factor', [0.0, 1.0])
-def test_aux_lr_zero_freezes_the_replicas_and_only_them(
-    bed, factor, monkeypatch
+@pytest.mark.parametrize('setting', ['aux_lr', 'weight_lr'])
+def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
+    bed, setting, factor, monkeypatch
 ):
     models, build = [], bed.build
 
@@ -195,13 +196,13 @@ def test_aux_lr_zero_freezes_the_replicas_and_only_them(
         return models[-1]
 
     monkeypatch.setattr(bed, 'build', spy)
-    run = bed.Run('surge', 1, 0, aux_lr=factor, epochs=1)
+    run = bed.Run('surge', 1, 0, epochs=1, **{setting: factor})
     bed.train(run)
-    (_, after), (_, before) = (
-        next(named_surge_layers(m)) for m in (models[0], build(run))
-    )
-    assert after.aux_weight.equal(before.aux_weight) is (factor == 0)
-    assert not after.weight.equal(before.weight)
+    before, after = build(run).state_dict(), models[0].state_dict()
+    parameters = [name for name, _ in models[0].named_parameters()]
+    frozen = {name for name in parameters if after[name].equal(before[name])}
+    name = {'aux_lr': '3.conv.aux_weight', 'weight_lr': '3.conv.weight'}
+    assert frozen == ({name[setting]} if factor == 0 else set())
 
 
 def test_training_learns_and_repeats_itself(bed):
@@ -220,11 +221,31 @@ def test_training_learns_and_repeats_itself(bed):
 
 def test_fsg_trains_in_its_own_way(bed):
     pytest.importorskip('mambapy', reason="FSG's slow network")
-    fsg, ste = (
-        bed.train(bed.Run(method, 1, 0, epochs=1)) for method in ('fsg', 'ste')
+    losses = [
+        bed.train(bed.Run(method, 1, 0, epochs=1, **settings))['loss']
+        for method, settings in (
+            ('ste', {}),
+            ('fsg', {}),
+            ('fsg', dict(fast_net='relu')),
+            ('fsg', dict(fast_lr=1.0)),
+        )
+    ]
+    assert all(map(math.isfinite, losses))
+    assert len(set(losses)) == 4
+
+
+def test_settings_are_given_to_the_methods_that_have_them(digits, report):
+    args = digits.parse_args(
+        '--methods ste surge fsg --eta 0.1 0.3 --fast-net linear relu '
+        '--fast-lr 0.001 --weight-lr 1 0'.split()
     )
-    assert math.isfinite(fsg['loss'])
-    assert fsg['loss'] != ste['loss']
+    runs = digits.variants(args)
+    shown = report.shown_settings(runs)
+    labels = [report.label(run, shown) for run in runs]
+    assert len(labels) == len(set(labels)) == 2 + 4 + 4
+    assert labels[:2] == ['ste weight_lr=1.0', 'ste weight_lr=0.0']
+    assert labels[5] == 'surge eta=0.3 weight_lr=0.0'
+    assert labels[7] == 'fsg fast_net=relu fast_lr=0.001 weight_lr=1.0'
 
 
 def test_progress_goes_from_zero_to_one(bed, monkeypatch):
@@ -429,6 +450,15 @@ def test_finished_runs_are_kept(digits, tmp_path, monkeypatch, capsys):
         for line in (*lines, *kept.read_text().splitlines())
     ]
     assert figures[:8] == figures[8:]
+
+    # As it was written before a setting came up.
+    old = [json.loads(line) for line in kept.read_text().splitlines()]
+    for record in old:
+        del record['weight_lr'], record['fast_net']
+    kept.write_text(''.join(json.dumps(record) + '\n' for record in old))
+    again.clear()
+    main(digits, tmp_path)
+    assert not again
 
 
 def test_damaged_file_is_refused(digits, tmp_path, capsys):
