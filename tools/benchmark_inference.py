@@ -51,6 +51,7 @@ from benchmarks.inference import (
     int8_problem,
     layer_runs,
     profile,
+    profile_stages,
 )
 from benchmarks.inference_report import (
     Sizes,
@@ -59,6 +60,7 @@ from benchmarks.inference_report import (
     mean_table,
     profile_table,
     size_table,
+    stage_table,
     table,
     write_csv,
     write_sizes,
@@ -193,13 +195,13 @@ def picture(path: Path | None, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
-def profile_network(
+def profile_config(
     name: str,
     detector: Detector,
     sizes: Sequence[tuple[int, int]],
     args: argparse.Namespace,
 ) -> Iterator[str]:
-    """Write where the time of a config's 1-bit dense network goes."""
+    """Write where the time of a config's 1-bit network and detector goes."""
     for threads in args.threads:
         for size in sizes:
             network = detector.network(threads)
@@ -207,6 +209,15 @@ def profile_network(
             found = profile(network, x, args.rounds)
             case = Case('profile of the 1-bit network', name, size, threads)
             yield f'{case.title}:\n\n{profile_table(found)}'
+            if 'detector' not in args.levels:
+                continue
+            torch.set_num_threads(threads)
+            image = picture(args.image, size)
+            stages = profile_stages(
+                detector.exported(threads), image, args.rounds
+            )
+            case.level = 'profile of the 1-bit detector'
+            yield f'{case.title}:\n\n{stage_table(stages)}'
 
 
 def notes(args: argparse.Namespace, problem: str | None) -> str:
@@ -273,7 +284,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         '--profile',
         action='store_true',
-        help='say which operations of the 1-bit network take the time',
+        help='say which operations of the 1-bit network, and with --levels '
+        'detector which stages of the detector, take the time',
     )
     arguments.add_cpu_time_argument(parser)
     arguments.add_turn_arguments(parser, rounds=7, warmup=2)
@@ -358,7 +370,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             detector.layer_sizes(), *detector.file_sizes()
         )
         if args.profile:
-            profiles += profile_network(path.stem, detector, places, args)
+            profiles += profile_config(path.stem, detector, places, args)
     print(file=sys.stderr)
     texts = [table(cases)]
     if 'layers' in args.levels:

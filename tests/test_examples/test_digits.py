@@ -236,8 +236,23 @@ def test_fsg_trains_in_its_own_way(bed):
 
 def test_settings_are_given_to_the_methods_that_have_them(digits, report):
     args = digits.parse_args(
-        '--methods ste surge fsg --eta 0.1 0.3 --fast-net linear relu '
-        '--fast-lr 0.001 --weight-lr 1 0'.split()
+        [
+            '--methods',
+            'ste',
+            'surge',
+            'fsg',
+            '--eta',
+            '0.1',
+            '0.3',
+            '--fast-net',
+            'linear',
+            'relu',
+            '--fast-lr',
+            '0.001',
+            '--weight-lr',
+            '1',
+            '0',
+        ]
     )
     runs = digits.variants(args)
     shown = report.shown_settings(runs)

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import statistics
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import ROOT
+from torch import nn
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 pytest.importorskip('matplotlib', reason='the benchmark draws')
@@ -232,7 +234,9 @@ def test_notes_say_what_numbers_depend_on(report):
 
 def test_the_profile_is_of_the_1_bit_network(report):
     rows = cells(report.text)
-    operations = [row for row in rows if row[-1].endswith('%')]
+    operations = [
+        row for row in rows if len(row) == 5 and row[-1].endswith('%')
+    ]
     number = sum(
         int(row[2]) for row in operations if row[0] == 'BinaryConvolution'
     )
@@ -245,6 +249,57 @@ def test_the_profile_is_of_the_1_bit_network(report):
     # Each is rounded to a tenth.
     rounding = 0.05 * len(shares)
     assert sum(shares[:-1]) == pytest.approx(100, abs=rounding)
+
+
+def test_the_profile_is_of_all_stages_of_the_detector(report):
+    rows = cells(report.text)
+    stages = [row for row in rows if len(row) == 3 and row[-1].endswith('%')]
+    assert [row[0] for row in stages] == [
+        'data preprocessor',
+        'dense network',
+        'proposals',
+        'RoI extractor',
+        'RoI network',
+        'boxes of RoIs',
+        'rest',
+        'all',
+    ]
+    times = [float(row[1]) for row in stages]
+    assert min(times) > 0
+    assert sum(times[:-1]) == pytest.approx(times[-1], rel=0.02)
+
+
+def test_stages_of_a_detector_are_what_it_spends_in_them(inference):
+    class Part(nn.Module):
+        def predict_by_feat(self):
+            time.sleep(0.02)
+
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.data_preprocessor, self.bbox_head = nn.Identity(), Part()
+
+        def extract_feat(self):
+            time.sleep(0.04)
+
+        def test_step(self, data):
+            self.data_preprocessor(data)
+            self.extract_feat()
+            self.bbox_head.predict_by_feat()
+            time.sleep(0.01)
+
+    model = Detector()
+    # As where a network was put in place of it.
+    model.extract_feat = own = model.extract_feat
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    found = dict(inference.profile_stages(model, image, 3))
+    names = ['data preprocessor', 'dense network', 'boxes', 'rest']
+    assert list(found) == names
+    for name, least in zip(names, (0, 0.04, 0.02, 0.01)):
+        assert least <= found[name] < least + 0.5
+    # It is left as it was.
+    assert model.extract_feat is own
+    assert 'predict_by_feat' not in vars(model.bbox_head)
 
 
 def flipped(layer):

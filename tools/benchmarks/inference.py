@@ -9,7 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -437,7 +437,7 @@ class Detector:
         models = dict(self._torch)
         for name, converted in self._twins.items():
             models[name] = self._around(converted, threads)
-        models[ONE_BIT] = load_openvino(self.files[1], threads=threads)
+        models[ONE_BIT] = self.exported(threads)
         data = _data(image)
         runs: Runs = {
             name: partial(model.test_step, data)
@@ -454,6 +454,10 @@ class Detector:
             ]
         check_shapes('detector', kinds)
         return runs, counts
+
+    def exported(self, threads: int) -> nn.Module:
+        """Load the 1-bit detector from its files."""
+        return load_openvino(self.files[1], threads=threads)
 
     def _around(self, converted: Sequence[Any], threads: int) -> nn.Module:
         model = build_detector(self.float_cfg)
@@ -591,3 +595,73 @@ def profile(network: Network, x: Tensor, runs: int) -> list[Operation]:
         for key in seen[0]
     ]
     return sorted(operations, key=lambda one: -one.seconds)
+
+
+# Stages of test_step -> where a detector has them, if it does.
+_STAGES = {
+    'data preprocessor': ['data_preprocessor', 'forward'],
+    'dense network': ['extract_feat'],
+    'proposals': ['rpn_head', 'predict'],
+    'RoI extractor': ['roi_head', 'bbox_roi_extractor', 'forward'],
+    'RoI network': ['roi_head', 'bbox_head', 'forward'],
+    'boxes of RoIs': ['roi_head', 'bbox_head', 'predict_by_feat'],
+    'boxes': ['bbox_head', 'predict_by_feat'],
+}
+
+
+def profile_stages(
+    model: nn.Module, image: Tensor, runs: int
+) -> list[tuple[str, float]]:
+    """Say how long the stages from image to boxes take.
+
+    Args:
+        model: The detector.
+        image: (3, H, W), uint8.
+        runs: How often it runs; one more comes before.
+
+    Returns:
+        Names and seconds, the median over the runs, in the order of the
+        detector; the last one is what no other stage has.
+    """
+    seen: list[dict[str, float]] = []
+    with ExitStack() as stack:
+        for name, (*path, method) in _STAGES.items():
+            owner: Any = model
+            for part in path:
+                owner = getattr(owner, part, None)
+            if hasattr(owner, method):
+                stack.enter_context(_clocked(owner, method, name, seen))
+        for _ in range(runs + 1):
+            seen.append({})
+            start = time.perf_counter()
+            model.test_step(_data(image))
+            total = time.perf_counter() - start
+            seen[-1]['rest'] = total - sum(seen[-1].values())
+    return [
+        (name, statistics.median(taken[name] for taken in seen[1:]))
+        for name in seen[0]
+    ]
+
+
+@contextmanager
+def _clocked(
+    owner: Any, method: str, name: str, seen: list[dict[str, float]]
+) -> Iterator[None]:
+    """Add what a method takes to the last of ``seen``."""
+    call, own = getattr(owner, method), vars(owner).get(method)
+
+    def clocked(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = call(*args, **kwargs)
+        taken = time.perf_counter() - start
+        seen[-1][name] = seen[-1].get(name, 0.0) + taken
+        return result
+
+    setattr(owner, method, clocked)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, method)
+        else:
+            setattr(owner, method, own)

@@ -136,6 +136,18 @@ def profile_table(operations: Sequence[Operation]) -> str:
     )
 
 
+def stage_table(stages: Sequence[tuple[str, float]]) -> str:
+    """Make a Markdown table of what takes the time from image to boxes."""
+    total = sum(seconds for _, seconds in stages)
+    return _markdown(
+        ['stage', 'ms', 'share'],
+        [
+            [name, _number(seconds * 1000), f'{seconds / total:.1%}']
+            for name, seconds in [*stages, ('all', total)]
+        ],
+    )
+
+
 def write_csv(cases: Sequence[Case], path: Path) -> None:
     """Write a row for each turn."""
     header = ['level', 'what', 'rows', 'columns', 'threads']
