@@ -78,6 +78,7 @@ def collect() -> list[Row]:
             'pycocotools.mask',
             'pip install pycocotools',
         ),
+        *(_optional(n) for n in ('safetensors', 'openvino', 'mambapy')),
         _flavour(),
         _mmcv_ops(),
         _registration(),
@@ -164,6 +165,12 @@ def _package(item, distributions, module, remedy) -> Row:
             f'importing {module} fails ({error}). Reinstall it: {remedy}',
         )
     return Row(item, found or 'unknown version')
+
+
+def _optional(name: str) -> Row:
+    """Say what is there of what training does without; nothing is imported."""
+    version = _installed((name,)).get(name)
+    return Row(name, version or '- (optional)', OK if version else ABSENT)
 
 
 def _python() -> Row:

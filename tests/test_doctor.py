@@ -32,6 +32,7 @@ _MODULES = {
     'mmdet': 'mmdet',
     'onedl-mmdetection': 'mmdet',
     'pycocotools': 'pycocotools',
+    'openvino': 'openvino',
 }
 
 
@@ -237,3 +238,11 @@ def test_this_environment_is_reported(capsys):
     printed = capsys.readouterr().out
     assert f'{sys.version_info[0]}.{sys.version_info[1]}.' in printed
     assert status == int('What to do' in printed)
+
+
+def test_optional_packages_are_told_and_not_asked_for(environment):
+    rows = environment({'openvino': '2026.4.1'})
+    assert rows['openvino'].found == '2026.4.1'
+    assert (rows['openvino'].status, rows['openvino'].remedy) == ('ok', '')
+    assert rows['mambapy'].found == '- (optional)'
+    assert (rows['mambapy'].status, rows['mambapy'].remedy) == ('absent', '')

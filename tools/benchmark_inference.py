@@ -65,7 +65,7 @@ from benchmarks.inference_report import (
     write_csv,
     write_sizes,
 )
-from cli import add_cfg_options, fail
+from cli import add_cfg_options, fail, read_config
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor
@@ -73,20 +73,20 @@ from torch import Tensor
 from surge_det.datasets import merge_options
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.core import core
-from surge_det.deploy.openvino.self_check import test_input
+from surge_det.deploy.openvino.self_check import check_input
 from surge_det.engine.methods import apply_method
 
 LEVELS = ['layers', 'network', 'detector']
 DEFAULT_SIZES = [(240, 320), FULL_SIZE]
 
 
-def read_config(path: Path, args: argparse.Namespace) -> Config:
+def one_bit_config(path: Path, args: argparse.Namespace) -> Config:
     """Read a config.
 
     Raises:
-        ValueError: If there is nothing 1-bit in it; names it.
+        ValueError: If that fails, or there is nothing 1-bit in it; names it.
     """
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     try:
         merge_options(cfg, args.cfg_options)
         # What the twin is made by.
@@ -205,7 +205,7 @@ def profile_config(
     for threads in args.threads:
         for size in sizes:
             network = detector.network(threads)
-            x = test_input((1, 3, *size))
+            x = check_input((1, 3, *size))
             found = profile(network, x, args.rounds)
             case = Case('profile of the 1-bit network', name, size, threads)
             yield f'{case.title}:\n\n{profile_table(found)}'
@@ -245,6 +245,12 @@ def notes(args: argparse.Namespace, problem: str | None) -> str:
             'and boxes, and these on weights and image. Here weights are '
             f'{weights}, the image is {image}.'
         )
+        if args.checkpoint and not args.float_checkpoint:
+            lines.append(
+                "The float twin has the 1-bit detector's latent weights, with "
+                'which it finds other proposals and boxes, if any: '
+                '--float-checkpoint gives it trained ones.'
+            )
     return '\n'.join(f'- {line}' for line in lines)
 
 
@@ -349,7 +355,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     progress = Progress(args.warmup + args.rounds)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    configs = {path: read_config(path, args) for path in args.configs}
+    configs = {path: one_bit_config(path, args) for path in args.configs}
     cases: list[Case] = []
     sizes: dict[str, Sizes] = {}
     profiles: list[str] = []

@@ -42,6 +42,19 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def read_config(path: str | Path) -> Config:
+    """Read a config file.
+
+    Raises:
+        ValueError: If that fails, for whatever reason: a config is a program.
+    """
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise ValueError(f'config {str(path)!r}: {reason}') from error
+
+
 def fail(message: object) -> NoReturn:
     """End the program with a message for the user and status 2."""
     print(f'error: {message}', file=sys.stderr)
@@ -62,8 +75,8 @@ def load_config(args: argparse.Namespace, modes: tuple[str, ...]) -> Config:
         data_root()
     except ValueError as error:
         fail(error)
-    cfg = Config.fromfile(args.config)
     try:
+        cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         check_data(cfg, modes)
     except (FileNotFoundError, ValueError) as error:

@@ -22,7 +22,7 @@ from pathlib import Path
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import add_cfg_options, fail
+from cli import add_cfg_options, fail, read_config
 from mmengine.config import Config
 from torch import nn
 
@@ -61,6 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     suffix = SUFFIXES[args.format]
     if args.out is None:
+        if '://' in args.checkpoint:
+            parser.error('--out is missing: CHECKPOINT is an address')
         suffix = '.deploy.pth' if args.format == 'pth' else suffix
         args.out = Path(args.checkpoint).with_suffix(suffix)
     elif args.out.suffix != suffix:
@@ -68,6 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f'--out {str(args.out)!r}: the name must end in {suffix} for '
             f'--format {args.format}'
         )
+    if args.out.is_dir():
+        parser.error(f'--out {str(args.out)!r} is a folder; name a file')
     if args.out.resolve() == Path(args.checkpoint).resolve():
         parser.error('--out is CHECKPOINT; give another name')
     return args
@@ -122,6 +126,13 @@ def part_table(rows: Sequence[Row]) -> str:
     return _aligned(('part', 'bytes', 'float bytes', 'of it'), lines, 1)
 
 
+def slow_layers(rows: Sequence[Row]) -> list[str]:
+    """Name binarized layers that OpenVINO computes as real ones."""
+    return [
+        row.name for row in rows if row.kind != 'real' and row.bits == '32/32'
+    ]
+
+
 def write(
     args: argparse.Namespace, cfg: Config, model: nn.Module, meta: dict
 ) -> list[Path]:
@@ -146,11 +157,20 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for package in NEEDS[args.format]:
             require(package)
-        cfg = Config.fromfile(args.config)
+        cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         model, meta = load_trained(cfg, args.checkpoint)
         rows = plan_export(model, args.format)
         print(f'{layer_table(rows)}\n\n{part_table(rows)}\n', flush=True)
+        slow = slow_layers(rows)
+        if slow:
+            print(
+                f'{len(slow)} binarized layers gain nothing in OpenVINO, '
+                'whose 1-bit convolution wants weights and activations of 1 '
+                'bit, one group, and input channels in multiples of 8: '
+                f'{", ".join(slow)}\n',
+                flush=True,
+            )
         check(rows)
         files = write(args, cfg, model, meta)
     except (ImportError, OSError, RuntimeError, ValueError) as error:

@@ -19,6 +19,8 @@ from pathlib import Path
 import surge_det  # noqa: F401
 
 # isort: split
+import cv2
+import mmcv
 from cli import fail
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from rich.progress import track
@@ -83,11 +85,36 @@ def find_images(paths: list[Path]) -> list[Path]:
     names = Counter(image.stem for image in images)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
+        files = [str(image) for image in images if image.stem == twice[0]]
         raise ValueError(
             f'several images are named {twice[0]!r}: what is written of one '
-            'would replace the other; run them one folder at a time'
+            f'would replace the other: {", ".join(files)}; name one of them '
+            'at a time'
         )
     return images
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder to write to.
+
+    Raises:
+        ValueError: If there is something else in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f'--out {str(folder)!r}: {error.filename!r} is not a folder'
+        ) from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file can be decoded."""
+    try:
+        return mmcv.imfrombytes(path.read_bytes()) is not None
+    except (OSError, cv2.error):
+        # The second is of an empty file.
+        return False
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,13 +128,17 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings('ignore', module=r'mmengine\.visualization')
     try:
         images = find_images(args.images)
+        prepare(args.out)
         inferencer = DetInferencer(
             args.config, args.model, args.device, show_progress=False
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
-    boxes = 0
+    boxes, unreadable = 0, []
     for image in track(images, 'detecting', disable=len(images) == 1):
+        if not is_image(image):
+            unreadable.append(str(image))
+            continue
         result = inferencer(
             str(image),
             out_dir=str(args.out),
@@ -118,8 +149,14 @@ def main(argv: list[str] | None = None) -> None:
         boxes += sum(score >= args.score_thr for score in scores)
     print(
         f'{boxes} detections with score {args.score_thr:g} or more in '
-        f'{len(images)} image(s): {args.out / "vis"}, {args.out / "preds"}'
+        f'{len(images) - len(unreadable)} image(s): {args.out / "vis"}, '
+        f'{args.out / "preds"}'
     )
+    if unreadable:
+        fail(
+            f'{len(unreadable)} of {len(images)} cannot be read as images, '
+            f'the others are done: {", ".join(unreadable)}'
+        )
 
 
 if __name__ == '__main__':

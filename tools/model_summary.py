@@ -26,8 +26,7 @@ from matplotlib.ticker import EngFormatter
 import surge_det  # noqa: F401
 
 # isort: split
-from cli import add_cfg_options, fail
-from mmengine.config import Config
+from cli import add_cfg_options, fail, read_config
 
 from surge_det.datasets import merge_options
 from surge_det.models.complexity import (
@@ -288,7 +287,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = read_config(args.config)
+    except ValueError as error:
+        fail(error)
+    try:
         merge_options(cfg, args.cfg_options)
         cost = detector_cost(cfg, args.shape)
     except (NotImplementedError, OSError, ValueError) as error:

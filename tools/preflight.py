@@ -24,6 +24,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
+from surge_det.deploy.checkpoint import shortened
 from surge_det.models.preflight import SignReport, preflight
 
 
@@ -61,12 +62,14 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
             model.init_weights()
         else:
             load_checkpoint(model, checkpoint, 'cpu', strict=True)
-    except (OSError, RuntimeError) as error:
-        # Downloads, and keys that do not fit.
-        source = checkpoint or 'the pretrained weights of the config'
+    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
+        # Downloads, keys that do not fit, and files of another kind.
+        if checkpoint is not None:
+            fail(f'--checkpoint {checkpoint!r}: {shortened(error)}')
         fail(
-            f'cannot load {source}: {error}. --checkpoint names a file, '
-            '--cfg-options model.backbone.init_cfg=None starts from scratch'
+            f'cannot load the pretrained weights of the config: {error}. '
+            '--checkpoint names a file, --cfg-options '
+            'model.backbone.init_cfg=None starts from scratch'
         )
     finally:
         logger.setLevel(level)

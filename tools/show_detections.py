@@ -13,8 +13,7 @@ matplotlib.use('Agg')
 import cv2
 import mmcv
 import numpy as np
-from cli import add_cfg_options
-from mmengine.config import Config
+from cli import add_cfg_options, read_config
 from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
@@ -236,7 +235,7 @@ def main(argv=None):
     add_cfg_options(parser)
     args = parser.parse_args(argv)
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         sheet, paths = show_detections(
             cfg, load(args.predictions), args.out, args.num, args.score_thr

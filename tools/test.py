@@ -26,6 +26,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from surge_det.deploy.checkpoint import check_trained
 from surge_det.deploy.loading import DEPLOYED, as_model_cfg
 
 
@@ -121,6 +122,11 @@ def main(argv: list[str] | None = None) -> None:
     if suffix in DEPLOYED:
         cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
     else:
+        # The runner would evaluate what is random in it, with a warning.
+        try:
+            check_trained(cfg, args.checkpoint)
+        except (OSError, ValueError) as error:
+            fail(error)
         cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)

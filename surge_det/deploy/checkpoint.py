@@ -25,6 +25,7 @@ from surge_det.deploy.config import (
     read_config,
     without_compensation,
 )
+from surge_det.deploy.plan import arithmetic
 from surge_det.version import __version__
 
 
@@ -70,6 +71,29 @@ def load_trained(
         OSError: If the checkpoint cannot be read.
         ValueError: If it is none, or not this config's.
     """
+    model, meta = _load(cfg, path)
+    model.dataset_meta = dataset_meta(cfg, meta.get('dataset_meta'))
+    return model, model.dataset_meta
+
+
+def check_trained(cfg: Config, path: str | Path) -> None:
+    """See that a checkpoint is one of a config's detector.
+
+    It has all of the detector's values and no others, and its layers were
+    trained to compute what this config has them compute.
+
+    Args:
+        cfg: A whole config; not changed.
+        path: As :func:`load_trained`'s.
+
+    Raises:
+        OSError: If the checkpoint cannot be read.
+        ValueError: If it is none, or not this config's.
+    """
+    _load(cfg, path)
+
+
+def _load(cfg: Config, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     _check_is_checkpoint(path)
     model = build_detector(cfg)
     try:
@@ -79,11 +103,56 @@ def load_trained(
         raise ValueError(str(error)) from error
     except (EOFError, KeyError, RuntimeError) as error:
         raise ValueError(
-            f'{path}: no checkpoint of this config: {error}'
+            f'{path}: no checkpoint of this config: {shortened(error)}'
         ) from error
-    stored = checkpoint.get('meta', {}).get('dataset_meta')
-    model.dataset_meta = dataset_meta(cfg, stored)
-    return model, model.dataset_meta
+    meta = checkpoint.get('meta', {})
+    _check_arithmetic(model, meta.get('cfg'), path)
+    return model, meta
+
+
+def _check_arithmetic(
+    model: nn.Module, text: object, path: str | Path
+) -> None:
+    """Compare with the layers of the config that a checkpoint holds.
+
+    A 1-bit layer and its float twin have the same parameters.
+    """
+    if not isinstance(text, str):
+        return
+    try:
+        stored = read_config(text, path)
+        if without_compensation(stored).get('model') == (
+            without_compensation(model.cfg).model
+        ):
+            return
+        trained = arithmetic(build_detector(stored))
+    except Exception:
+        # Made by other versions, or with a package that is not here: then
+        # only the parameters speak.
+        return
+    mine = arithmetic(model)
+    other = [
+        name
+        for name in {**mine, **trained}
+        if mine.get(name) != trained.get(name)
+    ]
+    if other:
+        name = other[0]
+        raise ValueError(
+            f'{path}: was trained with another config: {len(other)} layers '
+            f'compute something else in this one, such as {name} '
+            f'({trained.get(name, "real")} there, {mine.get(name, "real")} '
+            'here); give the config that it was trained with'
+        )
+
+
+def shortened(error: object, limit: int = 300) -> str:
+    """Return a message on one line, cut where it gets long.
+
+    Torch lists every key of a state dict that does not fit.
+    """
+    text = ' '.join(str(error).split())
+    return text if len(text) <= limit else f'{text[:limit]} ...'
 
 
 def dataset_meta(cfg: Config, stored: dict | None = None) -> dict[str, Any]:

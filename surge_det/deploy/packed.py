@@ -13,6 +13,7 @@ metadata have one entry, ``surge_det.packed``, a JSON object:
 ``dataset_meta``     classes and palette, JSON
 ``folded``           names of the folded norms
 ``shared``           names of tensors that stand under another one
+``digest``           SHA-256 of the tensors, as :func:`_digest` takes them
 ===================  ====================================================
 
 The same model gives the same bytes.
@@ -21,6 +22,7 @@ The same model gives the same bytes.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from surge_det.core.packed import PackedConv2d, PackedLayer, pack
-from surge_det.deploy.checkpoint import build_detector, replacing
+from surge_det.deploy.checkpoint import build_detector, replacing, shortened
 from surge_det.deploy.config import (
     config_text,
     meta_text,
@@ -43,7 +45,8 @@ from surge_det.deploy.plan import check, plan_export
 from surge_det.version import __version__
 
 FORMAT = 'surge_det.packed'
-VERSION = 1
+VERSION = 2
+_KEYS = {'config', 'dataset_meta', 'folded', 'shared', 'digest'}
 # Counts training steps.
 _UNUSED = '.num_batches_tracked'
 
@@ -86,6 +89,7 @@ def save_packed(
         'dataset_meta': meta_text(dataset_meta),
         'folded': folded,
         'shared': shared,
+        'digest': _digest(tensors),
     }
     # One entry: safetensors writes several in a random order.
     content = safetensors.save(tensors, {FORMAT: json.dumps(metadata)})
@@ -138,7 +142,14 @@ def load_packed(
         model.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError) as error:
         which = 'the config in it' if config is None else 'this config'
-        raise ValueError(f'{path}: does not fit {which}: {error}') from error
+        raise ValueError(
+            f'{path}: does not fit {which}: {shortened(error)}'
+        ) from error
+    if _digest(tensors) != metadata['digest']:
+        raise ValueError(
+            f'{path}: damaged, its values are not those that were written: '
+            'copy or export it again'
+        )
     model.dataset_meta = read_meta(metadata['dataset_meta'], path)
     return model.to(device)
 
@@ -183,10 +194,20 @@ def _metadata(entries: dict[str, str], path: str | Path) -> dict[str, Any]:
             f'surge_det {__version__} reads. Install the other version, or '
             'export the checkpoint again'
         )
-    missing = {'config', 'dataset_meta', 'folded', 'shared'} - set(metadata)
+    missing = _KEYS - set(metadata)
     if missing:
         raise ValueError(f'{path}: damaged: no {sorted(missing)} in it')
     return metadata
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Hash names, types, shapes and values of tensors in the names' order."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _unique(

@@ -30,6 +30,33 @@ _KINDS = {
 }
 
 
+def arithmetic(model: nn.Module) -> dict[str, str]:
+    """Say how layers compute, as far as their parameters do not tell.
+
+    Args:
+        model: A detector.
+
+    Returns:
+        What each binarized layer binarizes, and how, by its name: two models
+        of the same parameters that differ here give different outputs.
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, SURGELayer):
+            continue
+        weights, activations = layer.binarize_weight, layer.binarize_activation
+        if not (weights or activations):
+            continue
+        words = [_KINDS[weights, activations]]
+        if weights:
+            words.append(type(layer.weight_binarizer).__name__)
+        if activations:
+            words.append(f'pad_value={layer.pad_value:g}')
+            words += ['normalize_input'] * layer.normalize_input
+        found[name] = ', '.join(words)
+    return found
+
+
 @dataclass(frozen=True)
 class Row:
     """One module that has values of its own.
@@ -150,6 +177,9 @@ def _row(
         from surge_det.deploy.openvino import rules
 
         operation = rules.operation(module)
+        if isinstance(module, SURGELayer):
+            # It is the whole layer or nothing.
+            bits = '1/1' if rules.is_packed(module) else '32/32'
         problem = problem or rules.problem(name, module)
     parameters = [v for v in values.values() if isinstance(v, nn.Parameter)]
     return Row(

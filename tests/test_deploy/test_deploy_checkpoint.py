@@ -13,7 +13,9 @@ from mmengine.registry import init_default_scope
 from small_detector import META, detections, small_config, train
 
 from surge_det.deploy import load_detector, load_trained, save_pth
+from surge_det.deploy.checkpoint import check_trained
 from surge_det.deploy.config import without_compensation
+from surge_det.engine.methods import apply_method
 
 
 @pytest.fixture(scope='module')
@@ -135,6 +137,26 @@ def test_checkpoints_that_are_wrong(trained, tmp_path):
         load_trained(cfg, tmp_path / 'nowhere.pth')
     with pytest.raises(ValueError, match=r'model\.type'):
         load_trained(Config(), path)
+
+
+def test_another_binarization_is_told(trained, tmp_path):
+    cfg, model, path = trained
+    # The same parameters, so that only the checkpoint's config tells.
+    for name in ('float', 'irnet'):
+        other = apply_method(cfg, name)
+        with pytest.raises(ValueError, match='trained with another') as error:
+            load_trained(other, path)
+        assert 'layer1.0.conv1 (1-bit, ScaledSign' in str(error.value)
+    with pytest.raises(ValueError, match='trained with another config'):
+        check_trained(apply_method(cfg, 'float'), path)
+    # Gradients are of no account here.
+    check_trained(apply_method(cfg, 'reste'), path)
+    check_trained(apply_method(cfg, 'ste'), path)
+    checkpoint = torch.load(path, weights_only=False)
+    for text in ('import os', "model = dict(type='of_another_package')", None):
+        checkpoint['meta']['cfg'] = text
+        torch.save(checkpoint, tmp_path / 'x.pth')
+        check_trained(cfg, tmp_path / 'x.pth')
 
 
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):

@@ -43,8 +43,14 @@ from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.core import core
 from surge_det.deploy.openvino.network import Flattened
 from surge_det.deploy.openvino.rules import detector_problem, is_packed
-from surge_det.deploy.openvino.self_check import check_network, record
+from surge_det.deploy.openvino.self_check import (
+    TRIALS,
+    check_input,
+    check_network,
+    record,
+)
 from surge_det.deploy.plan import ExportError
+from surge_det.engine.methods import apply_method
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}
@@ -345,7 +351,7 @@ def test_a_kernel_that_differs_is_refused_at_load(exported, tmp_path):
 
 def test_the_networks_check_tells_shapes_and_values():
     outputs = [torch.linspace(-1, 1, 300).view(1, 3, 10, 10)]
-    recorded = json.loads(json.dumps(record((1, 3, 8, 8), outputs)))
+    recorded = json.loads(json.dumps([record((1, 3, 8, 8), outputs)]))
     check_network(lambda x: outputs, recorded, 'net')
     check_network(lambda x: [outputs[0] + 0.01], recorded, 'net')
     for wrong, message in (
@@ -358,6 +364,51 @@ def test_the_networks_check_tells_shapes_and_values():
             check_network(lambda x, wrong=wrong: wrong, recorded, 'net')
 
 
+def test_the_networks_check_forgives_what_one_input_shows_only():
+    shape = (1, 3, 8, 8)
+    inputs = [check_input(shape, trial) for trial in range(TRIALS)]
+    recorded = [record(shape, [x], trial) for trial, x in enumerate(inputs)]
+    seen = []
+
+    def run(x, right):
+        (trial,) = (i for i, one in enumerate(inputs) if x.equal(one))
+        seen.append(trial)
+        return [x if trial in right else x + 1]
+
+    check_network(lambda x: run(x, {0, 1, 2}), recorded, 'net')
+    assert seen == [0]
+    check_network(lambda x: run(x, {2}), recorded, 'net')
+    assert seen == [0, 0, 1, 2]
+    with pytest.raises(RuntimeError, match='net: output 0 .* is wrong'):
+        check_network(lambda x: run(x, set()), recorded, 'net')
+
+
+def test_weights_of_another_export_or_damaged_are_refused(exported, tmp_path):
+    _, _, files = exported
+    for file in files:
+        shutil.copy(file, tmp_path)
+    for name in ('net.bin', 'net.roi.bin'):
+        path = tmp_path / name
+        if not path.exists():
+            continue
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(damaged) // 2] ^= 255
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f'{name}: damaged'):
+            load_openvino(tmp_path / 'net.xml')
+        path.write_bytes(whole)
+    load_openvino(tmp_path / 'net.xml')
+
+
+def test_layers_that_compute_otherwise_are_refused(exported):
+    cfg, _, files = exported
+    other = apply_method(cfg, 'float')
+    path = next(f for f in files if f.name == 'net.xml')
+    with pytest.raises(ValueError, match='computes them otherwise'):
+        load_openvino(path, other)
+
+
 def test_export_refuses_before_it_writes(tmp_path):
     init_default_scope('mmdet')
     cfg = _converted_one_stage()
@@ -366,6 +417,10 @@ def test_export_refuses_before_it_writes(tmp_path):
         export_openvino(model, cfg, tmp_path / 'net.bin', META)
     with pytest.raises(FileNotFoundError, match='nowhere'):
         export_openvino(model, cfg, tmp_path / 'nowhere' / 'net.xml', META)
+    (tmp_path / 'net.roi.bin').mkdir()
+    with pytest.raises(IsADirectoryError, match='net.roi.bin: is a folder'):
+        export_openvino(model, cfg, tmp_path / 'net.xml', META)
+    (tmp_path / 'net.roi.bin').rmdir()
     wrong = copy.deepcopy(model)
     wrong.neck.fpn_convs[0].conv.double()
     with pytest.raises(ExportError, match=r'neck.fpn_convs.0.conv.*float64'):

@@ -154,6 +154,18 @@ def test_options_of_the_config_are_stored(tools, trained, capsys, tmp_path):
             'another name',
         ),
         (
+            ['config.py', 'epoch_1.pth', '--format', 'pth', '--out', 'x.pth'],
+            r"x\.pth' is a folder",
+        ),
+        (
+            ['config.py', 'http://host/x.pth', '--format', 'packed'],
+            '--out is missing: CHECKPOINT is an address',
+        ),
+        (
+            ['broken.py', 'epoch_1.pth', '--format', 'packed'],
+            r"config 'broken\.py': SyntaxError: ",
+        ),
+        (
             [
                 'config.py',
                 'epoch_1.pth',
@@ -171,6 +183,8 @@ def test_refused_before_anything_is_written(
     args, said, tools, trained, monkeypatch, capsys
 ):
     monkeypatch.chdir(trained)
+    (trained / 'x.pth').mkdir(exist_ok=True)
+    (trained / 'broken.py').write_text('model = dict(')
     before = sorted(trained.iterdir())
     with pytest.raises(SystemExit) as error:
         tools['export'].main(args)
@@ -197,6 +211,29 @@ def test_a_layer_that_cannot_be_exported(
     assert 'neck.fpn_convs.0.conv (1-bit): weight has values' in printed.err
     assert 'remedy: ' in printed.err
     assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_layers_that_gain_nothing_are_named(tools, trained, capsys, tmp_path):
+    if importlib.util.find_spec('openvino') is None:
+        pytest.skip('needs the extra deploy')
+    out = printed(
+        capsys,
+        tools,
+        trained,
+        *('--format', 'openvino', '--out', tmp_path / 'x.xml'),
+        # The checkpoint's values fit all the same.
+        *('--cfg-options', 'model.neck.conv_cfg.binarize_activation=False'),
+    )
+    line = next(x for x in out.splitlines() if 'fpn_convs.0.conv ' in x)
+    assert re.split(r'  +', line)[1:4] == [
+        'weights 1-bit',
+        '32/32',
+        'Convolution',
+    ]
+    assert re.search(
+        r'\d+ binarized layers gain nothing .* neck\.\w+\.0\.conv, ', out
+    )
+    assert 'backbone' not in re.search('gain nothing .*', out)[0]
 
 
 def test_without_the_extra(tools, trained, monkeypatch, capsys):
@@ -246,6 +283,38 @@ def test_evaluation_refuses_what_is_damaged(
         evaluate(tools, trained, damaged, tmp_path)
     assert error.value.code == 2
     assert 'x.safetensors: no safetensors file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        ('renamed.pth', 'renamed.pth: no checkpoint of this config: '),
+        ('text.pth', 'text.pth: no checkpoint, or a part of one'),
+        ('part.pth', 'part.pth: no checkpoint'),
+    ],
+)
+def test_evaluation_refuses_a_checkpoint_of_something_else(
+    name, said, tools, trained, tmp_path, capsys
+):
+    whole = trained / 'epoch_1.pth'
+    if name == 'renamed.pth':
+        state = torch.load(whole, weights_only=True)
+        state['state_dict'] = {
+            key.replace('backbone.', 'trunk.'): value
+            for key, value in state['state_dict'].items()
+        }
+        torch.save(state, tmp_path / name)
+    elif name == 'text.pth':
+        (tmp_path / name).write_text('edited')
+    else:
+        size = whole.stat().st_size // 2
+        (tmp_path / name).write_bytes(whole.read_bytes()[:size])
+    with pytest.raises(SystemExit) as error:
+        evaluate(tools, trained, tmp_path / name, tmp_path)
+    assert error.value.code == 2
+    said_last = capsys.readouterr().err.splitlines()[-1]
+    assert said in said_last
+    assert len(said_last) < 600
 
 
 def test_openvino(tools, trained, capsys, images, tmp_path):
@@ -330,16 +399,41 @@ def test_infer_draws(name, packed, tools, trained, images, tmp_path, capsys):
     assert (drawn != mmcv.imread(str(images / 'a.jpg'))).any()
 
 
+def test_infer_tells_of_images_that_it_cannot_read(
+    packed, tools, trained, images, tmp_path, capsys
+):
+    (images / 'aa.jpg').write_bytes(b'')
+    (images / 'ab.jpg').write_text('no image')
+    out = tmp_path / 'out'
+    with pytest.raises(SystemExit) as error:
+        tools['infer'].main(
+            [str(images), '--model', str(packed), '--out', str(out)]
+        )
+    assert error.value.code == 2
+    printed = capsys.readouterr()
+    assert 'in 2 image(s)' in printed.out
+    assert '2 of 4 cannot be read as images, the others are' in printed.err
+    assert str(images / 'aa.jpg') in printed.err
+    assert str(images / 'ab.jpg') in printed.err
+    found = sorted(p.name for p in (out / 'vis').iterdir())
+    assert found == ['a.jpg', 'b.PNG']
+
+
 @pytest.mark.parametrize(
     ('args', 'said'),
     [
         (['nowhere', '--model', 'epoch_1.pth'], "'nowhere'"),
+        (
+            ['a/x.jpg', '--model', 'epoch_1.pth', '--out', 'config.py/x'],
+            "--out 'config.py/x': 'config.py/x' is not a folder",
+        ),
         (['shapes', '--model', 'epoch_1.pth'], 'shapes has no images'),
         (['config.py', '--model', 'x.xml'], "'x.xml'"),
         (['config.py', '--model', 'epoch_1.pth'], 'holds no config'),
         (
             ['a/x.jpg', 'b/x.png', '--model', 'epoch_1.pth'],
-            "several images are named 'x'",
+            "several images are named 'x': what is written of one would "
+            'replace the other: a/x.jpg, b/x.png; name one',
         ),
         (
             ['config.py', '--model', 'epoch_1.pth', '--config', 'x.py'],

@@ -40,9 +40,9 @@ from surge_det.deploy.openvino.runtime import (
     takes_channels_last,
 )
 from surge_det.deploy.openvino.self_check import (
+    check_input,
     check_network,
     record,
-    test_input,
 )
 from surge_det.deploy.plan import Row, plan_export
 from surge_det.engine.methods import apply_method
@@ -390,7 +390,7 @@ class Detector:
             RuntimeError: If they do not compute the same.
         """
         shape = (1, 3, *size)
-        x = test_input(shape)
+        x = check_input(shape)
         runs: Runs = {
             name: partial(dense_network(model), x)
             for name, model in self._torch.items()
@@ -409,7 +409,7 @@ class Detector:
                 expected = dense_network(model)(x)
             check_network(
                 lambda _, name=name: outputs[name],
-                record(shape, expected),
+                [record(shape, expected)],
                 name,
             )
         return runs

@@ -9,6 +9,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
+from cli import read_config
 from mmengine.config import Config
 
 from surge_det.datasets import merge_options
@@ -166,7 +167,7 @@ def plan(args: argparse.Namespace) -> list[Entry]:
     """
     entries = []
     for path in args.configs:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
         merge_options(cfg, args.cfg_options)
         if args.split:
             choose_split(cfg, args.split)

@@ -26,8 +26,21 @@ from .network import (
     roi_example,
     roi_network,
 )
-from .runtime import FORMAT, ROI_SUFFIX, VERSION, Network
-from .self_check import check_layers, check_network, record, test_input
+from .runtime import (
+    FORMAT,
+    ROI_SUFFIX,
+    ROI_WEIGHTS,
+    VERSION,
+    Network,
+    digest,
+)
+from .self_check import (
+    TRIALS,
+    check_input,
+    check_layers,
+    check_network,
+    record,
+)
 
 # Pixels: an image is tried from the smallest on, since some detectors have
 # nothing left of one after their last levels.
@@ -72,6 +85,13 @@ def export_openvino(
         raise ValueError(f'path={str(path)!r} is not allowed: NAME.xml')
     if not path.parent.is_dir():
         raise FileNotFoundError(f'{path.parent}: there is no such folder')
+    for suffix in ('.xml', '.bin', ROI_SUFFIX, ROI_WEIGHTS):
+        # Before one of several files has been replaced.
+        if path.with_suffix(suffix).is_dir():
+            raise IsADirectoryError(
+                f'{path.with_suffix(suffix)}: is a folder, where a file is to '
+                'be written'
+            )
     check(plan_export(model, 'openvino'))
     info = {
         'format': FORMAT,
@@ -95,6 +115,11 @@ def export_openvino(
                 converted.set_rt_info(value, ['surge_det', key])
             new = Path(folder) / target.name
             ov.save_model(converted, new, compress_to_fp16=False)
+            # Known only now; the other file stays as it is.
+            converted.set_rt_info(
+                digest(new.with_suffix('.bin')), ['surge_det', 'weights']
+            )
+            ov.save_model(converted, new, compress_to_fp16=False)
             written += [target.with_suffix('.bin'), target]
         for target in written:
             os.replace(Path(folder) / target.name, target)
@@ -106,7 +131,7 @@ def _dense(model: nn.Module) -> Any:
     size = _smallest(network)
     # Multiples of 32 more, so that levels stay whole.
     return _converted(
-        network, test_input((1, 3, size, size)), (1, 3, size + 64, size + 128)
+        network, check_input((1, 3, size, size)), (1, 3, size + 64, size + 128)
     )
 
 
@@ -119,7 +144,7 @@ def _smallest(network: Flattened) -> int:
     for size in _SIZES:
         try:
             with torch.no_grad():
-                network(test_input((1, 3, size, size)))
+                network(check_input((1, 3, size, size)))
         except RuntimeError as error:
             # Torch says so where a kernel is larger than what it sees.
             reason = error
@@ -141,8 +166,10 @@ def _converted(
     converted = convert(network, example, sizes_vary)
     runner = Network(converted, threads=1)
     with torch.no_grad(), exact_arithmetic(network):
-        expected = network(test_input(shape))
-    recorded = record(shape, expected)
+        recorded = [
+            record(shape, network(check_input(shape, trial)), trial)
+            for trial in range(TRIALS)
+        ]
     try:
         check_layers(converted, runner.settings)
         check_network(runner.tensors, recorded, 'the converted network')

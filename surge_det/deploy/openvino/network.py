@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surge_det.deploy.plan import arithmetic
+
 from .rules import detector_problem
 
 # What stands before a layer's name in a network.
@@ -104,6 +106,7 @@ def fingerprint(model: nn.Module) -> str:
         for name, parameter in model.named_parameters()
         if not name.endswith('.aux_weight')
     )
+    layers += sorted(f'{k}: {v}' for k, v in arithmetic(model).items())
     return hashlib.sha256('\n'.join(layers).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.checkpoint import build_detector, shortened
 from surge_det.deploy.config import read_config, read_meta
 from surge_det.deploy.extra import require
 
@@ -23,8 +24,9 @@ from .rules import detector_problem
 from .self_check import check_layers, check_network
 
 FORMAT = 'surge_det.openvino'
-VERSION = '1'
+VERSION = '2'
 ROI_SUFFIX = '.roi.xml'
+ROI_WEIGHTS = '.roi.bin'
 # Regions that go through a network together where their number is fixed.
 ROWS = 64
 # Compiled sizes that are kept.
@@ -242,7 +244,7 @@ def load_openvino(
     if fingerprint(model) != info['layers']:
         raise ValueError(
             f'{path}: does not fit this config, whose {type(model).__name__} '
-            'has other layers'
+            'has other layers, or computes them otherwise'
         )
     problem = detector_problem(model)
     if problem:
@@ -276,10 +278,25 @@ def read_openvino_config(path: str | Path) -> Config:
 def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
     model = _read(path)
     info = _info(model, path)
+    weights = path.with_suffix('.bin')
+    if digest(weights) != info['weights']:
+        raise ValueError(
+            f'{weights}: damaged, or of another export than {path}: export '
+            'again, or copy both files again'
+        )
     network = Network(model, json.loads(info['outputs']), threads)
     check_layers(model, network.settings)
     check_network(network.tensors, json.loads(info['check']), str(path))
     return info, network
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, 'rb') as file:
+        found = hashlib.sha256()
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _read(path: Path) -> Any:
@@ -290,7 +307,8 @@ def _read(path: Path) -> Any:
         return core().read_model(path)
     except RuntimeError as error:
         raise ValueError(
-            f'{path}: OpenVINO cannot read it: {error}'
+            f'{path}: OpenVINO cannot read it, or {path.stem}.bin: '
+            f'{shortened(error)}'
         ) from error
 
 
@@ -304,6 +322,7 @@ _KEYS = (
     'dataset_meta',
     'outputs',
     'check',
+    'weights',
 )
 
 
