@@ -27,7 +27,7 @@ import torch.distributed as dist
 from benchmark_train import class_count, image_size
 from benchmarks import arguments
 from benchmarks.measure import interleaved, ratio, timed
-from cli import fail, leave
+from cli import fail, leave, read_config
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -88,7 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     dist.init_process_group('gloo')
     MMLogger.get_current_instance().setLevel('WARNING')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = read_config(args.config)
+    except ValueError as error:
+        fail(error)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     cfg.model.get('backbone', {}).pop('init_cfg', None)
     torch.manual_seed(dist.get_rank())

@@ -40,7 +40,7 @@ from benchmarks.reference import (
     ReferenceSURGEConv2d,
     as_reference,
 )
-from cli import fail
+from cli import fail, read_config
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -170,7 +170,7 @@ def measure(
     Returns:
         Contestant -> seconds of its steps, and MiB of one at its peak.
     """
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # Weights don't matter here, and may be for download.
     cfg.model.get('backbone', {}).pop('init_cfg', None)

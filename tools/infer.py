@@ -21,7 +21,7 @@ import surge_det  # noqa: F401
 # isort: split
 import cv2
 import mmcv
-from cli import fail
+from cli import fail, read_config
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from rich.progress import track
 
@@ -103,8 +103,9 @@ def prepare(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
+        there = next(p for p in (folder, *folder.parents) if p.exists())
         raise ValueError(
-            f'--out {str(folder)!r}: {error.filename!r} is not a folder'
+            f'--out {str(folder)!r}: {str(there)!r} is not a folder'
         ) from error
 
 
@@ -128,10 +129,13 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings('ignore', module=r'mmengine\.visualization')
     try:
         images = find_images(args.images)
-        prepare(args.out)
+        if args.config is not None:
+            # mmdet's own reading tells less of what is wrong in it.
+            read_config(args.config)
         inferencer = DetInferencer(
             args.config, args.model, args.device, show_progress=False
         )
+        prepare(args.out)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
     boxes, unreadable = 0, []

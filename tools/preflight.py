@@ -24,7 +24,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
-from surge_det.deploy.checkpoint import shortened
+from surge_det.deploy.checkpoint import check_is_checkpoint, shortened
 from surge_det.models.preflight import SignReport, preflight
 
 
@@ -61,6 +61,7 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         if checkpoint is None:
             model.init_weights()
         else:
+            check_is_checkpoint(checkpoint)
             load_checkpoint(model, checkpoint, 'cpu', strict=True)
     except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
         # Downloads, keys that do not fit, and files of another kind.

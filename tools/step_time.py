@@ -25,9 +25,8 @@ import surge_det  # noqa: F401
 
 # isort: split
 import torch
-from cli import fail
+from cli import fail, read_config
 from mmdet.registry import MODELS
-from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -43,7 +42,7 @@ class Trainer:
 
     def __init__(self, path: str, max_iters: int) -> None:
         self.name = Path(path).stem
-        self.cfg = Config.fromfile(path)
+        self.cfg = read_config(path)
         init_default_scope(self.cfg.get('default_scope', 'mmdet'))
         torch.manual_seed(0)
         self.model = MODELS.build(self.cfg.model)
@@ -95,7 +94,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(1)
     count = args.warmup + args.steps
-    trainers = [Trainer(config, count) for config in args.configs]
+    try:
+        trainers = [Trainer(config, count) for config in args.configs]
+    except ValueError as error:
+        fail(error)
     loader_cfg = copy.deepcopy(trainers[0].cfg.train_dataloader)
     loader_cfg.update(num_workers=0, persistent_workers=False)
     loader = Runner.build_dataloader(loader_cfg, seed=0)

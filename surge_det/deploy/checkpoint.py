@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,17 @@ from surge_det.deploy.config import (
 )
 from surge_det.deploy.plan import arithmetic
 from surge_det.version import __version__
+
+# What unpicklers and loaders raise on files of another kind.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 def build_detector(cfg: Config) -> nn.Module:
@@ -94,25 +107,23 @@ def check_trained(cfg: Config, path: str | Path) -> None:
 
 
 def _load(cfg: Config, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    _check_is_checkpoint(path)
+    check_is_checkpoint(path)
     model = build_detector(cfg)
     try:
         with _quiet():
             checkpoint = load_checkpoint(model, str(path), 'cpu', strict=True)
     except UnsafeCheckpointError as error:
         raise ValueError(str(error)) from error
-    except (EOFError, KeyError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f'{path}: no checkpoint of this config: {shortened(error)}'
         ) from error
-    meta = checkpoint.get('meta', {})
-    _check_arithmetic(model, meta.get('cfg'), path)
+    meta = checkpoint.get('meta') or {}
+    _check_stored(model, meta.get('cfg'), path)
     return model, meta
 
 
-def _check_arithmetic(
-    model: nn.Module, text: object, path: str | Path
-) -> None:
+def _check_stored(model: nn.Module, text: object, path: str | Path) -> None:
     """Compare with the layers of the config that a checkpoint holds.
 
     A 1-bit layer and its float twin have the same parameters.
@@ -120,7 +131,8 @@ def _check_arithmetic(
     if not isinstance(text, str):
         return
     try:
-        stored = read_config(text, path)
+        # Which config it is, the user has said: no program of this one runs.
+        stored = read_config(text, path, imports=False)
         if without_compensation(stored).get('model') == (
             without_compensation(model.cfg).model
         ):
@@ -130,7 +142,22 @@ def _check_arithmetic(
         # Made by other versions, or with a package that is not here: then
         # only the parameters speak.
         return
-    mine = arithmetic(model)
+    check_arithmetic(arithmetic(model), trained, path)
+
+
+def check_arithmetic(
+    mine: dict[str, str], trained: dict[str, str], path: str | Path
+) -> None:
+    """See that layers compute what they were trained to.
+
+    Args:
+        mine: What :func:`~.plan.arithmetic` says of a config's detector.
+        trained: What it said of the detector that a file is of.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If a layer differs.
+    """
     other = [
         name
         for name in {**mine, **trained}
@@ -213,11 +240,13 @@ def read_checkpoint_config(path: str | Path) -> Config:
     Raises:
         ValueError: If it holds none, or one that would have to be run.
     """
-    _check_is_checkpoint(path)
+    check_is_checkpoint(path)
     try:
         checkpoint = safe_load(path, map_location='cpu')
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f'{path}: no checkpoint: {error}') from error
+    except _UNREADABLE as error:
+        raise ValueError(
+            f'{path}: no checkpoint: {shortened(error)}'
+        ) from error
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     text = (meta or {}).get('cfg')
     if not isinstance(text, str):
@@ -225,8 +254,18 @@ def read_checkpoint_config(path: str | Path) -> Config:
     return read_config(text, path)
 
 
-def _check_is_checkpoint(path: str | Path) -> None:
-    # On other files unpicklers raise whatever comes.
+def check_is_checkpoint(path: str | Path) -> None:
+    """See that a file can be one, before anything unpickles it.
+
+    On other files unpicklers raise whatever comes.
+
+    Args:
+        path: The file; addresses pass.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no checkpoint.
+    """
     if '://' in str(path):
         return
     with open(path, 'rb') as file:

@@ -85,7 +85,7 @@ def config_text(cfg: Config, inference: bool = True) -> str:
     return text
 
 
-def read_config(text: str, source: str | Path) -> Config:
+def read_config(text: str, source: str | Path, imports: bool = True) -> Config:
     """Read a config that :func:`config_text` or mmengine wrote.
 
     A config is a program. A file of weights that somebody passes on should
@@ -96,15 +96,16 @@ def read_config(text: str, source: str | Path) -> Config:
     Args:
         text: Python assignments.
         source: Name of the file, for messages.
+        imports: Whether to import what ``custom_imports`` names.
 
     Raises:
         ValueError: If there is anything else in it.
         ImportError: If a module that it names is not installed.
     """
     cfg = Config(_parse(text, source))
-    imports = cfg.get('custom_imports')
-    if imports:
-        import_modules_from_strings(**imports)
+    modules = cfg.get('custom_imports')
+    if modules and imports:
+        import_modules_from_strings(**modules)
     return cfg
 
 

@@ -13,6 +13,7 @@ metadata have one entry, ``surge_det.packed``, a JSON object:
 ``dataset_meta``     classes and palette, JSON
 ``folded``           names of the folded norms
 ``shared``           names of tensors that stand under another one
+``arithmetic``       of the layers, as :func:`~.plan.arithmetic` says it
 ``digest``           SHA-256 of the tensors, as :func:`_digest` takes them
 ===================  ====================================================
 
@@ -32,7 +33,12 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from surge_det.core.packed import PackedConv2d, PackedLayer, pack
-from surge_det.deploy.checkpoint import build_detector, replacing, shortened
+from surge_det.deploy.checkpoint import (
+    build_detector,
+    check_arithmetic,
+    replacing,
+    shortened,
+)
 from surge_det.deploy.config import (
     config_text,
     meta_text,
@@ -41,12 +47,19 @@ from surge_det.deploy.config import (
 )
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, set_identity
-from surge_det.deploy.plan import check, plan_export
+from surge_det.deploy.plan import arithmetic, check, plan_export
 from surge_det.version import __version__
 
 FORMAT = 'surge_det.packed'
 VERSION = 2
-_KEYS = {'config', 'dataset_meta', 'folded', 'shared', 'digest'}
+_KEYS = {
+    'config',
+    'dataset_meta',
+    'folded',
+    'shared',
+    'arithmetic',
+    'digest',
+}
 # Counts training steps.
 _UNUSED = '.num_batches_tracked'
 
@@ -89,6 +102,7 @@ def save_packed(
         'dataset_meta': meta_text(dataset_meta),
         'folded': folded,
         'shared': shared,
+        'arithmetic': arithmetic(model),
         'digest': _digest(tensors),
     }
     # One entry: safetensors writes several in a random order.
@@ -123,6 +137,8 @@ def load_packed(
     metadata, tensors = _read(path)
     cfg = read_config(metadata['config'], path) if config is None else config
     model = build_detector(cfg)
+    # Not in the tensors.
+    check_arithmetic(arithmetic(model), metadata['arithmetic'], path)
     pack(model)
     modules = dict(model.named_modules())
     state = {

@@ -50,9 +50,12 @@ def arithmetic(model: nn.Module) -> dict[str, str]:
         words = [_KINDS[weights, activations]]
         if weights:
             words.append(type(layer.weight_binarizer).__name__)
-        if activations:
+        if (
+            activations
+            and isinstance(layer, SURGEConv2d)
+            and any(layer._pads())
+        ):
             words.append(f'pad_value={layer.pad_value:g}')
-            words += ['normalize_input'] * layer.normalize_input
         found[name] = ', '.join(words)
     return found
 

@@ -129,6 +129,16 @@ def test_checkpoints_that_are_wrong(trained, tmp_path):
     torch.save({'state_dict': state}, part)
     with pytest.raises(ValueError, match=r'part\.pth: (?s:.*)fpn_convs'):
         load_trained(cfg, part)
+    odd = tmp_path / 'odd.pth'
+    torch.save({'state_dict': None}, odd)
+    with pytest.raises(ValueError, match=r'odd\.pth: no checkpoint'):
+        load_trained(cfg, odd)
+    torch.save({'state_dict': model.state_dict(), 'meta': None}, odd)
+    load_trained(cfg, odd)
+    for content in (b'edited', b'GIF89a', b'\x80', b''):
+        odd.write_bytes(content)
+        with pytest.raises(ValueError, match=r'odd\.pth: no checkpoint'):
+            load_trained(cfg, odd)
     half = tmp_path / 'half.pth'
     half.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r'half\.pth'):
@@ -153,10 +163,36 @@ def test_another_binarization_is_told(trained, tmp_path):
     check_trained(apply_method(cfg, 'reste'), path)
     check_trained(apply_method(cfg, 'ste'), path)
     checkpoint = torch.load(path, weights_only=False)
+    # Nothing to compare with.
     for text in ('import os', "model = dict(type='of_another_package')", None):
         checkpoint['meta']['cfg'] = text
         torch.save(checkpoint, tmp_path / 'x.pth')
-        check_trained(cfg, tmp_path / 'x.pth')
+        check_trained(apply_method(cfg, 'float'), tmp_path / 'x.pth')
+
+
+def test_what_changes_no_output_is_no_other_arithmetic(trained):
+    cfg, _, path = trained
+    other = Config(cfg.to_dict())
+    other.model.backbone.conv_cfg.normalize_input = True
+    check_trained(other, path)
+    other.model.backbone.conv_cfg.pad_value = -1
+    with pytest.raises(ValueError, match='pad_value=0 there, .*pad_value=-1'):
+        check_trained(other, path)
+
+
+def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
+    cfg, _, path = trained
+    checkpoint = torch.load(path, weights_only=False)
+    other = Config(cfg.to_dict())
+    other.model.backbone.conv_cfg.eta = 0.1
+    other.custom_imports = dict(imports=['surge_det_is_run_by_this'])
+    checkpoint['meta']['cfg'] = other.pretty_text
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    (tmp_path / 'surge_det_is_run_by_this.py').write_text('1 / 0')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_trained(cfg, tmp_path / 'x.pth')
+    with pytest.raises(ZeroDivisionError):
+        load_detector(tmp_path / 'x.pth')
 
 
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ from surge_det.deploy import (
 )
 from surge_det.deploy.checkpoint import build_detector
 from surge_det.deploy.loading import as_model_cfg
+from surge_det.engine.methods import apply_method
 
 
 @pytest.fixture(scope='module')
@@ -221,6 +222,9 @@ def test_files_that_are_damaged(exported, tmp_path):
 
 def test_another_config_is_told(exported):
     cfg, _, path = exported
+    for method, layers in (('float', 'real here'), ('irnet', 'IRNet')):
+        with pytest.raises(ValueError, match=layers):
+            load_packed(path, apply_method(cfg, method))
     other = Config(cfg.to_dict())
     other.model.roi_head.bbox_head.num_classes = 7
     with pytest.raises(

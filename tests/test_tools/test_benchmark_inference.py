@@ -22,6 +22,10 @@ pytest.importorskip('matplotlib', reason='the benchmark draws')
 if importlib.util.find_spec('openvino') is None:
     pytest.skip('needs the extra `deploy`', allow_module_level=True)
 
+from mmengine.config import Config
+
+from surge_det.deploy.checkpoint import build_detector
+
 VOC = ROOT / 'configs' / 'surge_faster_rcnn_r18_voc.py'
 FLOAT = ROOT / 'configs' / 'float_ssd300_vgg16_voc.py'
 SMALL = """
@@ -300,6 +304,31 @@ def test_stages_of_a_detector_are_what_it_spends_in_them(inference):
     # It is left as it was.
     assert model.extract_feat is own
     assert 'predict_by_feat' not in vars(model.bbox_head)
+
+
+def test_the_twin_has_the_latent_weights_of_a_checkpoint(inference, tmp_path):
+    path = tmp_path / 'small.py'
+    path.write_text(SMALL.format(base=str(VOC)))
+    cfg = Config.fromfile(path)
+    trained = build_detector(cfg)
+    with torch.no_grad():
+        trained.neck.fpn_convs[0].conv.weight += 0.25
+    # As training leaves it: the config in it is that of a 1-bit detector.
+    torch.save(
+        {
+            'state_dict': trained.state_dict(),
+            'meta': {'dataset_meta': {}, 'cfg': cfg.pretty_text},
+        },
+        tmp_path / 'x.pth',
+    )
+    detector = inference.Detector(
+        cfg, tmp_path, False, (64, 96), str(tmp_path / 'x.pth')
+    )
+    state = trained.state_dict()
+    for model in (detector.one_bit, detector.twin):
+        for name, value in model.state_dict().items():
+            assert value.equal(state[name]), name
+    assert not detector.twin.neck.fpn_convs[0].conv.binarize_weight
 
 
 def flipped(layer):

@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
     cfg.model.roi_head.bbox_head.num_classes = 5
     cfg.dump(folder / 'config.py')
     model = train(build_detector(cfg))
-    meta = {'dataset_meta': dict(demo.metainfo)}
+    meta = {'dataset_meta': dict(demo.metainfo), 'cfg': cfg.pretty_text}
     state = model.state_dict()
     torch.save({'state_dict': state, 'meta': meta}, folder / 'epoch_1.pth')
     return folder
@@ -158,6 +158,14 @@ def test_options_of_the_config_are_stored(tools, trained, capsys, tmp_path):
             r"x\.pth' is a folder",
         ),
         (
+            ['config.py', 'epoch_1.pth', '--format', 'packed']
+            + [
+                '--cfg-options',
+                'model.neck.conv_cfg.binarize_activation=False',
+            ],
+            r'epoch_1\.pth: was trained with another config: \d+ layers',
+        ),
+        (
             ['config.py', 'http://host/x.pth', '--format', 'packed'],
             '--out is missing: CHECKPOINT is an address',
         ),
@@ -216,14 +224,16 @@ def test_a_layer_that_cannot_be_exported(
 def test_layers_that_gain_nothing_are_named(tools, trained, capsys, tmp_path):
     if importlib.util.find_spec('openvino') is None:
         pytest.skip('needs the extra deploy')
-    out = printed(
-        capsys,
-        tools,
-        trained,
-        *('--format', 'openvino', '--out', tmp_path / 'x.xml'),
-        # The checkpoint's values fit all the same.
-        *('--cfg-options', 'model.neck.conv_cfg.binarize_activation=False'),
+    state = torch.load(trained / 'epoch_1.pth', weights_only=True)
+    # Such a detector's has the same values.
+    del state['meta']['cfg']
+    torch.save(state, tmp_path / 'x.pth')
+    tools['export'].main(
+        [str(trained / 'config.py'), str(tmp_path / 'x.pth')]
+        + ['--format', 'openvino', '--out', str(tmp_path / 'x.xml')]
+        + ['--cfg-options', 'model.neck.conv_cfg.binarize_activation=False']
     )
+    out = capsys.readouterr().out
     line = next(x for x in out.splitlines() if 'fpn_convs.0.conv ' in x)
     assert re.split(r'  +', line)[1:4] == [
         'weights 1-bit',
@@ -424,12 +434,16 @@ def test_infer_tells_of_images_that_it_cannot_read(
     [
         (['nowhere', '--model', 'epoch_1.pth'], "'nowhere'"),
         (
-            ['a/x.jpg', '--model', 'epoch_1.pth', '--out', 'config.py/x'],
-            "--out 'config.py/x': 'config.py/x' is not a folder",
+            ['a/x.jpg', '--model', 'epoch_1.pth', '--out', 'a/x.jpg/y'],
+            "--out 'a/x.jpg/y': 'a/x.jpg' is not a folder",
         ),
         (['shapes', '--model', 'epoch_1.pth'], 'shapes has no images'),
         (['config.py', '--model', 'x.xml'], "'x.xml'"),
-        (['config.py', '--model', 'epoch_1.pth'], 'holds no config'),
+        (['config.py', '--model', 'bare.pth'], 'holds no config'),
+        (
+            ['a/x.jpg', '--model', 'epoch_1.pth', '--config', 'broken.py'],
+            "config 'broken.py': SyntaxError",
+        ),
         (
             ['a/x.jpg', 'b/x.png', '--model', 'epoch_1.pth'],
             "several images are named 'x': what is written of one would "
@@ -448,6 +462,9 @@ def test_infer_tells_of_images_that_it_cannot_read(
 )
 def test_infer_refuses(args, said, tools, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
+    (trained / 'broken.py').write_text('model = dict(')
+    state = torch.load('epoch_1.pth', weights_only=True)
+    torch.save({'state_dict': state['state_dict']}, 'bare.pth')
     for name in ('a/x.jpg', 'b/x.png'):
         mmcv.imwrite(np.zeros((8, 8, 3), np.uint8), name)
     with pytest.raises(SystemExit) as error:

@@ -347,7 +347,9 @@ class Detector:
         layers = [layer for _, layer in named_surge_layers(self.one_bit)]
         if not any(layer.binarize_weight for layer in layers):
             raise ValueError('nothing in it is 1-bit; give another config')
-        self.twin = _detector(self.float_cfg, float_checkpoint or checkpoint)
+        self.twin = _detector(self.float_cfg, float_checkpoint)
+        if checkpoint and not float_checkpoint:
+            self.twin.load_state_dict(self.one_bit.state_dict())
         self.files = export_openvino(
             self.one_bit, cfg, folder / 'one_bit.xml', {}
         )
