@@ -261,6 +261,29 @@ def test_time_left(compare, tmp_path, monkeypatch):
     assert work.remaining(tasks, 1) == pytest.approx(30)
 
 
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        ({}, {'OMP_NUM_THREADS': '3'}),
+        ({'OMP_NUM_THREADS': '1'}, {'OMP_NUM_THREADS': '1'}),
+        (
+            {'MKL_NUM_THREADS': '2'},
+            {'OMP_NUM_THREADS': '2', 'MKL_NUM_THREADS': '2'},
+        ),
+    ],
+)
+def test_threads_are_one_number(compare, monkeypatch, given, expected):
+    from comparison import work
+
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(work.os, 'cpu_count', lambda: 6)
+    env = work.environment(0, 2)
+    assert {k: v for k, v in env.items() if '_NUM_THREADS' in k} == expected
+
+
 def test_split(compare, tmp_path):
     from comparison.plan import choose_split, on_lr_split
 
