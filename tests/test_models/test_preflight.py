@@ -328,7 +328,14 @@ def test_tool_succeeds_with_a_checkpoint(config, tmp_path, main, capsys):
     ('arguments', 'message'),
     [
         (['--image-index', '1'], '--image-index=1 is not allowed'),
-        (['--checkpoint', 'none.pth'], 'cannot load none.pth'),
+        (
+            ['--checkpoint', 'none.pth'],
+            "--checkpoint 'none.pth': [Errno 2] No such file",
+        ),
+        (
+            ['--checkpoint', __file__],
+            f'--checkpoint {__file__!r}: {__file__}: no checkpoint, or a part',
+        ),
     ],
 )
 def test_tool_says_what_is_wrong(config, main, capsys, arguments, message):
