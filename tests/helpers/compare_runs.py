@@ -18,7 +18,10 @@ def interrupt(compare, args, mark):
 
     def kill():
         deadline = time.monotonic() + 60
-        while not mark.exists() and time.monotonic() < deadline:
+        # It exists before its content does.
+        while time.monotonic() < deadline:
+            if mark.exists() and mark.read_text():
+                break
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
