@@ -40,7 +40,7 @@ FSG_SETTINGS = {
 }
 AUX_INITS = ('weight', 'random', 'binary', 'zeros')
 OPTIMIZERS = ('sgd', 'adam')
-# The names here are of what FSG calls nonlinearities.
+# Their nonlinearities, as FSG has them.
 FAST_NETS = {'linear': None, 'tanh': 'tanh', 'relu': 'relu'}
 
 
