@@ -326,7 +326,7 @@ def test_metafile_and_table_have_every_config():
             # Twins have no row of their own.
             if name.startswith(f'{method}_'):
                 name = f'surge_{name.removeprefix(method + "_")}'
-                assert f'| `{name}` ² |' in table
+                assert f'| `{name}` † |' in table
         assert f'| `{name}`' in table
     for name in set(NAMES) - top:
         assert f'| `{name}`' in table
