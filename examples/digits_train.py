@@ -256,8 +256,12 @@ def train(run: Run) -> dict[str, Any]:
         optimizer = torch.optim.Adam(groups, fused=True)
     steps = run.epochs * math.ceil(TRAIN_IMAGES / run.batch)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    # Apart, so that replicas, and gradients that FSG generates, of whatever
+    # size, take nothing from the rest.
+    clipped = [main, aux]
     fsg = None
     if run.uses_fsg:
+        clipped = [[p for p in main if id(p) not in known], latent, aux]
         fsg = FSG(
             model,
             fast={'nonlinearity': FAST_NETS[run.fast_net]},
@@ -277,8 +281,7 @@ def train(run: Run) -> dict[str, Any]:
             loss.backward()
             if fsg is not None:
                 fsg.finish()
-            for params in (main, aux):
-                # Apart, so that replicas take nothing from the rest.
+            for params in clipped:
                 if run.clip_norm and params:
                     nn.utils.clip_grad_norm_(params, run.clip_norm)
             optimizer.step()

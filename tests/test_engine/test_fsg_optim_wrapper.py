@@ -82,17 +82,29 @@ def test_equals_the_loop_over_the_core(make_model, compensate):
             layer.ags.eta = 0.3
     torch.manual_seed(7)
     fsg, optimizer = FSG(twin, **FSG_CFG), sgd(twin)
+    generated = [fsg.weight(name) for name in fsg.updates]
+    known = {id(param) for param in generated}
+    others = [p for p in twin.parameters() if id(p) not in known]
+    hub = wrapper.message_hub
     norms = []
     for seed in range(4):
         step(wrapper, model, batch(seed))
         fsg.begin(optimizer)
         twin(**batch(seed), mode='loss')['loss'].backward()
         fsg.finish()
-        # What is clipped is what FSG has put there.
-        norms.append(nn.utils.clip_grad_norm_(twin.parameters(), 0.2).item())
+        # What is clipped is what FSG has put there, and apart from the rest.
+        norms.append(
+            [
+                nn.utils.clip_grad_norm_(params, 0.2).item()
+                for params in (others, generated)
+            ]
+        )
+        for name, norm in zip(('', '_fsg'), norms[-1], strict=True):
+            logged = hub.get_scalar(f'train/grad_norm{name}').current()
+            assert logged == pytest.approx(norm)
         optimizer.step()
         optimizer.zero_grad()
-    assert max(norms) > 0.2
+    assert all(max(column) > 0.2 for column in zip(*norms, strict=True))
     for name, value in twin.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
 

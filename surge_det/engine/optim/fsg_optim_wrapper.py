@@ -26,10 +26,14 @@ class FSGMixin:
     In :meth:`optim_context` the binarized layers get the weights of
     :class:`~surge_det.core.fsg.FSG`; :meth:`step` trains the hypernetworks,
     puts the generated gradients in place, *then* clips and takes the main
-    optimizer's step. So ``clip_grad`` and its logged norm are about the
-    generated gradients; what the hypernetworks learn from and what is stored
-    in the history is not clipped. The hypernetworks have optimizers of their
-    own, which no parameter scheduler changes.
+    optimizer's step. ``clip_grad`` is applied to the generated gradients and
+    to all others apart: a fast network may generate gradients of any size, and
+    with one norm over both these would leave nothing of the others. Logged is
+    the norm of the others (``train/grad_norm``, or what ``clip_grad`` names)
+    and that of the generated ones (the same name with ``_fsg``). What the
+    hypernetworks learn from and what is stored in the history is not clipped.
+    The hypernetworks have optimizers of their own, which no parameter
+    scheduler changes.
 
     Where gradients are accumulated, one update of the optimizer is one
     iteration of FSG. With several processes, the stored gradient is the mean
@@ -123,6 +127,26 @@ class FSGMixin:
                 self._reduce()
             self.fsg.finish(scale)
         super().step(**kwargs)
+
+    def _clip_grad(self) -> None:
+        # As the base class does, but for the generated gradients apart.
+        generated = {id(self.fsg.weight(name)) for name in self.fsg.updates}
+        params = [
+            param
+            for group in self.optimizer.param_groups
+            for param in group['params']
+            if param.requires_grad and param.grad is not None
+        ]
+        for suffix, inside in (('', False), ('_fsg', True)):
+            own = [p for p in params if (id(p) in generated) == inside]
+            if not own:
+                continue
+            norm = self.clip_func(own, **self.clip_grad_kwargs)
+            # Clipping by value gives none.
+            if norm is not None:
+                self.message_hub.update_scalar(
+                    f'train/{self.grad_name}{suffix}', float(norm)
+                )
 
     def _overflows(self) -> bool:
         norms = [
