@@ -1,5 +1,7 @@
 # FSG (AAAI 2025) instead of the straight-through gradient of weights. Needs
-# mambapy: pip install mambapy.
+# mambapy: pip install -e ".[fsg]". This is the published form, which learns
+# little here; what learns more (docs/results/bccd.md): --cfg-options
+# optim_wrapper.fsg.fast.nonlinearity=relu optim_wrapper.fsg.fast_lr=0.001
 _base_ = './ste_faster_rcnn_r18_bccd.py'
 optim_wrapper = dict(
     type='FSGOptimWrapper',

@@ -42,7 +42,7 @@ from typing import Any
 
 import torch
 from digits_report import (
-    FSG_SETTINGS,
+    FAST_NET_SETTINGS,
     REPLICA_SETTINGS,
     diverged,
     draw,
@@ -180,8 +180,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--methods', nargs='+', default=['float', 'ste', 'surge'])
     add(
         '--baseline',
-        default='ste',
-        help='one of the methods, at the first value of each setting',
+        help='one of the methods, at the first value of each setting '
+        '(default: ste, or the first)',
     )
     add('--layers', nargs='+', type=int, default=[8], help='1-bit layers')
     add(
@@ -271,6 +271,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             method_cfg(name)
         except ValueError as error:
             parser.error(f'--methods: {error}')
+    if args.baseline is None:
+        args.baseline = 'ste' if 'ste' in args.methods else args.methods[0]
     if args.baseline not in args.methods:
         parser.error(
             f'--baseline {args.baseline}: one of {args.methods} is allowed'
@@ -344,7 +346,7 @@ def variants(args: argparse.Namespace) -> list[Run]:
         if method_cfg(method)['compensate']:
             names += REPLICA_SETTINGS
         if plain.uses_fsg:
-            names += FSG_SETTINGS
+            names += FAST_NET_SETTINGS
         runs += [
             replace(plain, **dict(zip(names, values)))
             for values in itertools.product(

@@ -17,8 +17,8 @@ from surge_det.core.methods import method_cfg
 
 # What a label may show, by the methods that have it.
 REPLICA_SETTINGS = ('eta', 'aux_lr', 'aux_init', 'scaler')
-FSG_SETTINGS = ('fast_net', 'fast_lr')
-SETTINGS = (*REPLICA_SETTINGS, *FSG_SETTINGS, 'weight_lr', 'lr')
+FAST_NET_SETTINGS = ('fast_net', 'fast_lr')
+SETTINGS = (*REPLICA_SETTINGS, *FAST_NET_SETTINGS, 'weight_lr', 'lr')
 
 # Percent points that the picture reaches to.
 SHOWN = 12.0
@@ -43,7 +43,7 @@ def shown_settings(runs: Sequence[Run]) -> list[str]:
 def _has(run: Run, name: str) -> bool:
     if name in REPLICA_SETTINGS:
         return method_cfg(run.method)['compensate']
-    return run.uses_fsg if name in FSG_SETTINGS else True
+    return run.uses_fsg if name in FAST_NET_SETTINGS else True
 
 
 def diverged(result: dict[str, Any]) -> bool:

@@ -1,4 +1,5 @@
-# Step 1 of two-step training (ReActNet): real weights, binary activations.
+# Step 1 of two-step training, as ReActNet's: real weights, 1-bit activations,
+# some weight decay (in Adam, where it acts through the gradient).
 _base_ = '../surge_faster_rcnn_r18_bccd.py'
 step1 = dict(binarize_weight=False)
 model = dict(
@@ -6,4 +7,4 @@ model = dict(
     neck=dict(conv_cfg=step1),
     rpn_head=dict(conv_cfg=step1),
 )
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-5))
+optim_wrapper = dict(optimizer=dict(type='Adam', weight_decay=1e-5))

@@ -9,6 +9,8 @@
 ``ScaledSign``         weights: plain scaled sign
 ``IRNet``              weights: standardised, scale a power of two
 ``ReCU``               weights: clamped, learned scale, changes over a run
+``LearnedShift``       ReActNet's shift in front of a sign
+``RPReLU``             ReActNet's shifted PReLU
 ``AGS``                Adaptive Gradient Scaler
 ``SURGEConv2d``        1-bit drop-in for ``nn.Conv2d``
 ``SURGELinear``        1-bit drop-in for ``nn.Linear``
@@ -18,6 +20,7 @@
 =====================  ================================================
 """
 
+from .activations import LearnedShift, RPReLU
 from .ags import AGS
 from .binarizers import IRNet, ReCU, ScaledSign
 from .estimators import EDE, STE, ApproxSign, ReSTE
@@ -33,6 +36,8 @@ __all__ = [
     'STE',
     'ApproxSign',
     'IRNet',
+    'LearnedShift',
+    'RPReLU',
     'ReCU',
     'ReSTE',
     'SURGEConv2d',

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 class LearnedShift(nn.Module):
     """Learned shift per channel: ``x + shift``, zero at first.
 
-    In front of a binarized layer it moves the threshold of the sign
-    (ReActNet's RSign, arXiv 2003.03488, eq. 1).
+    In front of a binarized layer it moves the threshold of the sign:
+    ``sign(x + shift)`` is ReActNet's RSign with the threshold ``-shift``
+    (arXiv 2003.03488, eq. 1). The derivative is 1 by ``x``, and by ``shift``
+    the sum over all positions of a channel.
 
     Args:
         channels: C.
@@ -33,10 +35,16 @@ class LearnedShift(nn.Module):
 
 
 class RPReLU(nn.Sequential):
-    """Shift, PReLU with one slope per channel, shift.
+    r"""Shift, PReLU with one slope per channel, shift.
 
-    Keeps negative values, so that a sign behind it sees both. Source:
-    ReActNet (arXiv 2003.03488), eq. 3.
+    .. math:: f(x) = \max(x - \gamma, 0) + \beta \min(x - \gamma, 0) + \zeta
+
+    with :math:`f'(x) = 1` above :math:`\gamma` and :math:`\beta` below. The
+    first shift is :math:`-\gamma`, the second :math:`\zeta`, both zero at
+    first; :math:`\beta` starts at 0.25. It keeps negative values, so that a
+    sign behind it sees both.
+
+    Source: ReActNet (arXiv 2003.03488), eq. 3.
 
     Args:
         channels: C.

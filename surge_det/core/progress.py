@@ -18,10 +18,11 @@ class Scheduled:
 
     A subclass computes what moves from ``self.progress``, a plain number:
     it is in no state dict, and a resumed run sets it again from the
-    iteration.
+    iteration. ``told`` is whether it ever was set.
     """
 
     progress: float = 0.0
+    told: bool = False
 
     def set_progress(self, p: float) -> None:
         """Say how much of the training is done.
@@ -33,10 +34,11 @@ class Scheduled:
             ValueError: If ``p`` is not in [0, 1].
         """
         self.progress = _check_progress(p)
+        self.told = True
 
     def scheduled(self) -> dict[str, float]:
-        """Return what moves, by its symbol in the source."""
-        raise NotImplementedError
+        """Return what moves, by its symbol in the source, to be logged."""
+        return {}
 
 
 def set_progress(model: nn.Module, p: float) -> int:
@@ -77,6 +79,21 @@ def scheduled_values(model: nn.Module) -> dict[str, float]:
         for symbol, value in part.scheduled().items():
             values[f'{type(part).__name__}.{symbol}'].append(value)
     return {name: sum(v) / len(v) for name, v in values.items()}
+
+
+def left_alone(model: nn.Module) -> list[str]:
+    """Return the classes with a schedule that nobody has told the progress.
+
+    Args:
+        model: Any module, in a wrapper or not.
+
+    Returns:
+        Their names, each once, sorted.
+    """
+    parts = _parts(model, 'set_progress')
+    return sorted(
+        {type(p).__name__ for p in parts if not getattr(p, 'told', True)}
+    )
 
 
 def _parts(model: nn.Module, method: str) -> Iterator[Any]:

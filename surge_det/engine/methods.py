@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from surge_det.core.fsg import check_settings
 from surge_det.core.methods import METHODS, method_cfg
 
 LAYERS = ('SURGEConv2d', 'SURGELinear')
@@ -57,10 +58,12 @@ def _use_fsg(cfg: Config) -> None:
             f'FSG; allowed are {[*_FSG_TWINS, *_WITHOUT_FSG]}'
         )
     wrapper.type = _FSG_TWINS.get(kind, kind)
-    # The config's own settings stand.
-    settings = Config({'fsg': copy.deepcopy(_FSG_SETTINGS)})
-    settings.merge_from_dict({'fsg': wrapper.get('fsg') or {}})
-    wrapper.fsg = settings.fsg
+    own = dict(wrapper.get('fsg') or {})
+    # A config that says how weights become tokens says it all.
+    if 'slow' not in own:
+        own = {**copy.deepcopy(_FSG_SETTINGS), **own}
+    check_settings(**own)
+    wrapper.fsg = own
 
 
 def _remove_fsg(cfg: Config) -> None:
@@ -68,11 +71,6 @@ def _remove_fsg(cfg: Config) -> None:
     if wrapper.get('type') in _WITHOUT_FSG:
         wrapper.type = _WITHOUT_FSG[wrapper.type]
     wrapper.pop('fsg', None)
-
-
-# What a method changes beyond its layers: an entry here and its function are
-# all that another such method needs.
-_CHANGES: dict[str, Callable[[Config], None]] = {'fsg': _use_fsg}
 
 
 def apply_method(cfg: Config, name: str) -> Config:
@@ -85,7 +83,8 @@ def apply_method(cfg: Config, name: str) -> Config:
     in the ``layer_cfg`` of every ``binarize_cfg``. Other keywords of the
     layers (``eta``, ``shift``) stay, and so do ``binarize_weight`` and
     ``binarize_activation`` for all methods but ``'float'``, which drops
-    ``pad_value`` besides. ``'fsg'`` takes ``FSGOptimWrapper`` as well.
+    ``pad_value`` besides. ``'fsg'`` takes ``FSGOptimWrapper`` as well, with
+    blocks of 1024 weights where the config's ``fsg`` has no ``slow``.
     ``SURGEProgressHook`` is added where there is none.
 
     Args:
@@ -95,8 +94,10 @@ def apply_method(cfg: Config, name: str) -> Config:
     Raises:
         ValueError: If there is no such method, the model has no place for
             it, the config binarizes nothing in one of the places, a
-            ``binarize_cfg`` has ``overrides`` of what a method decides, or
-            the optimizer wrapper has no twin that the method needs.
+            ``binarize_cfg`` has ``overrides`` of what a method decides, the
+            optimizer wrapper has no twin that the method needs, or a setting
+            of FSG is out of range.
+        ImportError: For ``'fsg'`` without mambapy.
     """
     keywords = method_cfg(name)
     cfg = copy.deepcopy(cfg)
@@ -110,7 +111,10 @@ def apply_method(cfg: Config, name: str) -> Config:
         )
     for where, place in places:
         _replace(place, keywords, where, name)
-    _CHANGES.get(name.removeprefix('surge+'), _remove_fsg)(cfg)
+    if name.removeprefix('surge+') == 'fsg':
+        _use_fsg(cfg)
+    else:
+        _remove_fsg(cfg)
     hooks = cfg.get('custom_hooks') or []
     if not any(h.get('type') == 'SURGEProgressHook' for h in hooks):
         cfg.custom_hooks = [*hooks, ConfigDict(type='SURGEProgressHook')]

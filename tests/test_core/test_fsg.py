@@ -1,6 +1,7 @@
 import copy
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -408,12 +409,46 @@ def test_settings_hold_over_the_saved_ones():
         slow_lr=0.5,
         slow=BLOCKS['independent'],
     )
-    other.load_state_dict(fsg.state_dict())
+    with warnings.catch_warnings():
+        # Of what is meant to be changed nothing is said.
+        warnings.simplefilter('error')
+        other.load_state_dict(fsg.state_dict())
     kept = other.state_dict()['layers']['head']
     newest = fsg.state_dict()['layers']['head']['history'][-1]
     assert len(kept['history']) == 2
     assert torch.equal(kept['history'][-1], newest.bfloat16())
     assert other.slow_optimizer.param_groups[0]['lr'] == 0.5
+
+
+def test_changed_settings_of_a_saved_state_are_told():
+    _, fsg, _ = trained()
+    other = FSG(
+        make_net(),
+        alpha=0.1,
+        fast=dict(nonlinearity='relu'),
+        slow=dict(BLOCKS['independent'], independent=False),
+    )
+    with pytest.warns(UserWarning, match='differ from the saved') as caught:
+        other.load_state_dict(fsg.state_dict())
+    for said in ('alpha=0.9 (saved) -> 0.1', "-> 'relu'", '-> False'):
+        assert said in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'named'),
+    [
+        (dict(fast=dict(hidden=7)), r'fast_net of another size \(linear1'),
+        (dict(slow=dict(block_size=3)), 'slow_net of another size'),
+    ],
+)
+def test_networks_of_another_size_are_refused(settings, named):
+    _, fsg, _ = trained()
+    own = FSG(make_net(), **{'slow': BLOCKS['independent'], **settings})
+    before = {k: v.clone() for k, v in own.fast_net.state_dict().items()}
+    with pytest.raises(ValueError, match=named):
+        own.load_state_dict(fsg.state_dict())
+    for key, value in own.fast_net.state_dict().items():
+        assert torch.equal(value, before[key])
 
 
 def test_standardised_weights_are_differentiated_through():

@@ -18,7 +18,7 @@ from surge_det.core import (
     scheduled_values,
     set_progress,
 )
-from surge_det.core.progress import Scheduled
+from surge_det.core.progress import Scheduled, left_alone
 
 
 class Counter(nn.Module):
@@ -101,14 +101,6 @@ def test_progress_is_in_no_state_dict_and_copied():
     assert layer.weight_binarizer.progress == 0.75
 
 
-def test_a_users_own_schedule_needs_to_say_what_moves():
-    class Mute(Scheduled):
-        pass
-
-    with pytest.raises(NotImplementedError):
-        Mute().scheduled()
-
-
 # Methods by name
 
 
@@ -186,3 +178,21 @@ def test_unknown_methods_are_named_with_what_is_allowed(bad):
         assert repr(name) in text
     assert "'surge+reste'" in text
     assert "'surge+float'" not in text.removeprefix(f'name={bad!r}')
+
+
+def test_who_was_never_told_is_named():
+    model = nn.Sequential(
+        SURGEConv2d(2, 3, 3, **method_cfg('reste')),
+        SURGEConv2d(3, 3, 3, **method_cfg('recu')),
+        SURGEConv2d(3, 3, 3, **method_cfg('ste')),
+    )
+    assert left_alone(model) == ['ReCU', 'ReSTE']
+    set_progress(model, 0.0)
+    assert left_alone(model) == []
+
+
+def test_a_schedule_that_logs_nothing():
+    class Quiet(Scheduled, nn.Module):
+        pass
+
+    assert scheduled_values(Quiet()) == {}

@@ -338,3 +338,26 @@ def test_resume_equals_an_uninterrupted_run(make_model, make_runner):
     assert part_recorder.etas == recorder.etas[6:]
     for name, value in whole.state_dict().items():
         assert torch.equal(part.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize('told', [False, True])
+def test_schedule_without_progress_is_warned_of_once(
+    make_model, monkeypatch, told
+):
+    from surge_det.core import set_progress
+    from surge_det.engine.optim import ags_optim_wrapper
+
+    said = []
+    monkeypatch.setattr(
+        ags_optim_wrapper, 'print_log', lambda text, **_: said.append(text)
+    )
+    model = make_model(activation_estimator=dict(type='ReSTE'))
+    wrapper = AGSOptimWrapper(optimizer=sgd(model))
+    if told:
+        set_progress(model, 0.0)
+    for seed in range(2):
+        step(wrapper, model, batch(seed))
+    assert len(said) == (0 if told else 1)
+    for text in said:
+        assert text.startswith('ReSTE: ')
+        assert 'SURGEProgressHook' in text

@@ -248,6 +248,8 @@ def test_overflow_leaves_fsg_as_it_was(make_model):
         ({'alpha': 2}, 'alpha=2'),
         ({'block_size': 2}, r"unknown \['block_size'\].*slow"),
         ([1], r'fsg=\[1\]'),
+        ({'slow': {'blocksize': 2}}, "slow: .*'blocksize'"),
+        ({'fast': {'nonlinearity': 'gelu'}}, "fast: nonlinearity='gelu'"),
     ],
 )
 def test_bad_settings_are_named_at_once(make_model, fsg, named):

@@ -136,8 +136,15 @@ def test_fsg_keeps_the_configs_settings_and_mixed_precision():
     )
     wrapper = apply_method(cfg, 'surge+fsg').optim_wrapper
     assert wrapper.type == 'FSGAmpOptimWrapper'
-    assert wrapper.fsg.slow.block_size == 64
-    assert wrapper.fsg.slow.d_model == 8
+    # As tools/train.py would train it: nothing is added.
+    assert wrapper.fsg == dict(slow=dict(block_size=64))
+    cfg.optim_wrapper.fsg = dict(fast_lr=0.001)
+    own = apply_method(cfg, 'fsg').optim_wrapper.fsg
+    assert own.fast_lr == 0.001
+    assert own.slow.block_size == 1024
+    cfg.optim_wrapper.fsg = dict(slow=dict(blocksize=64))
+    with pytest.raises(ValueError, match="fsg: slow: .*'blocksize'"):
+        apply_method(cfg, 'fsg')
     assert 'fsg' not in apply_method(cfg, 'ste').optim_wrapper
     cfg.optim_wrapper.type = 'ApexOptimWrapper'
     with pytest.raises(ValueError, match="type='ApexOptimWrapper' has no"):

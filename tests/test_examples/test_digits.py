@@ -499,7 +499,7 @@ def test_interruption_is_said(digits, tmp_path, monkeypatch, capsys):
     ('args', 'said'),
     [
         (['--methods', 'ste', 'best'], "'best'"),
-        (['--methods', 'surge'], '--baseline ste'),
+        (['--methods', 'surge', '--baseline', 'ste'], '--baseline ste'),
         (
             ['--methods', 'ste', 'surge', 'surge+recu', '--scaler']
             + ['ags', 'clipped'],

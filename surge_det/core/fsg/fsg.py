@@ -88,7 +88,8 @@ class FSG:
     network runs with :math:`Q_w(w)`, so that is what is evaluated and
     exported.
 
-    Source: FSG (AAAI 2025).
+    Source: FSG ("Fast and Slow Gradient Approximation for Binary Neural
+    Network Optimization", AAAI 2025), with HGS, LRE and both networks.
 
     The networks are evaluated twice: for ``w'`` without a graph, and, part
     by part, once the loss's gradient at ``w'`` is known. So no graph of
@@ -167,11 +168,7 @@ class FSG:
         dtype = (
             torch.float64 if first.dtype == torch.float64 else torch.float32
         )
-        # Off the global generator's track: a run with FSG sees the same
-        # random numbers as its twin without.
-        with torch.random.fork_rng(devices=[]):
-            fast_net = _build('fast', FastNet, **(fast or {}))
-            slow_net = _build('slow', SlowNet, len(found), **(slow or {}))
+        fast_net, slow_net = _build_nets(fast, slow, len(found))
         self.fast_net = fast_net.to(first.device, dtype)
         self.slow_net = slow_net.to(first.device, dtype)
         self.fast_optimizer = torch.optim.Adam(
@@ -184,6 +181,12 @@ class FSG:
         self._layers = {
             name: _Layer(layer, i, GradientHistory(history_length, kept))
             for i, (name, layer) in enumerate(found.items())
+        }
+        # What is no shape of a network's parameter, and changes a run.
+        self._settings = {
+            'alpha': self.alpha,
+            'fast.nonlinearity': fast_net.nonlinearity,
+            'slow.independent': slow_net.independent,
         }
         self._begun = False
         self._warn_of_size(history_length)
@@ -341,6 +344,7 @@ class FSG:
         copy of the weights, both networks and their optimizers.
         """
         return {
+            'settings': dict(self._settings),
             'layers': {
                 name: {
                     'history': list(item.history.gradients),
@@ -357,11 +361,13 @@ class FSG:
     def load_state_dict(self, state: dict) -> None:
         """Go on from a saved state.
 
-        The history's length and type, and the learning rates, are this
-        object's.
+        The history's length and type, the learning rates and other settings
+        are this object's; where ``alpha``, ``fast.nonlinearity`` or
+        ``slow.independent`` differ from the saved ones, a warning says so.
 
         Raises:
-            ValueError: If the state is of other layers.
+            ValueError: If the state is of other layers, or of networks of
+                other sizes; nothing is loaded then.
         """
         saved = state['layers']
         if list(saved) != list(self._layers):
@@ -377,6 +383,34 @@ class FSG:
                     f'{tuple(point.shape)}, the layer has '
                     f'{tuple(weight.shape)}'
                 )
+        for name in ('fast_net', 'slow_net'):
+            theirs, own = (
+                {key: tuple(value.shape) for key, value in net.items()}
+                for net in (state[name], getattr(self, name).state_dict())
+            )
+            differ = sorted(
+                key
+                for key in {*theirs, *own}
+                if theirs.get(key) != own.get(key)
+            )
+            if differ:
+                raise ValueError(
+                    f"FSG's saved state has a {name} of another size "
+                    f'({differ[0]}: {theirs.get(differ[0])} saved, '
+                    f'{own.get(differ[0])} now); give the settings that it '
+                    'was trained with'
+                )
+        changed = [
+            f'{key}={state["settings"][key]!r} (saved) -> {value!r} (now)'
+            for key, value in self._settings.items()
+            if 'settings' in state and state['settings'][key] != value
+        ]
+        if changed:
+            warnings.warn(
+                'FSG settings differ from the saved ones, those of now hold: '
+                f'{"; ".join(changed)}',
+                stacklevel=2,
+            )
         rates = [
             (optimizer, optimizer.param_groups[0]['lr'])
             for optimizer in (self.fast_optimizer, self.slow_optimizer)
@@ -406,10 +440,11 @@ def check_settings(
     slow: dict | None = None,
     **unknown: Any,
 ) -> None:
-    """Check the arguments of :class:`FSG` that need no model.
+    """Check the arguments of :class:`FSG`, those of its networks too.
 
     Raises:
         ValueError: If one is unknown or out of range.
+        ImportError: If mambapy is not installed.
     """
     if unknown:
         allowed = [
@@ -448,6 +483,7 @@ def check_settings(
             raise ValueError(
                 f'fsg: {name}={value!r} is not allowed: a dict of arguments'
             )
+    _build_nets(fast, slow, 1)
 
 
 def _is_number(value: object) -> bool:
@@ -456,6 +492,17 @@ def _is_number(value: object) -> bool:
         and not isinstance(value, bool)
         and math.isfinite(value)
     )
+
+
+def _build_nets(
+    fast: dict | None, slow: dict | None, num_layers: int
+) -> tuple[FastNet, SlowNet]:
+    # Off the global generator's track: a run with FSG sees the same random
+    # numbers as its twin without.
+    with torch.random.fork_rng(devices=[]):
+        fast_net = _build('fast', FastNet, **(fast or {}))
+        slow_net = _build('slow', SlowNet, num_layers, **(slow or {}))
+    return fast_net, slow_net
 
 
 def _build(name: str, cls: type, *args: Any, **settings: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from surge_det.core import AGS
 from surge_det.core.layers import SURGELayer, named_surge_layers
+from surge_det.core.progress import left_alone
 
 from .ags_schedule import AGSSchedule
 
@@ -84,6 +85,9 @@ class AGSMixin:
         ValueError: If a setting is unknown or out of range.
     """
 
+    # Whether a model without a replica is worth a warning.
+    _needs_replica = True
+
     def __init__(
         self, *args, ags: AGSSchedule | dict | None = None, **kwargs
     ) -> None:
@@ -92,6 +96,7 @@ class AGSMixin:
         self._ags_model: nn.Module | None = None
         self._ags_etas: list[tuple[AGS, float]] = []
         self._ags_factor: float | None = None
+        self._schedules_checked = False
 
     @property
     def ags_factor(self) -> float | None:
@@ -116,6 +121,8 @@ class AGSMixin:
         self._ags_factor = None
         self._ags_etas = []
         if not layers:
+            if not self._needs_replica:
+                return
             print_log(
                 f'{type(self).__name__}: the model has no SURGE layer with a '
                 'replica; AGS has nothing to do.',
@@ -149,6 +156,7 @@ class AGSMixin:
         if model is not self._ags_model:
             self.bind(model)
         self._set_eta()
+        self._check_schedules(model)
         with super().optim_context(model):
             yield
 
@@ -190,6 +198,19 @@ class AGSMixin:
             print_log(
                 'AGS settings differ from the checkpoint, those of the '
                 f'config hold: {"; ".join(differ)}',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def _check_schedules(self, model: nn.Module) -> None:
+        # A config that sets `custom_hooks` anew has lost the hook.
+        names = [] if self._schedules_checked else left_alone(model)
+        self._schedules_checked = True
+        if names:
+            print_log(
+                f'{", ".join(names)}: changes over a run, but training began '
+                'without saying how far it is, so it stands at the start; add '
+                "dict(type='SURGEProgressHook') to custom_hooks",
                 logger='current',
                 level=logging.WARNING,
             )

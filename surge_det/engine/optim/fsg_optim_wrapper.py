@@ -55,6 +55,8 @@ class FSGMixin:
         ValueError: If a setting is unknown or out of range.
     """
 
+    _needs_replica = False
+
     def __init__(self, *args, fsg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if fsg is not None and not isinstance(fsg, dict):
