@@ -37,6 +37,7 @@ from surge_det.deploy import (
     save_pth,
 )
 from surge_det.deploy.extra import require
+from surge_det.deploy.openvino.runtime import ROI_SUFFIX, ROI_WEIGHTS
 
 SUFFIXES = {'pth': '.pth', 'packed': '.safetensors', 'openvino': '.xml'}
 NEEDS = {'pth': (), 'packed': ('safetensors',), 'openvino': ('openvino',)}
@@ -72,8 +73,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.out.is_dir():
         parser.error(f'--out {str(args.out)!r} is a folder; name a file')
-    if args.out.resolve() == Path(args.checkpoint).resolve():
-        parser.error('--out is CHECKPOINT; give another name')
+    beside = (ROI_SUFFIX, '.bin', ROI_WEIGHTS) if suffix == '.xml' else ()
+    files = [args.out, *(args.out.with_suffix(end) for end in beside)]
+    for file in files:
+        if file.resolve() == Path(args.checkpoint).resolve():
+            parser.error(
+                f'{str(file)!r} would be written, and is CHECKPOINT; give '
+                'another name with --out'
+            )
     return args
 
 

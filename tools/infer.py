@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--score-thr',
         type=float,
         default=0.3,
-        help='draw detections with this score or more',
+        help='draw detections with a score above this',
     )
     parser.add_argument(
         '--device',
@@ -109,13 +109,20 @@ def prepare(folder: Path) -> None:
         ) from error
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file can be decoded."""
+# Endings with which a colour picture can be written.
+PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+def problem(path: Path) -> str | None:
+    """Say why there can be no picture of an image, if so."""
+    if path.suffix.lower() not in PICTURES:
+        return f'no picture can be written as {path.suffix or "no type"}'
     try:
-        return mmcv.imfrombytes(path.read_bytes()) is not None
+        image = mmcv.imfrombytes(path.read_bytes())
     except (OSError, cv2.error):
         # The second is of an empty file.
-        return False
+        image = None
+    return 'cannot be read as an image' if image is None else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -138,28 +145,34 @@ def main(argv: list[str] | None = None) -> None:
         prepare(args.out)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
-    boxes, unreadable = 0, []
+    boxes, failed = 0, []
     for image in track(images, 'detecting', disable=len(images) == 1):
-        if not is_image(image):
-            unreadable.append(str(image))
+        why = problem(image)
+        if why is None:
+            try:
+                result = inferencer(
+                    str(image),
+                    out_dir=str(args.out),
+                    pred_score_thr=args.score_thr,
+                    no_save_pred=False,
+                )
+            except (RuntimeError, ValueError, cv2.error) as error:
+                why = str(error)
+        if why is not None:
+            failed.append(f'{image}: {why}')
             continue
-        result = inferencer(
-            str(image),
-            out_dir=str(args.out),
-            pred_score_thr=args.score_thr,
-            no_save_pred=False,
-        )
         scores = result['predictions'][0]['scores']
-        boxes += sum(score >= args.score_thr for score in scores)
+        # As mmdet draws them: those above it.
+        boxes += sum(score > args.score_thr for score in scores)
     print(
-        f'{boxes} detections with score {args.score_thr:g} or more in '
-        f'{len(images) - len(unreadable)} image(s): {args.out / "vis"}, '
+        f'{boxes} detections with score above {args.score_thr:g} in '
+        f'{len(images) - len(failed)} image(s): {args.out / "vis"}, '
         f'{args.out / "preds"}'
     )
-    if unreadable:
+    if failed:
         fail(
-            f'{len(unreadable)} of {len(images)} cannot be read as images, '
-            f'the others are done: {", ".join(unreadable)}'
+            f'{len(failed)} of {len(images)} images failed, the others are '
+            f'done:\n' + '\n'.join(failed)
         )
 
 

@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = load_config(args, ('test',))
     if suffix in DEPLOYED:
         cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
+        # What a config starts training from would be loaded over it.
+        cfg.load_from, cfg.resume = None, False
     else:
         # The runner would evaluate what is random in it, with a warning.
         try:

@@ -456,3 +456,14 @@ def test_which_detectors_can_be_exported(name, reason):
     problem = detector_problem(model)
     assert (problem is None) == (reason is None)
     assert reason is None or reason in problem[0]
+
+
+def test_an_operation_that_openvino_lacks_is_named():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.linalg.svdvals(x)
+
+    with pytest.raises(ExportError, match=r'(?s)svdvals.*--format packed'):
+        export_module._converted(
+            Odd().eval(), torch.rand(1, 1, 4, 4), (1, 1, 4, 4)
+        )

@@ -256,11 +256,11 @@ def test_without_the_extra(tools, trained, monkeypatch, capsys):
     assert 'pip install -e ".[deploy]"' in err
 
 
-def evaluate(tools, trained, checkpoint, work_dir):
+def evaluate(tools, trained, checkpoint, work_dir, config=None):
     """Run test.py; return its figure and the predictions' file."""
     predictions = work_dir / 'predictions.pkl'
     tools['test'].main(
-        [str(trained / 'config.py'), str(checkpoint)]
+        [str(config or trained / 'config.py'), str(checkpoint)]
         + ['--work-dir', str(work_dir), '--out', str(predictions)]
     )
     (log,) = work_dir.glob('*/*.json')
@@ -363,6 +363,66 @@ def test_openvino(tools, trained, capsys, images, tmp_path):
     assert np.isclose(first, second, atol=0.1).all(1).mean() > 0.4
 
 
+@pytest.fixture(scope='module')
+def start(trained, tmp_path_factory):
+    """A config that starts training elsewhere and averages weights."""
+    folder = tmp_path_factory.mktemp('start')
+    cfg = Config.fromfile(trained / 'config.py')
+    other = build_detector(cfg)
+    other.init_weights()
+    torch.save({'state_dict': other.state_dict()}, folder / 'other.pth')
+    cfg.load_from = str(folder / 'other.pth')
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    cfg.dump(folder / 'config.py')
+    return folder / 'config.py'
+
+
+def same_predictions(one, other):
+    one, other = load(one), load(other)
+    assert len(one) == len(other) == 6
+    for a, b in zip(one, other):
+        for key in ('bboxes', 'scores', 'labels'):
+            found = a['pred_instances'][key]
+            assert len(found)
+            assert torch.equal(found, b['pred_instances'][key])
+
+
+@pytest.mark.parametrize('kind', ['packed', 'openvino'])
+def test_what_a_config_starts_from_is_not_loaded_over_a_file(
+    kind, tools, trained, packed, start, tmp_path
+):
+    if kind == 'openvino':
+        if importlib.util.find_spec('openvino') is None:
+            pytest.skip('needs the extra deploy')
+        path = tmp_path / 'detector.xml'
+        args = [str(trained / 'config.py'), str(trained / 'epoch_1.pth')]
+        args += ['--format', 'openvino', '--out', str(path)]
+        tools['export'].main(args)
+    else:
+        path = packed
+    figure, plain = evaluate(tools, trained, path, tmp_path / 'plain')
+    found, started = evaluate(tools, trained, path, tmp_path / 'start', start)
+    assert found == figure
+    same_predictions(plain, started)
+
+
+@pytest.mark.parametrize('name', ['x.bin', 'x.roi.bin', 'x.roi.xml'])
+def test_a_checkpoint_is_not_overwritten(
+    name, tools, trained, tmp_path, capsys
+):
+    checkpoint = tmp_path / name
+    checkpoint.write_bytes((trained / 'epoch_1.pth').read_bytes())
+    before = checkpoint.read_bytes()
+    with pytest.raises(SystemExit):
+        tools['export'].main(
+            [str(trained / 'config.py'), str(checkpoint), '--format']
+            + ['openvino', '--out', str(tmp_path / 'x.xml')]
+        )
+    assert f'{name}' in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_one_process_for_openvino(tools, trained, tmp_path, capsys):
     (tmp_path / 'x.xml').write_text('')
     with pytest.raises(SystemExit):
@@ -402,18 +462,19 @@ def test_infer_draws(name, packed, tools, trained, images, tmp_path, capsys):
         'a.json',
         'b.json',
     ]
-    count = int(re.search(r'(\d+) detections with score 0', printed)[1])
+    count = int(re.search(r'(\d+) detections with score above 0', printed)[1])
     assert count > 0
     assert '100%' in printed
     drawn = mmcv.imread(str(out / 'vis' / 'a.jpg'))
     assert (drawn != mmcv.imread(str(images / 'a.jpg'))).any()
 
 
-def test_infer_tells_of_images_that_it_cannot_read(
+def test_infer_tells_of_images_that_fail(
     packed, tools, trained, images, tmp_path, capsys
 ):
     (images / 'aa.jpg').write_bytes(b'')
     (images / 'ab.jpg').write_text('no image')
+    mmcv.imwrite(np.zeros((20, 30), 'uint8'), str(images / 'ac.pgm'))
     out = tmp_path / 'out'
     with pytest.raises(SystemExit) as error:
         tools['infer'].main(
@@ -422,9 +483,13 @@ def test_infer_tells_of_images_that_it_cannot_read(
     assert error.value.code == 2
     printed = capsys.readouterr()
     assert 'in 2 image(s)' in printed.out
-    assert '2 of 4 cannot be read as images, the others are' in printed.err
-    assert str(images / 'aa.jpg') in printed.err
-    assert str(images / 'ab.jpg') in printed.err
+    assert '3 of 5 images failed, the others are done' in printed.err
+    for name, why in (
+        ('aa.jpg', 'cannot be read as an image'),
+        ('ab.jpg', 'cannot be read as an image'),
+        ('ac.pgm', 'no picture can be written as .pgm'),
+    ):
+        assert f'{images / name}: {why}' in printed.err
     found = sorted(p.name for p in (out / 'vis').iterdir())
     assert found == ['a.jpg', 'b.PNG']
 

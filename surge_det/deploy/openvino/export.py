@@ -145,8 +145,9 @@ def _smallest(network: Flattened) -> int:
         try:
             with torch.no_grad():
                 network(check_input((1, 3, size, size)))
-        except RuntimeError as error:
-            # Torch says so where a kernel is larger than what it sees.
+        except (RuntimeError, ValueError) as error:
+            # Torch says so where a kernel is larger than what it sees, or a
+            # norm has one value.
             reason = error
             continue
         return size
@@ -163,7 +164,14 @@ def _converted(
     sizes_vary: bool = True,
 ) -> Any:
     """Convert, and compare with torch at another shape than the example's."""
-    converted = convert(network, example, sizes_vary)
+    try:
+        converted = convert(network, example, sizes_vary)
+    except Exception as error:
+        # OpenVINO's and torch's tracing raise errors of many types.
+        raise ExportError(
+            f'OpenVINO cannot convert the network: {error}; --format packed '
+            'runs wherever torch does'
+        ) from error
     runner = Network(converted, threads=1)
     with torch.no_grad(), exact_arithmetic(network):
         recorded = [

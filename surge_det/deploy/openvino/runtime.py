@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import OrderedDict
@@ -88,6 +89,12 @@ class Network:
         )
         self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
+    def __deepcopy__(self, memo: dict) -> Network:
+        # As mmengine's EMAHook copies models; a request cannot be copied.
+        twin = copy.copy(self)
+        twin._requests = OrderedDict()
+        return twin
+
     def compiled(self, shape: tuple[int, ...]) -> Any:
         """Return the ``openvino.CompiledModel`` for an input shape.
 
@@ -105,7 +112,14 @@ class Network:
             return self._requests[key]
         model = self.model.clone()
         if self._is_static:
-            model.reshape(list(shape))
+            try:
+                model.reshape(list(shape))
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f'input of shape {tuple(shape)}: the network does not run '
+                    'on this size in OpenVINO, such as where a pool is larger '
+                    'than what it sees'
+                ) from error
         _use_channels_last(model, *layouts)
         compiled = core().compile_model(model, 'CPU', self.settings)
         self._requests[key] = compiled.create_infer_request()
