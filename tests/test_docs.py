@@ -44,10 +44,13 @@ def test_links_lead_somewhere(page):
             assert anchor in _anchors(target), link
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    'page',
+    # The changelog tells of files that were.
+    [page for page in PAGES if page.stem != 'CHANGELOG'],
+    ids=lambda page: page.stem,
+)
 def test_files_of_commands_exist(page):
-    if page.stem == 'CHANGELOG':
-        pytest.skip('it tells of files that were')
     # `my_…` is the reader's, NAME stands for a name.
     for name in _FILE.findall(page.read_text()):
         if '/my_' not in name and 'NAME' not in name:
