@@ -37,7 +37,7 @@ from surge_det.deploy import (
     save_pth,
 )
 from surge_det.deploy.extra import require
-from surge_det.deploy.openvino.runtime import ROI_SUFFIX, ROI_WEIGHTS
+from surge_det.deploy.openvino.runtime import ENDINGS
 
 SUFFIXES = {'pth': '.pth', 'packed': '.safetensors', 'openvino': '.xml'}
 NEEDS = {'pth': (), 'packed': ('safetensors',), 'openvino': ('openvino',)}
@@ -73,8 +73,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.out.is_dir():
         parser.error(f'--out {str(args.out)!r} is a folder; name a file')
-    beside = (ROI_SUFFIX, '.bin', ROI_WEIGHTS) if suffix == '.xml' else ()
-    files = [args.out, *(args.out.with_suffix(end) for end in beside)]
+    files = [args.out]
+    if args.format == 'openvino':
+        files = [args.out.with_suffix(ending) for ending in ENDINGS]
     for file in files:
         if file.resolve() == Path(args.checkpoint).resolve():
             parser.error(

@@ -27,6 +27,9 @@ from rich.progress import track
 
 from surge_det.deploy import DetInferencer
 
+# Endings with which a colour picture can be written, too.
+PICTURES = set(IMG_EXTENSIONS) - {'.pgm'}
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -109,14 +112,14 @@ def prepare(folder: Path) -> None:
         ) from error
 
 
-# Endings with which a colour picture can be written.
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-
-
 def problem(path: Path) -> str | None:
     """Say why there can be no picture of an image, if so."""
     if path.suffix.lower() not in PICTURES:
-        return f'no picture can be written as {path.suffix or "no type"}'
+        return (
+            f'no picture can be written as {path.suffix}'
+            if path.suffix
+            else 'its name has no ending to write a picture by'
+        )
     try:
         image = mmcv.imfrombytes(path.read_bytes())
     except (OSError, cv2.error):
@@ -172,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     if failed:
         fail(
             f'{len(failed)} of {len(images)} images failed, the others are '
-            f'done:\n' + '\n'.join(failed)
+            'done:\n' + '\n'.join(failed)
         )
 
 

@@ -119,13 +119,13 @@ class Task:
                 start_new_session=True,
             )
         self.lock, self.slot, self.start = lock, slot, time.monotonic()
-        self.peak = resident_peak(self.process.pid)
         return True
 
     def poll(self) -> bool:
         """Whether the process has ended; then take what it gave."""
         pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
         if not pid:
+            # Not right behind the start, where it is that of no program yet.
             self.peak = resident_peak(self.process.pid) or self.peak
             return False
         self.process.returncode = os.waitstatus_to_exitcode(status)

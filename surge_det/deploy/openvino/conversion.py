@@ -66,7 +66,8 @@ def convert(
 
     Raises:
         ImportError: If openvino is not installed.
-        RuntimeError: If OpenVINO cannot convert an operation.
+        Exception: OpenVINO's own, or tracing's, if an operation cannot be
+            converted.
     """
     ov = require('openvino')
     frontend = require('openvino.frontend.pytorch')

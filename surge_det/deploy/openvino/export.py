@@ -27,9 +27,9 @@ from .network import (
     roi_network,
 )
 from .runtime import (
+    ENDINGS,
     FORMAT,
     ROI_SUFFIX,
-    ROI_WEIGHTS,
     VERSION,
     Network,
     digest,
@@ -85,7 +85,7 @@ def export_openvino(
         raise ValueError(f'path={str(path)!r} is not allowed: NAME.xml')
     if not path.parent.is_dir():
         raise FileNotFoundError(f'{path.parent}: there is no such folder')
-    for suffix in ('.xml', '.bin', ROI_SUFFIX, ROI_WEIGHTS):
+    for suffix in ENDINGS:
         # Before one of several files has been replaced.
         if path.with_suffix(suffix).is_dir():
             raise IsADirectoryError(

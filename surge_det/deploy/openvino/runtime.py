@@ -28,6 +28,8 @@ FORMAT = 'surge_det.openvino'
 VERSION = '2'
 ROI_SUFFIX = '.roi.xml'
 ROI_WEIGHTS = '.roi.bin'
+# Of all files that an export may write.
+ENDINGS = ('.xml', '.bin', ROI_SUFFIX, ROI_WEIGHTS)
 # Regions that go through a network together where their number is fixed.
 ROWS = 64
 # Compiled sizes that are kept.
