@@ -1,5 +1,6 @@
 import csv
 import importlib
+import itertools
 import json
 import math
 import runpy
@@ -184,11 +185,9 @@ def test_clip_norm_holds_gradients_down(bed, monkeypatch):
     assert losses[0.0] < losses[0.01]
 
 
-@pytest.mark.parametrize('factor', [0.0, 1.0])
-@pytest.mark.parametrize('setting', ['aux_lr', 'weight_lr'])
-def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
-    bed, setting, factor, monkeypatch
-):
+@pytest.fixture
+def built(bed, monkeypatch):
+    """Return the list that trainings put their networks in."""
     models, build = [], bed.build
 
     def spy(run):
@@ -196,10 +195,18 @@ def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
         return models[-1]
 
     monkeypatch.setattr(bed, 'build', spy)
+    return models
+
+
+@pytest.mark.parametrize('factor', [0.0, 1.0])
+@pytest.mark.parametrize('setting', ['aux_lr', 'weight_lr'])
+def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
+    bed, built, setting, factor
+):
     run = bed.Run('surge', 1, 0, epochs=1, **{setting: factor})
     bed.train(run)
-    before, after = build(run).state_dict(), models[0].state_dict()
-    parameters = [name for name, _ in models[0].named_parameters()]
+    before, after = bed.build(run).state_dict(), built[0].state_dict()
+    parameters = [name for name, _ in built[0].named_parameters()]
     frozen = {name for name in parameters if after[name].equal(before[name])}
     name = {'aux_lr': '3.conv.aux_weight', 'weight_lr': '3.conv.weight'}
     assert frozen == ({name[setting]} if factor == 0 else set())
@@ -219,19 +226,21 @@ def test_training_learns_and_repeats_itself(bed):
     assert other['loss'] != first['loss']
 
 
-def test_fsg_trains_in_its_own_way(bed):
+def test_fsg_trains_in_its_own_way(bed, built):
     pytest.importorskip('mambapy', reason="FSG's slow network")
-    losses = [
-        bed.train(bed.Run(method, 1, 0, epochs=1, **settings))['loss']
-        for method, settings in (
-            ('ste', {}),
-            ('fsg', {}),
-            ('fsg', dict(fast_net='relu')),
-            ('fsg', dict(fast_lr=1.0)),
-        )
-    ]
-    assert all(map(math.isfinite, losses))
-    assert len(set(losses)) == 4
+    for method, settings in (
+        ('ste', {}),
+        ('fsg', {}),
+        ('fsg', dict(fast_net='relu')),
+        ('fsg', dict(fast_lr=1.0)),
+    ):
+        run = bed.Run(method, 1, 0, epochs=1, **settings)
+        assert math.isfinite(bed.train(run)['loss'])
+    weights = [model[3].conv.weight for model in built]
+    # Not the losses: they see signs alone, as BN takes the scale out again,
+    # and in these 8 steps 'relu' turns none. Two CPUs differ by 1e-7.
+    for one, other in itertools.combinations(weights, 2):
+        assert (one - other).abs().max() > 1e-4
 
 
 def test_settings_are_given_to_the_methods_that_have_them(digits, report):
