@@ -74,7 +74,7 @@ from surge_det.datasets import merge_options
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.core import core
 from surge_det.deploy.openvino.self_check import check_input
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 LEVELS = ['layers', 'network', 'detector']
 DEFAULT_SIZES = [(240, 320), FULL_SIZE]

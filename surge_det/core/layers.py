@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,27 @@ from torch.nn.common_types import _size_2_t
 from .ags import AGS
 from .binarizers import ScaledSign, build_binarizer
 from .estimators import STE, build_estimator
-from .functional import ConvOperator, LinearOperator, Settings, surge
+from .functional import Settings, surge
+from .operators import ConvOperator, LinearOperator
+from .sign import binary_sign
 
 # ReCU's published code.
 _VARIANCE_EPS = 1e-5
+
+
+class BinarizedWeight(NamedTuple):
+    """What a 1-bit layer makes of its latent weights.
+
+    Attributes:
+        z: Pre-quantized weights, (C_out, ...).
+        scale: (C_out, 1, ...), as many dimensions as ``z``.
+        signs: Sign of ``z``, -1 and +1. The layer computes with
+            ``scale * signs``.
+    """
+
+    z: Tensor
+    scale: Tensor
+    signs: Tensor
 
 
 class SURGELayer(nn.Module):
@@ -211,6 +228,43 @@ class SURGELayer(nn.Module):
         self._following = False
         return self
 
+    @property
+    def weight_bits(self) -> int:
+        """1 or 32."""
+        return 1 if self.binarize_weight else 32
+
+    @property
+    def activation_bits(self) -> int:
+        """Of the layer's input, 1 or 32."""
+        return 1 if self.binarize_activation else 32
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Padding of the input: left, right, top, bottom."""
+        return 0, 0, 0, 0
+
+    @property
+    def operator(self) -> ConvOperator | LinearOperator:
+        """The linear operator that the layer applies to signs."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def binarized_weight(self) -> BinarizedWeight:
+        """Binarize the weights as the forward pass does, without gradients.
+
+        Raises:
+            ValueError: If the layer has real weights.
+        """
+        if not self.binarize_weight:
+            raise ValueError(
+                f'layer={self!r} has real weights: binarize_weight=True is '
+                'allowed'
+            )
+        z = self.weight_binarizer.prepare(self.weight)
+        return BinarizedWeight(
+            z, self.weight_binarizer.scale(z), binary_sign(z)
+        )
+
     def shifted(self, x: Tensor) -> Tensor:
         """Return what the sign sees of an input: ``x`` plus ``shift``."""
         if self.shift is None:
@@ -236,7 +290,7 @@ class SURGELayer(nn.Module):
         variance = x.var(dims, correction=correction, keepdim=True)
         return x * (variance + _VARIANCE_EPS).rsqrt()
 
-    def _run(self, x: Tensor, operator: ConvOperator | LinearOperator):
+    def _run(self, x: Tensor) -> Tensor:
         x = self.normalized(self.shifted(x))
         aux_weight = None
         # A tracer sees the forward pass only.
@@ -250,7 +304,7 @@ class SURGELayer(nn.Module):
             if self.fsg.offset is not None:
                 weight = weight + self.fsg.offset
         settings = Settings(
-            operator,
+            self.operator,
             self.activation_estimator if self.binarize_activation else None,
             self.weight_estimator if self.binarize_weight else None,
             self.weight_binarizer,
@@ -473,7 +527,9 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         )
         return layer._adopt(module)
 
-    def _pads(self) -> tuple[int, int, int, int]:
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Padding of the input: left, right, top, bottom."""
         if self.padding == 'valid':
             return 0, 0, 0, 0
         if self.padding == 'same':
@@ -485,14 +541,16 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         rows, columns = self.padding
         return columns, columns, rows, rows
 
+    @property
+    def operator(self) -> ConvOperator:
+        """The convolution, with its adjoints."""
+        return ConvOperator(self.stride, self.pads, self.dilation, self.groups)
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes as in the class."""
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        operator = ConvOperator(
-            self.stride, self._pads(), self.dilation, self.groups
-        )
-        return self._run(x, operator)
+        return self._run(x)
 
 
 class SURGELinear(SURGELayer, nn.Linear):
@@ -590,9 +648,14 @@ class SURGELinear(SURGELayer, nn.Linear):
         )
         return layer._adopt(module)
 
+    @property
+    def operator(self) -> LinearOperator:
+        """The matrix product, with its adjoints."""
+        return LinearOperator()
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply; shapes as in the class."""
-        return self._run(x, LinearOperator())
+        return self._run(x)
 
 
 def named_surge_layers(

@@ -17,7 +17,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
-from surge_det.engine.methods import LAYERS, ONE_BIT_PARTS
+from surge_det.engine.apply_method import LAYERS, ONE_BIT_PARTS
 
 # What inference needs; the rest of a config is about training.
 _KEYS = (

@@ -2,7 +2,7 @@
 
 Tensors have the names of the packed model's state dict: ``NAME.bits``,
 ``NAME.scale`` and perhaps ``NAME.bias`` and ``NAME.shift`` for a 1-bit layer
-(:mod:`surge_det.core.packed` says how bits lie), everything else as in a
+(:mod:`surge_det.core.bits` says how bits lie), everything else as in a
 checkpoint. Norms that fold exactly have ``weight`` and ``bias`` only. The
 metadata have one entry, ``surge_det.packed``, a JSON object:
 
@@ -32,7 +32,11 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from surge_det.core.packed import PackedConv2d, PackedLayer, pack
+from surge_det.core.packed_layers import (
+    PackedConv2d,
+    PackedLayer,
+    pack_model,
+)
 from surge_det.deploy.checkpoint import (
     build_detector,
     check_arithmetic,
@@ -91,7 +95,7 @@ def save_packed(
     safetensors = require('safetensors.torch')
     check(plan_export(model, 'packed'))
     packed = copy.deepcopy(model).cpu()
-    pack(packed)
+    pack_model(packed)
     _compare(model, packed)
     folded = fold(packed)
     tensors, shared = _unique(packed, folded)
@@ -139,7 +143,7 @@ def load_packed(
     model = build_detector(cfg)
     # Not in the tensors.
     check_arithmetic(arithmetic(model), metadata['arithmetic'], path)
-    pack(model)
+    pack_model(model)
     modules = dict(model.named_modules())
     state = {
         key: value

@@ -50,11 +50,7 @@ def arithmetic(model: nn.Module) -> dict[str, str]:
         words = [_KINDS[weights, activations]]
         if weights:
             words.append(type(layer.weight_binarizer).__name__)
-        if (
-            activations
-            and isinstance(layer, SURGEConv2d)
-            and any(layer._pads())
-        ):
+        if activations and isinstance(layer, SURGEConv2d) and any(layer.pads):
             words.append(f'pad_value={layer.pad_value:g}')
         found[name] = ', '.join(words)
     return found

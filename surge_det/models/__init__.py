@@ -2,7 +2,7 @@
 
 from surge_det.compat import ssd_head
 
-from . import convert, layers  # noqa: F401
+from . import binarize_cfg, registered_layers  # noqa: F401
 from .backbones import SURGESSDVGG, SURGEResNet
 from .classifiers import SURGEImageClassifier
 from .dense_heads import SURGERPNHead

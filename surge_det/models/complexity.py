@@ -41,7 +41,7 @@ from torch.utils.flop_counter import flop_registry
 
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGELayer
-from surge_det.core.sign_conv import signs_as_floats
+from surge_det.core.operators.sign_conv import signs_as_floats
 
 _LAYERS = (_ConvNd, nn.Linear)
 
@@ -310,8 +310,8 @@ def _layers(model: nn.Module, products: _Products) -> Iterator[LayerCost]:
                     kind,
                     tuple(parameter.shape),
                     products.output_shapes[key],
-                    1 if binary and module.binarize_weight else 32,
-                    1 if binary and module.binarize_activation else 32,
+                    module.weight_bits if binary else 32,
+                    module.activation_bits if binary else 32,
                     parameter.numel(),
                     products.macs[key],
                 )

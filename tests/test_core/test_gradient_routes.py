@@ -6,10 +6,11 @@ import pytest
 import torch
 from reference import expected, relative_error
 
-from surge_det.core import SURGEConv2d, functional
+from surge_det.core import SURGEConv2d
+from surge_det.core.operators import conv as conv_operator
 
 ROWS, LAST = torch.contiguous_format, torch.channels_last
-FEW = functional._FEW_CHANNELS
+FEW = conv_operator._FEW_CHANNELS
 # Float32 sums of some hundreds of products.
 SINGLE = 2e-5
 NAMES = ('x', 'weight', 'aux_weight', 'bias')

@@ -9,10 +9,16 @@ import torch.nn.functional as F
 from reference import explicit_padding, sign
 from torch.utils.flop_counter import FlopCounterMode
 
-from surge_det.core import SURGEConv2d, functional, sign_conv
+from surge_det.core import SURGEConv2d
 from surge_det.core.binarizers import Binarizer
+from surge_det.core.operators import conv as conv_operator
+from surge_det.core.operators import sign_conv
+from surge_det.core.operators.sign_conv import (
+    is_supported,
+    pad_codes,
+    sign_conv2d,
+)
 from surge_det.core.sign import sign_codes, signs_of
-from surge_det.core.sign_conv import is_served, pad_codes, sign_conv2d
 
 pytestmark = pytest.mark.skipif(
     not sign_conv._works(),
@@ -70,9 +76,9 @@ def calls(monkeypatch):
         taken.append(args)
         return sign_conv2d(*args)
 
-    monkeypatch.setattr(functional, '_MIN_PLACES', 0)
-    monkeypatch.setattr(functional, '_MIN_PRODUCTS', 0)
-    monkeypatch.setattr(functional, 'sign_conv2d', spy)
+    monkeypatch.setattr(conv_operator, '_MIN_PLACES', 0)
+    monkeypatch.setattr(conv_operator, '_MIN_PRODUCTS', 0)
+    monkeypatch.setattr(conv_operator, 'sign_conv2d', spy)
     return taken
 
 
@@ -252,7 +258,7 @@ def test_half_binarized_layers_are_not_served(kwargs, calls):
 def test_only_where_it_is_faster(size, pad, served, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        functional,
+        conv_operator,
         'sign_conv2d',
         lambda *args: calls.append(args) or sign_conv2d(*args),
     )
@@ -357,18 +363,18 @@ def test_padded_codes(value, fmt):
 # Where it is refused
 
 
-def test_what_is_served():
+def test_what_is_supported():
     x, scale = torch.ones(2, 4, 5, 5), torch.ones(6, 1, 1, 1)
     single, narrow = torch.float32, torch.bfloat16
-    assert is_served(x, scale, single)
-    assert is_served(x, scale, narrow)
-    assert is_served(x.bfloat16(), scale[:1], narrow)
-    assert not is_served(x.double(), scale, single)
-    assert not is_served(x, scale, torch.float64)
-    assert not is_served(x, scale, torch.float16)
-    assert not is_served(x.to('meta'), scale, single)
-    assert not is_served(x, torch.ones(6, 4, 1, 1), single)
-    assert not is_served(x, torch.ones(6, 1), single)
+    assert is_supported(x, scale, single)
+    assert is_supported(x, scale, narrow)
+    assert is_supported(x.bfloat16(), scale[:1], narrow)
+    assert not is_supported(x.double(), scale, single)
+    assert not is_supported(x, scale, torch.float64)
+    assert not is_supported(x, scale, torch.float16)
+    assert not is_supported(x.to('meta'), scale, single)
+    assert not is_supported(x, torch.ones(6, 4, 1, 1), single)
+    assert not is_supported(x, torch.ones(6, 1), single)
 
 
 WRONG = {

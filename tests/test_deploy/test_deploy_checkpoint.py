@@ -15,7 +15,7 @@ from small_detector import META, detections, small_config, train
 from surge_det.deploy import load_detector, load_trained, save_pth
 from surge_det.deploy.checkpoint import check_trained
 from surge_det.deploy.config import without_compensation
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 
 @pytest.fixture(scope='module')

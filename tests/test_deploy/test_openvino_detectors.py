@@ -50,7 +50,7 @@ from surge_det.deploy.openvino.self_check import (
     record,
 )
 from surge_det.deploy.plan import ExportError
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}

@@ -24,7 +24,7 @@ from small_detector import (
     train,
 )
 
-from surge_det.core.packed import PackedConv2d, PackedLinear
+from surge_det.core.packed_layers import PackedConv2d, PackedLinear
 from surge_det.deploy import (
     ExportError,
     load_detector,
@@ -34,7 +34,7 @@ from surge_det.deploy import (
 )
 from surge_det.deploy.checkpoint import build_detector
 from surge_det.deploy.loading import as_model_cfg
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from mmengine.logging import MessageHub
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
-from surge_det.core.convert import binarize
+from surge_det.core.binarize import binarize
 from surge_det.models.preflight import preflight
 
 

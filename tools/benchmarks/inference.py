@@ -45,7 +45,7 @@ from surge_det.deploy.openvino.self_check import (
     record,
 )
 from surge_det.deploy.plan import Row, plan_export
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 from .layer import Shape
 from .measure import interleaved, ratio, timed

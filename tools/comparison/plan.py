@@ -13,7 +13,7 @@ from cli import read_config
 from mmengine.config import Config
 
 from surge_det.datasets import merge_options
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 _SPLIT = re.compile(r'train(?:val)?|val|test')
 

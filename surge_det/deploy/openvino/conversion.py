@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from surge_det.core.functional import ConvOperator
+from surge_det.core.bits import pack_signs
 from surge_det.core.layers import (
     SURGEConv2d,
     SURGELayer,
     SURGELinear,
     named_surge_layers,
 )
-from surge_det.core.packed import pack_signs
 from surge_det.core.sign import binary_sign
 from surge_det.deploy.extra import require
 
@@ -174,14 +173,13 @@ def exact_arithmetic(network: nn.Module) -> Iterator[None]:
 
 
 def _exact_forward(layer: SURGELayer, x: Tensor) -> Tensor:
-    latent = layer.weight_binarizer.prepare(layer.weight)
-    scale = layer.weight_binarizer.scale(latent).flatten()
-    x, weight = binary_sign(layer.shifted(x)), binary_sign(latent)
+    _, scale, weight = layer.binarized_weight()
+    scale = scale.flatten()
+    x = binary_sign(layer.shifted(x))
     if isinstance(layer, SURGELinear):
         y = F.linear(x, weight) * scale
         return y if layer.bias is None else y + layer.bias
-    operator = ConvOperator(layer.stride, layer._pads(), layer.dilation, 1)
-    y = operator.forward(x, weight, None, layer.pad_value)
+    y = layer.operator.forward(x, weight, None, layer.pad_value)
     y = y * scale.view(-1, 1, 1)
     return y if layer.bias is None else y + layer.bias.view(-1, 1, 1)
 
@@ -247,7 +245,7 @@ def _is_convolved(node: Any) -> bool:
 def _output_shape(layer: SURGELayer, x: Tensor) -> list[int]:
     if isinstance(layer, SURGELinear):
         return [*x.shape[:-1], layer.out_features]
-    left, right, top, bottom = layer._pads()
+    left, right, top, bottom = layer.pads
     sizes = [x.shape[2] + top + bottom, x.shape[3] + left + right]
     return [
         x.shape[0],
@@ -296,11 +294,10 @@ class _Layer:
     @functools.cached_property
     def _quantized(self) -> tuple[Tensor, Tensor | None]:
         layer = self.layer
-        with torch.no_grad():
-            if not layer.binarize_weight:
-                return layer.weight.detach(), None
-            latent = layer.weight_binarizer.prepare(layer.weight)
-            return binary_sign(latent), layer.weight_binarizer.scale(latent)
+        if not layer.binarize_weight:
+            return layer.weight.detach(), None
+        _, scale, signs = layer.binarized_weight()
+        return signs, scale
 
     @functools.cached_property
     def shift(self) -> np.ndarray:
@@ -385,7 +382,7 @@ class _Layer:
 
     def _conv(self, x: Any) -> Any:
         layer = self.layer
-        pads = layer._pads()
+        pads = layer.pads
         if not needs_pad(layer):
             return self._scaled(self._binary(x, pads, layer.pad_value))
         value = layer.pad_value or -1.0
@@ -486,7 +483,7 @@ class _Layer:
             if layer.bias is not None:
                 y = ops.add(y, self._bias(-1))
             return y
-        pads = layer._pads()
+        pads = layer.pads
         if layer.pad_value:
             x, pads = self._pad(x, pads, layer.pad_value), (0,) * 4
         left, right, top, bottom = pads

@@ -22,7 +22,7 @@ from mmdet.models.roi_heads import StandardRoIHead
 from torch import nn
 
 from surge_det.core.layers import SURGEConv2d, SURGELayer
-from surge_det.core.packed import PackedLayer
+from surge_det.core.packed_layers import PackedLayer
 
 _PACK = 8
 # Operators of mmcv's extension, by class name: it may not be installed.
@@ -48,7 +48,7 @@ def is_packed(layer: nn.Module) -> bool:
 
 def needs_pad(layer: SURGEConv2d) -> bool:
     """Whether an operation of its own has to pad the layer's input."""
-    left, right, top, bottom = layer._pads()
+    left, right, top, bottom = layer.pads
     if max(left, right) > 1:
         return True
     if layer.pad_value != 0 or not any((left, right, top, bottom)):

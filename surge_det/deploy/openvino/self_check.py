@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from surge_det.core.packed import unpack_signs
+from surge_det.core.bits import unpack_signs
 from surge_det.deploy.extra import require
 
 from .conversion import above

@@ -159,7 +159,7 @@ class SURGEProgressHook(Hook):
                 estimating_error(layer.activation_estimator, z.detach())
             )
         if layer.binarize_weight and has_surrogate(layer.weight_estimator):
-            z = layer.weight_binarizer.prepare(layer.weight.detach())
+            z = layer.binarized_weight().z
             self._seen['weight_error'].append(
                 estimating_error(layer.weight_estimator, z)
             )

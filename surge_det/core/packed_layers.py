@@ -7,72 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .bits import pack_signs, unpack_signs
 from .estimators import STE
-from .functional import ConvOperator, LinearOperator, Settings, surge
+from .functional import Settings, surge
 from .layers import SURGEConv2d, SURGELayer, SURGELinear
+from .operators import ConvOperator
 
 # Only asked for whether there is one: no gradient flows here.
 _ANY_ESTIMATOR = STE()
-
-
-def pack_signs(weight: Tensor) -> Tensor:
-    """Pack the signs of a tensor, eight to a byte.
-
-    The first value stands in the lowest bit (little-endian order), 1 for +1
-    and 0 for -1, with ``sign(0) = +1``. Each output channel starts on a byte
-    of its own; the bits that fill up its last byte are 0.
-
-    Args:
-        weight: (C_out, ...), any floating-point type; NaN counts as -1.
-
-    Returns:
-        uint8 (C_out, ceil(n / 8)), with n values per channel.
-
-    Raises:
-        ValueError: If ``weight`` has no dimension.
-    """
-    if not weight.dim():
-        raise ValueError(
-            'weight has no dimension: (C_out, ...) is allowed, got a number'
-        )
-    positive = (weight.detach() >= 0).reshape(len(weight), -1)
-    positive = nn.functional.pad(positive, (0, -positive.shape[1] % 8))
-    groups = positive.view(len(positive), positive.shape[1] // 8, 8)
-    places = torch.arange(8, dtype=torch.uint8, device=weight.device)
-    return (groups.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
-
-
-def unpack_signs(
-    bits: Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Undo :func:`pack_signs`.
-
-    Args:
-        bits: uint8 (C_out, ceil(n / 8)).
-        shape: (C_out, ...) of the result, n values per channel.
-        dtype: Of the result.
-
-    Returns:
-        -1 and +1 in the given shape.
-
-    Raises:
-        ValueError: If ``bits`` do not fit ``shape``.
-    """
-    channels, values = shape[0], torch.Size(shape[1:]).numel()
-    expected = (channels, -(-values // 8))
-    if bits.dtype != torch.uint8 or tuple(bits.shape) != expected:
-        raise ValueError(
-            f'bits={bits.dtype} {tuple(bits.shape)} is not allowed: '
-            f'torch.uint8 {expected} for shape {tuple(shape)}'
-        )
-    # Eight values at a time from a table: several times faster than shifts.
-    places = torch.arange(8, device=bits.device)
-    table = torch.arange(256, device=bits.device).view(-1, 1) >> places & 1
-    table = table.to(dtype) * 2 - 1
-    signs = nn.functional.embedding(bits.int(), table).flatten(1)
-    return signs[:, :values].reshape(shape)
 
 
 class _Stored:
@@ -92,10 +34,11 @@ class PackedLayer(nn.Module):
     r"""What :class:`PackedConv2d` and :class:`PackedLinear` share.
 
     State: ``bits``, uint8 (C_out, ceil(n / 8)), the weights' signs as
-    :func:`pack_signs` has them; ``scale``, (C_out,); ``bias``, (C_out,), and
-    ``shift``, (C_in,), where the layer has them. The forward pass is the
-    layer's own, with :math:`\alpha\,\mathrm{sign}(w)` made of bits and scale:
-    the same output, bit for bit. There is no gradient, and no training mode.
+    :func:`~surge_det.core.bits.pack_signs` makes them; ``scale``, (C_out,);
+    ``bias``, (C_out,), and ``shift``, (C_in,), where the layer has them.
+    The forward pass is the layer's own, with :math:`\alpha\,\mathrm{sign}(w)`
+    made of bits and scale: the same output, bit for bit. There is no gradient
+    and no training mode.
     """
 
     bits: Tensor
@@ -105,23 +48,16 @@ class PackedLayer(nn.Module):
 
     def __init__(self, layer: SURGELayer) -> None:
         super().__init__()
-        if not layer.binarize_weight:
-            raise ValueError(
-                f'layer={layer!r} has real weights: binarize_weight=True is '
-                'allowed'
-            )
+        binarized = layer.binarized_weight()
+        self.operator = layer.operator
         self.binarize_activation = layer.binarize_activation
         self.pad_value = layer.pad_value
         self.weight_shape = tuple(layer.weight.shape)
-        with torch.no_grad():
-            z = layer.weight_binarizer.prepare(layer.weight)
-            scale = layer.weight_binarizer.scale(z).flatten()
-            self.register_buffer('bits', pack_signs(z))
-            # In the type that the layer computes in: a scale that is wider
-            # is rounded there as well.
-            self.register_buffer(
-                'scale', scale.detach().to(layer.weight.dtype, copy=True)
-            )
+        self.register_buffer('bits', pack_signs(binarized.z))
+        # In the type that the layer computes in: a scale that is wider is
+        # rounded there as well.
+        scale = binarized.scale.flatten()
+        self.register_buffer('scale', scale.to(layer.weight.dtype, copy=True))
         for name in ('bias', 'shift'):
             value = getattr(layer, name)
             self.register_buffer(
@@ -150,15 +86,13 @@ class PackedLayer(nn.Module):
         return super().train(mode)
 
     @torch.no_grad()
-    def _run(
-        self, x: Tensor, operator: ConvOperator | LinearOperator
-    ) -> Tensor:
+    def _run(self, x: Tensor) -> Tensor:
         if self.shift is not None:
-            places = 2 if isinstance(operator, ConvOperator) else 0
+            places = 2 if isinstance(self.operator, ConvOperator) else 0
             x = x + self.shift.to(x.dtype).view(-1, *[1] * places)
         signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
         settings = Settings(
-            operator,
+            self.operator,
             _ANY_ESTIMATOR if self.binarize_activation else None,
             _ANY_ESTIMATOR,
             _Stored(self.scale),
@@ -208,9 +142,6 @@ class PackedConv2d(PackedLayer):
             'groups',
         ):
             setattr(self, name, getattr(layer, name))
-        self._operator = ConvOperator(
-            layer.stride, layer._pads(), layer.dilation, layer.groups
-        )
 
     @classmethod
     def from_layer(cls, layer: SURGEConv2d) -> PackedConv2d:
@@ -221,7 +152,7 @@ class PackedConv2d(PackedLayer):
         """Convolve; shapes as in the class."""
         if x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
-        return self._run(x, self._operator)
+        return self._run(x)
 
 
 class PackedLinear(PackedLayer):
@@ -251,7 +182,7 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply; shapes as in the class."""
-        return self._run(x, LinearOperator())
+        return self._run(x)
 
 
 def _check_class(layer: Any, allowed: type) -> None:
@@ -268,7 +199,7 @@ def _check_class(layer: Any, allowed: type) -> None:
         )
 
 
-def pack(model: nn.Module) -> dict[str, str]:
+def pack_model(model: nn.Module) -> dict[str, str]:
     """Put packed layers in the place of 1-bit ones, for inference.
 
     In place; the model is in eval mode afterwards. A layer with real weights

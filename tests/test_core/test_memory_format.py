@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from surge_det.core.layouts import (
-    Layouts,
-    in_channels_last,
-    in_rows,
+from surge_det.core.operators.memory_format import (
+    MemoryFormats,
     is_channels_last,
+    to_channels_last,
+    to_contiguous,
 )
 
 LAST = torch.channels_last
@@ -37,7 +37,7 @@ def test_values_stay(make):
         x = make(numbers(shape))
         assert x.shape == shape
         before = x.clone()
-        rows, last = in_rows(x), in_channels_last(x)
+        rows, last = to_contiguous(x), to_channels_last(x)
         assert torch.equal(rows, before)
         assert torch.equal(last, before)
         assert torch.equal(x, before)
@@ -50,7 +50,7 @@ def test_values_stay(make):
 )
 def test_any_type(dtype):
     x = numbers((2, 3, 4, 5), dtype).contiguous(memory_format=LAST)
-    rows = in_rows(x)
+    rows = to_contiguous(x)
     assert rows.dtype == dtype
     assert torch.equal(rows, x)
     assert rows.is_contiguous()
@@ -58,9 +58,9 @@ def test_any_type(dtype):
 
 def test_no_copy_of_what_lies_right():
     x = numbers((2, 3, 4, 5))
-    assert in_rows(x).data_ptr() == x.data_ptr()
+    assert to_contiguous(x).data_ptr() == x.data_ptr()
     last = x.contiguous(memory_format=LAST)
-    assert in_channels_last(last).data_ptr() == last.data_ptr()
+    assert to_channels_last(last).data_ptr() == last.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_neither_format():
 @pytest.mark.parametrize('make', FORMS.values(), ids=FORMS)
 def test_each_format_is_made_once(make):
     x = make(numbers((2, 3, 4, 5)))
-    layouts = Layouts(x)
-    assert layouts.given is x
-    assert layouts.rows is layouts.rows
-    assert layouts.channels_last is layouts.channels_last
-    assert torch.equal(layouts.rows, x)
-    assert torch.equal(layouts.channels_last, x)
-    assert layouts.rows.is_contiguous()
-    assert layouts.channels_last.is_contiguous(memory_format=LAST)
+    formats = MemoryFormats(x)
+    assert formats.given is x
+    assert formats.contiguous is formats.contiguous
+    assert formats.channels_last is formats.channels_last
+    assert torch.equal(formats.contiguous, x)
+    assert torch.equal(formats.channels_last, x)
+    assert formats.contiguous.is_contiguous()
+    assert formats.channels_last.is_contiguous(memory_format=LAST)
 
 
 def test_any_dimensions_are_kept_as_given():
     x = numbers((3, 4))
-    assert Layouts(x).given is x
+    assert MemoryFormats(x).given is x

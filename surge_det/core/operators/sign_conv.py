@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sign import ZERO_POINT, sign_codes, signs_of
+from ..sign import ZERO_POINT, sign_codes, signs_of
 
 _OUTPUTS = (torch.float32, torch.bfloat16)
 
@@ -38,7 +38,7 @@ def pad_codes(codes: Tensor, padding: Sequence[int], value: float) -> Tensor:
     return F.pad(codes, list(padding), value=int(value) + ZERO_POINT)
 
 
-def is_served(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
+def is_supported(x: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
     """Whether :func:`sign_conv2d` can take these.
 
     Args:

@@ -4,7 +4,7 @@ A module's dict may carry it anywhere, the whole model's or one part's::
 
     model = dict(binarize_cfg=dict(exclude=['neck.*']))
 
-Its keywords are those of :func:`surge_det.core.convert.binarize`; ``None``
+Its keywords are those of :func:`surge_det.core.binarize.binarize`; ``None``
 leaves the module as it is. What a part's own key says holds for that part,
 whatever the whole model's key says.
 """
@@ -22,7 +22,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, Registry
 from torch import nn
 
-from surge_det.core.convert import (
+from surge_det.core.binarize import (
     SETTLED,
     Conversion,
     add_equivalent,

@@ -17,7 +17,7 @@ from surge_det import models
 from surge_det.core.layers import named_surge_layers
 from surge_det.core.methods import METHODS, method_cfg
 from surge_det.engine import methods as methods_module
-from surge_det.engine.methods import apply_method
+from surge_det.engine.apply_method import apply_method
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ALL = [

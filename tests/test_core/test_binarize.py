@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from surge_det.core import SURGEConv2d, SURGELinear, convert
+from surge_det.core import SURGEConv2d, SURGELinear
+from surge_det.core import binarize as binarize_module
 from surge_det.core.activations import SlopePReLU
-from surge_det.core.convert import binarize
+from surge_det.core.binarize import binarize
 from surge_det.core.layers import SURGELayer
 
 
@@ -288,14 +289,14 @@ def test_equivalent_subclass_is_covered(monkeypatch):
         def forward(self, x):
             return super().forward(x) if x.numel() else x
 
-    monkeypatch.setattr(convert, '_EQUIVALENT', {nn.Conv2d, nn.Linear})
+    monkeypatch.setattr(binarize_module, '_EQUIVALENT', {nn.Conv2d, nn.Linear})
     model = nn.Sequential(Wrapper(4, 4), nn.Linear(4, 4))
     assert '0' in binarize(model).kept
-    convert.add_equivalent(Wrapper)
+    binarize_module.add_equivalent(Wrapper)
     model = nn.Sequential(Wrapper(4, 4), nn.Linear(4, 4))
     assert binarize(model).binarized == ['0', '1']
     with pytest.raises(ValueError, match='ReLU'):
-        convert.add_equivalent(nn.ReLU)
+        binarize_module.add_equivalent(nn.ReLU)
 
 
 def test_layers_of_a_functional_owner_are_refused(monkeypatch):
@@ -304,8 +305,10 @@ def test_layers_of_a_functional_owner_are_refused(monkeypatch):
             super().__init__()
             self.reduce = block(8, 8)
 
-    monkeypatch.setattr(convert, '_FUNCTIONAL', {nn.MultiheadAttention})
-    convert.add_functional(Reads)
+    monkeypatch.setattr(
+        binarize_module, '_FUNCTIONAL', {nn.MultiheadAttention}
+    )
+    binarize_module.add_functional(Reads)
     done = binarize(nn.Sequential(block(3, 8), block(8, 8), Reads()))
     assert 'functionally' in done.kept['2.reduce.conv']
 

@@ -5,13 +5,8 @@ import torch
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
-from surge_det.core.packed import (
-    PackedConv2d,
-    PackedLinear,
-    pack,
-    pack_signs,
-    unpack_signs,
-)
+from surge_det.core.bits import pack_signs, unpack_signs
+from surge_det.core.packed_layers import PackedConv2d, PackedLinear, pack_model
 
 
 def test_bits_by_hand():
@@ -183,7 +178,7 @@ def test_pack_swaps_in_place():
     model = Net().eval()
     x = torch.randn(2, 3, 9, 9)
     expected = model(x)
-    done = pack(model)
+    done = pack_model(model)
     assert done == {
         'body.1': 'packed',
         'weights_real': 'real weights',
@@ -201,8 +196,8 @@ def test_pack_swaps_in_place():
 def test_packed_state_loads_into_another_packed_model():
     torch.manual_seed(0)
     model, other = Net().eval(), Net().eval()
-    pack(model)
-    pack(other)
+    pack_model(model)
+    pack_model(other)
     other.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 9, 9)
     assert torch.equal(model(x), other(x))
@@ -211,11 +206,11 @@ def test_packed_state_loads_into_another_packed_model():
 def test_pack_changes_nothing_where_one_layer_cannot_be():
     model = nn.Sequential(SURGELinear(2, 2), Other(2, 2))
     with pytest.raises(ValueError, match='1: layer is a Other'):
-        pack(model)
+        pack_model(model)
     assert type(model[0]) is SURGELinear
     assert model[0].aux_weight is not None
     with pytest.raises(ValueError, match='a layer itself'):
-        pack(SURGELinear(2, 2))
+        pack_model(SURGELinear(2, 2))
 
 
 def test_trace_is_an_ordinary_convolution():

@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether ``x`` lies in channels_last and not in rows as well."""
+    """Whether ``x`` is in channels_last and not in the default format."""
     return x.is_contiguous(memory_format=torch.channels_last) and (
         not x.is_contiguous()
     )
 
 
-def in_channels_last(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """Return ``x`` in channels_last."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def in_rows(x: Tensor) -> Tensor:
+def to_contiguous(x: Tensor) -> Tensor:
     """Return ``x`` in the default format."""
     if x.is_contiguous() or x.device.type != 'cpu' or not is_channels_last(x):
         return x.contiguous()
@@ -34,7 +34,7 @@ def in_rows(x: Tensor) -> Tensor:
     return out
 
 
-class Layouts:
+class MemoryFormats:
     """A tensor in the formats that are asked for, each made once.
 
     Args:
@@ -47,9 +47,9 @@ class Layouts:
     @cached_property
     def channels_last(self) -> Tensor:
         """In channels_last."""
-        return in_channels_last(self.given)
+        return to_channels_last(self.given)
 
     @cached_property
-    def rows(self) -> Tensor:
+    def contiguous(self) -> Tensor:
         """In the default format."""
-        return in_rows(self.given)
+        return to_contiguous(self.given)

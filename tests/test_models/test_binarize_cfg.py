@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.layers import named_surge_layers
-from surge_det.models import convert
+from surge_det.models import binarize_cfg
 
 
 def retinanet(**kwargs):
@@ -151,7 +151,7 @@ def test_errors_name_module_and_setting(value, match):
 
 def test_installation_is_idempotent_and_inherited():
     builds = MODELS.build_func, MMDET_MODELS.build_func
-    convert.install()
+    binarize_cfg.install()
     assert (MODELS.build_func, MMDET_MODELS.build_func) == builds
     child = Registry('later', parent=MODELS, scope='surge_later')
     try:
@@ -204,7 +204,7 @@ def test_layers_are_those_of_the_conv_cfg_route():
 
 def test_wrappers_of_mmcv_are_covered():
     model = nn.Sequential(Linear(4, 4), Conv2d(4, 4, 1), Conv2d(4, 4, 1))
-    done = convert.binarize(model, include=['[02]'])
+    done = binarize_cfg.binarize(model, include=['[02]'])
     assert done.binarized == ['0', '2']
     assert [type(m) for m in model] == [SURGELinear, Conv2d, SURGEConv2d]
 

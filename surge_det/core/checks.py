@@ -1,0 +1,107 @@
+"""Checks of arguments, with one form of message for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+
+def refuse(name: str, value: Any, allowed: str) -> NoReturn:
+    """Raise the error for a value that is not allowed.
+
+    Args:
+        name: The argument; what it belongs to may stand before it, as in
+            ``'ags: eta'``.
+        value: What was given.
+        allowed: What is allowed, in words.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f'{name}={value!r} is not allowed: {allowed}')
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float, and no bool."""
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    )
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an int, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> float:
+    """Return a finite number as float.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        low: The smallest number allowed.
+        high: The largest number allowed; only with ``low``.
+        above: What the number must exceed; instead of ``low``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if high is not None:
+        allowed = f'a number in [{low}, {high}]'
+    elif low is not None:
+        allowed = f'a finite number >= {low}'
+    elif above is not None:
+        allowed = f'a finite number > {above}'
+    else:
+        allowed = 'a finite number'
+    if (
+        not is_number(value)
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+    ):
+        refuse(name, value, allowed)
+    return float(value)
+
+
+def integer(name: str, value: Any, low: int) -> int:
+    """Return an integer that is at least ``low``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not is_integer(value) or value < low:
+        refuse(name, value, f'an integer >= {low}')
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return a bool.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(value, bool):
+        refuse(name, value, 'True or False')
+    return value
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """Return a value that is in ``allowed``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        refuse(name, value, f'one of {allowed}')
+    return value
