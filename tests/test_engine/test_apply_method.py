@@ -16,7 +16,7 @@ from mmengine.runner import set_random_seed
 from surge_det import models
 from surge_det.core.layers import named_surge_layers
 from surge_det.core.methods import METHODS, method_cfg
-from surge_det.engine import methods as methods_module
+from surge_det.engine import apply_method as method_module
 from surge_det.engine.apply_method import apply_method
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -181,7 +181,7 @@ def test_every_part_that_is_one_bit_by_default_is_known():
         if "conv_cfg or dict(type='SURGEConv2d')"
         in inspect.getsource(getattr(folder, name))
     }
-    assert found == set(methods_module.ONE_BIT_PARTS)
+    assert found == set(method_module.ONE_BIT_PARTS)
 
 
 def test_schedules_are_told_the_progress():
