@@ -13,7 +13,11 @@ optim_wrapper = dict(
     ags=dict(eta=0.2),
     constructor='SURGEOptimWrapperConstructor',
 )
-custom_hooks = [dict(type='AGSHook'), dict(type='SURGEProgressHook')]
+custom_hooks = [
+    dict(type='AGSHook'),
+    dict(type='SURGEProgressHook'),
+    dict(type='BroadcastBuffersHook'),
+]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'
 train_dataloader = dict(dataset=dict(data_root=data_root))

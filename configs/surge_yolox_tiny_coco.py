@@ -13,6 +13,7 @@ custom_hooks = [
     *_base_.custom_hooks,
     dict(type='AGSHook'),
     dict(type='SURGEProgressHook'),
+    dict(type='BroadcastBuffersHook'),
 ]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'

@@ -123,9 +123,10 @@ def test_config_builds(name):
         assert layer.compensate is compensate
         assert layer.binarize_weight is binary
         assert layer.binarize_activation is binary
-    # AGS is logged, and what has a schedule follows it.
+    # AGS is logged, what has a schedule follows it, and validation is of
+    # what is saved.
     hooks = {h.type for h in cfg.custom_hooks}
-    assert hooks >= {'AGSHook', 'SURGEProgressHook'}
+    assert hooks >= {'AGSHook', 'SURGEProgressHook', 'BroadcastBuffersHook'}
     kind = 'FSGOptimWrapper' if method == 'fsg' else 'AGSOptimWrapper'
     assert cfg.optim_wrapper.type == kind
     assert cfg.optim_wrapper.constructor == 'SURGEOptimWrapperConstructor'

@@ -1,6 +1,6 @@
 """What mmengine's runner builds: optimizer wrappers and hooks."""
 
-from .hooks import AGSHook, SURGEProgressHook
+from .hooks import AGSHook, BroadcastBuffersHook, SURGEProgressHook
 from .optim import (
     AGSAmpOptimWrapper,
     AGSOptimWrapper,
@@ -15,6 +15,7 @@ __all__ = [
     'AGSHook',
     'AGSOptimWrapper',
     'AGSSchedule',
+    'BroadcastBuffersHook',
     'FSGAmpOptimWrapper',
     'FSGOptimWrapper',
     'SURGEOptimWrapperConstructor',

@@ -1,6 +1,7 @@
 """Hooks."""
 
 from .ags_hook import AGSHook
+from .broadcast_buffers_hook import BroadcastBuffersHook
 from .progress_hook import SURGEProgressHook
 
-__all__ = ['AGSHook', 'SURGEProgressHook']
+__all__ = ['AGSHook', 'BroadcastBuffersHook', 'SURGEProgressHook']

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -6,7 +8,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
-from surge_det.engine import AGSOptimWrapper
+from surge_det.engine import AGSOptimWrapper, BroadcastBuffersHook
 
 ETAS = (0.4, 0.0)
 ROUNDS = 2  # backward passes accumulated before a step
@@ -59,16 +61,35 @@ def work(rank, folder):
         lambdas = train(model, net, rank, eta)
         results.append((net.state_dict(), lambdas))
     torch.save(results, f'{folder}/rank{rank}.pth')
+    norm = nn.BatchNorm2d(3)
+    norm(data(rank, 0).float())
+    own = {k: v.clone() for k, v in norm.named_buffers()}
+    BroadcastBuffersHook().before_val_epoch(SimpleNamespace(model=norm))
+    torch.save((own, dict(norm.named_buffers())), f'{folder}/norm{rank}.pth')
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()),
-    reason='needs the gloo backend',
-)
-def test_two_processes(tmp_path):
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f'rank{r}.pth') for r in (0, 1)]
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Return where two processes leave their results."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip('needs the gloo backend')
+    folder = tmp_path_factory.mktemp('ranks')
+    mp.spawn(work, (str(folder),), nprocs=2)
+    return folder
+
+
+def test_buffers_of_the_first_process_are_everyones(folder):
+    first, second = (torch.load(folder / f'norm{r}.pth') for r in (0, 1))
+    for name, own in first[0].items():
+        assert torch.equal(first[1][name], own)
+        assert torch.equal(second[1][name], own)
+    name = 'running_mean'
+    assert not torch.allclose(second[0][name], first[0][name])
+
+
+def test_two_processes(folder):
+    ranks = [torch.load(folder / f'rank{r}.pth') for r in (0, 1)]
     start = Net(seed=0).double().state_dict()
     for case, eta in enumerate(ETAS):
         (state, lambdas), (other, other_lambdas) = (r[case] for r in ranks)
