@@ -1,8 +1,8 @@
 import copy
+import importlib
 import json
 import os
 import random
-import runpy
 from pathlib import Path
 
 import cv2
@@ -298,9 +298,8 @@ def config(tmp_path):
 @pytest.fixture
 def main(monkeypatch, tmp_path):
     """The tool in this process: importing the toolbox takes its time."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
-    return runpy.run_path(str(ROOT / 'tools/preflight.py'))['main']
+    return importlib.import_module('surge_det.cli.preflight').main
 
 
 def test_tool_names_blind_layers_and_fails(config, tmp_path):

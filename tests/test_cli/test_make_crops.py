@@ -1,5 +1,5 @@
+import importlib
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,7 @@ BOX = '<object><name>{}</name><bndbox>{}</bndbox></object>'
 
 @pytest.fixture(scope='module')
 def tool():
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        import make_crops
-    finally:
-        sys.path.pop(0)
-    return make_crops
+    return importlib.import_module('surge_det.cli.make_crops')
 
 
 @pytest.fixture

@@ -18,17 +18,8 @@ from surge_det.core import SURGEConv2d
 DEMO = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
 
 
-def load(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    return importlib.import_module(name)
-
-
-@pytest.fixture(autouse=True)
-def forget():
-    yield
-    for name in list(sys.modules):
-        if name.startswith('benchmark') or name == 'cli':
-            del sys.modules[name]
+def load(name):
+    return importlib.import_module(f'surge_det.cli.benchmark.{name}')
 
 
 def rows(path):
@@ -37,7 +28,7 @@ def rows(path):
 
 
 def test_train_step_of_all_contestants(tmp_path, monkeypatch, capsys):
-    tool = load('benchmark_train', monkeypatch)
+    tool = load('train')
     tool.main(
         [str(DEMO), '--size', '64', '64', '--batch', '1', '--rounds', '2']
         + ['--warmup', '0', '--out', str(tmp_path)]
@@ -64,7 +55,7 @@ def test_train_step_of_all_contestants(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'autocast'])
 def test_train_step_in_other_types(dtype, monkeypatch, capsys):
-    tool = load('benchmark_train', monkeypatch)
+    tool = load('train')
     seen = set()
     forward = SURGEConv2d.forward
 
@@ -85,8 +76,8 @@ def test_train_step_in_other_types(dtype, monkeypatch, capsys):
 
 
 def test_contestants_have_the_layers_that_they_say(monkeypatch):
-    tool = load('benchmark_train', monkeypatch)
-    reference = importlib.import_module('benchmarks.reference')
+    tool = load('train')
+    reference = importlib.import_module('surge_det.cli.benchmark.reference')
 
     def changed(contestant):
         model = nn.Sequential(SURGEConv2d(2, 3, 3), nn.Conv2d(3, 3, 1))
@@ -105,15 +96,15 @@ def test_contestants_have_the_layers_that_they_say(monkeypatch):
 
 
 def test_layers_that_the_references_lack_are_refused(monkeypatch):
-    tool = load('benchmark_train', monkeypatch)
+    tool = load('train')
     model = nn.Sequential(SURGEConv2d(2, 3, 3, shift=0.0))
     with pytest.raises(ValueError, match=r'^0 is SURGEConv2d.*shift'):
         tool.change_layers(model, tool.REF_STE)
 
 
 def test_references_compute_what_the_layer_does(monkeypatch):
-    load('benchmark_train', monkeypatch)
-    reference = importlib.import_module('benchmarks.reference')
+    load('train')
+    reference = importlib.import_module('surge_det.cli.benchmark.reference')
     torch.manual_seed(0)
     layer = SURGEConv2d(3, 4, 3, padding=1, stride=2).double()
     x = torch.randn(2, 3, 7, 7, dtype=torch.float64, requires_grad=True)
@@ -133,7 +124,7 @@ def test_references_compute_what_the_layer_does(monkeypatch):
 
 
 def test_growth_finds_the_exponent(tmp_path, monkeypatch, capsys):
-    tool = load('benchmark_growth', monkeypatch)
+    tool = load('growth')
     assert tool.exponent([(1, 3), (2, 12), (4, 48)]) == pytest.approx(2)
     monkeypatch.setattr(tool, 'SWEEPS', {'area': [1, 4], 'channels': [8, 16]})
     tool.main(
@@ -160,19 +151,19 @@ def test_growth_finds_the_exponent(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('tool', 'arguments', 'message'),
     [
-        ('benchmark_train', ['no.py'], "'no.py' does not exist"),
-        ('benchmark_train', [DEMO, '--rounds', '0'], '--rounds 0'),
-        ('benchmark_train', [DEMO, '--warmup', '-1'], '--warmup -1'),
-        ('benchmark_train', [DEMO, '--device', 'gpu'], "--device 'gpu'"),
-        ('benchmark_growth', ['--out', 'x', '--shrink', '0'], '--shrink 0'),
-        ('benchmark_growth', ['--out', 'x', '--warmup', '-1'], '--warmup -1'),
-        ('benchmark_ddp', [DEMO, '--batch', '0'], '--batch 0'),
-        ('benchmark_ddp', [DEMO], 'torch.distributed.run'),
+        ('train', ['no.py'], "'no.py' does not exist"),
+        ('train', [DEMO, '--rounds', '0'], '--rounds 0'),
+        ('train', [DEMO, '--warmup', '-1'], '--warmup -1'),
+        ('train', [DEMO, '--device', 'gpu'], "--device 'gpu'"),
+        ('growth', ['--out', 'x', '--shrink', '0'], '--shrink 0'),
+        ('growth', ['--out', 'x', '--warmup', '-1'], '--warmup -1'),
+        ('ddp', [DEMO, '--batch', '0'], '--batch 0'),
+        ('ddp', [DEMO], 'torch.distributed.run'),
     ],
 )
 def test_bad_arguments(tool, arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
-        load(tool, monkeypatch).main([str(a) for a in arguments])
+        load(tool).main([str(a) for a in arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ The networks below have the names, shapes and forward passes of the public
 code of BiDet, ReActNet (ResNet variant) and Bi-Real Net.
 """
 
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
@@ -583,16 +583,7 @@ class Evil:
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location(
-        'convert_checkpoint', ROOT / 'tools' / 'convert_checkpoint.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
+    return importlib.import_module('surge_det.cli.convert')
 
 
 @pytest.mark.parametrize(

@@ -48,23 +48,18 @@ ONCE = ['--rounds', '1', '--warmup', '0', '--no-int8']
 @pytest.fixture(scope='module')
 def tool():
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / 'tools'))
-        yield importlib.import_module('benchmark_inference')
+    yield importlib.import_module('surge_det.cli.benchmark.inference')
     torch.set_num_threads(threads)
-    for name in list(sys.modules):
-        if name.startswith('benchmark') or name == 'cli':
-            del sys.modules[name]
 
 
 @pytest.fixture(scope='module')
 def inference(tool):
-    return importlib.import_module('benchmarks.inference')
+    return importlib.import_module('surge_det.cli.benchmark.inference_measure')
 
 
 @pytest.fixture(scope='module')
 def shape(tool):
-    return importlib.import_module('benchmarks.layer').Shape
+    return importlib.import_module('surge_det.cli.benchmark.layer').Shape
 
 
 @dataclass

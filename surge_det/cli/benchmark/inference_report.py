@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from surge_det.deploy.plan import Row
 
-from .inference import CONTESTANTS, FP32, TORCH, Case, Operation
+from .inference_measure import CONTESTANTS, FP32, TORCH, Case, Operation
 from .measure import geometric_mean
 
 # Layers whose mean is told apart: in narrower ones binarization takes the

@@ -1,6 +1,5 @@
 import importlib
 import re
-import sys
 
 import pytest
 from command_line import ROOT
@@ -22,10 +21,8 @@ optim_wrapper = dict(
 
 
 @pytest.fixture
-def step_time(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    yield importlib.import_module('step_time')
-    sys.modules.pop('step_time', None)
+def step_time():
+    return importlib.import_module('surge_det.cli.benchmark.step_time')
 
 
 def test_detectors_take_turns(step_time, tmp_path, monkeypatch, capsys):

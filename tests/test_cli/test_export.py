@@ -1,5 +1,6 @@
 """export.py, test.py and infer.py on a small detector."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -29,19 +30,11 @@ from surge_det.deploy.checkpoint import build_detector
 
 @pytest.fixture(scope='module')
 def tools():
-    """The tools' modules, by name."""
-    sys.path.insert(0, str(ROOT / 'tools'))
-    modules = {}
-    try:
-        for name in ('export', 'infer', 'test'):
-            spec = importlib.util.spec_from_file_location(
-                f'{name}_tool', ROOT / 'tools' / f'{name}.py'
-            )
-            modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(modules[name])
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
-    return modules
+    """The commands' modules, by name."""
+    return {
+        name: importlib.import_module(f'surge_det.cli.{name}')
+        for name in ('export', 'infer', 'test')
+    }
 
 
 @pytest.fixture(scope='module')

@@ -136,7 +136,7 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
 
 @pytest.mark.usefixtures('undrawn')
 def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
-    from comparison import runs
+    from surge_det.cli.compare import runs
 
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
     args.append(str(tmp_path))
@@ -154,7 +154,7 @@ def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
 
 
 def test_memory_is_that_of_the_training(compare, calls, tmp_path):
-    from comparison import runs
+    from surge_det.cli.compare import runs
 
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
     args += ['--out', str(tmp_path)]
@@ -173,8 +173,8 @@ def test_memory_is_that_of_the_training(compare, calls, tmp_path):
 
 
 def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
-    from comparison.plan import Entry
-    from comparison.runs import Result, make_run
+    from surge_det.cli.compare.plan import Entry
+    from surge_det.cli.compare.runs import Result, make_run
 
     cfg = Config(
         dict(
@@ -201,9 +201,9 @@ def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
 
 
 def test_time_left(compare, tmp_path, monkeypatch):
-    from comparison import work
-    from comparison.plan import Entry
-    from comparison.runs import Evaluation, Result, Run
+    from surge_det.cli.compare import work
+    from surge_det.cli.compare.plan import Entry
+    from surge_det.cli.compare.runs import Evaluation, Result, Run
 
     cfg = Config(dict(train_cfg=dict(max_epochs=4)))
 
@@ -273,7 +273,7 @@ def test_time_left(compare, tmp_path, monkeypatch):
     ],
 )
 def test_threads_are_one_number(compare, monkeypatch, given, expected):
-    from comparison import work
+    from surge_det.cli.compare import work
 
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         monkeypatch.delenv(name, raising=False)
@@ -285,7 +285,7 @@ def test_threads_are_one_number(compare, monkeypatch, given, expected):
 
 
 def test_split(compare, tmp_path):
-    from comparison.plan import choose_split, on_lr_split
+    from surge_det.cli.compare.plan import choose_split, on_lr_split
 
     lists = tmp_path / 'lists'
     lists.mkdir()
@@ -456,9 +456,9 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
 
     # The evaluation that chooses rates is of the last epoch's weights, by
     # the settings of validation: on the same images it gives the same.
-    from comparison.plan import on_lr_split
-    from comparison.runs import Evaluation, make_run
-    from comparison.work import environment
+    from surge_det.cli.compare.plan import on_lr_split
+    from surge_det.cli.compare.runs import Evaluation, make_run
+    from surge_det.cli.compare.work import environment
 
     run = make_run(compare.plan(compare.parse_args(args))[1], 0, tmp_path)
     assert run.load()

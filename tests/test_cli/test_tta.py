@@ -1,7 +1,6 @@
 """Test-time augmentation flips images, not the ground truth."""
 
 import importlib
-import sys
 
 import pytest
 import torch
@@ -17,13 +16,8 @@ from surge_det.datasets.shapes import prepare_shapes
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    # `test` is a package of Python's own, too.
-    monkeypatch.delitem(sys.modules, 'test', raising=False)
-    yield importlib.import_module('test')
-    for name in ('test', 'cli'):
-        sys.modules.pop(name, None)
+def tool():
+    return importlib.import_module('surge_det.cli.test')
 
 
 def test_every_flip_has_the_ground_truth_of_the_plain_image(

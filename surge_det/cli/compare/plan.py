@@ -9,9 +9,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
-from cli import read_config
 from mmengine.config import Config
 
+from surge_det.cli.common import read_config
 from surge_det.datasets import merge_options
 from surge_det.engine.apply_method import apply_method
 

@@ -11,10 +11,10 @@ from mmengine.config import Config
 @pytest.fixture
 def drawn(compare, monkeypatch):
     """Draw, and return the axes with what is in them."""
-    from comparison import pictures
-    from comparison.choice import Contender
-    from comparison.plan import Entry
-    from comparison.runs import Result, Run
+    from surge_det.cli.compare import pictures
+    from surge_det.cli.compare.choice import Contender
+    from surge_det.cli.compare.plan import Entry
+    from surge_det.cli.compare.runs import Result, Run
 
     kept = []
     monkeypatch.setattr(

@@ -4,11 +4,9 @@ import csv
 import importlib
 import math
 import statistics
-import sys
 
 import pytest
 import torch
-from command_line import ROOT
 
 LAYERS = ['layer1', 'lateral4']
 SMALL = ['--shrink', '30', '--rounds', '1', '--warmup', '0', '--layers']
@@ -17,15 +15,11 @@ SMALL_ERROR, NARROW_ERROR = 1e-5, 2e-2
 
 
 @pytest.fixture
-def tool(monkeypatch):
+def tool():
     pytest.importorskip('matplotlib', reason='the benchmark draws')
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
     threads = torch.get_num_threads()
-    yield importlib.import_module('benchmark_layers')
+    yield importlib.import_module('surge_det.cli.benchmark.layers')
     torch.set_num_threads(threads)
-    for name in list(sys.modules):
-        if name.startswith('benchmark'):
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -230,7 +224,7 @@ def test_bad_arguments_are_named(tool, capsys, args, named):
 
 
 def test_turns_are_taken(tool):
-    measure = importlib.import_module('benchmarks.measure')
+    measure = importlib.import_module('surge_det.cli.benchmark.measure')
     order = []
 
     def turn(name):
@@ -248,7 +242,7 @@ def test_turns_are_taken(tool):
 
 
 def test_ratios_are_of_pairs(tool):
-    measure = importlib.import_module('benchmarks.measure')
+    measure = importlib.import_module('surge_det.cli.benchmark.measure')
     assert measure.ratio([1, 20, 3], [2, 10, 1]) == 2
     with pytest.raises(ValueError, match='zip'):
         measure.ratio([1, 2], [1])
@@ -256,7 +250,7 @@ def test_ratios_are_of_pairs(tool):
 
 
 def test_kept_storages_count_once(tool):
-    measure = importlib.import_module('benchmarks.measure')
+    measure = importlib.import_module('surge_det.cli.benchmark.measure')
     weight = torch.nn.Parameter(torch.randn(3, 5))
     x = torch.randn(7, 5, requires_grad=True)
 
@@ -273,7 +267,7 @@ def test_kept_storages_count_once(tool):
 
 
 def test_peak_is_what_a_call_adds(tool):
-    measure = importlib.import_module('benchmarks.measure')
+    measure = importlib.import_module('surge_det.cli.benchmark.measure')
     size = 64 * 2**20
     peak = measure.peak_bytes(
         lambda: torch.ones(size, dtype=torch.uint8), torch.device('cpu')
@@ -288,7 +282,7 @@ def test_references_are_the_formula(tool):
 
     from surge_det.core import SURGEConv2d
 
-    reference = importlib.import_module('benchmarks.reference')
+    reference = importlib.import_module('surge_det.cli.benchmark.reference')
     torch.manual_seed(0)
     layer = SURGEConv2d(4, 6, 3, stride=2, padding=1).double()
     with torch.no_grad():

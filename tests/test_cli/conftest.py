@@ -3,7 +3,6 @@ import json
 import sys
 
 import pytest
-from command_line import ROOT
 
 # A training that takes no time. It behaves by seed and learning rate: 0.04
 # fails, 0.03 stays on the way until it is ended, 0.05 takes 100 MiB and waits
@@ -80,11 +79,7 @@ if score == 'fail':
 def compare():
     """``tools/compare.py`` as a module."""
     pytest.importorskip('mmdet', reason='needs the toolbox')
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        return importlib.import_module('compare')
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
+    return importlib.import_module('surge_det.cli.compare.command')
 
 
 @pytest.fixture(scope='session')
@@ -103,8 +98,8 @@ def calls(compare, drawn_data, tmp_path, monkeypatch):
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
     (tmp_path / 'tools' / 'test.py').write_text(TEST)
-    monkeypatch.setattr('comparison.runs.TOOLS', tmp_path / 'tools')
-    monkeypatch.setattr('comparison.work.POLL', 0.02)
+    monkeypatch.setattr('surge_det.cli.compare.runs.TOOLS', tmp_path / 'tools')
+    monkeypatch.setattr('surge_det.cli.compare.work.POLL', 0.02)
     # The toolbox lays out what it writes, which takes longest.
     monkeypatch.setattr(
         'mmengine.config.Config.dump',

@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -17,12 +17,7 @@ CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
 
 @pytest.fixture(scope='module')
 def demo():
-    spec = importlib.util.spec_from_file_location(
-        'demo', ROOT / 'tools' / 'demo.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module('surge_det.cli.demo')
 
 
 @pytest.fixture

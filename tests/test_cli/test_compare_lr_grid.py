@@ -278,9 +278,9 @@ def test_nothing_starts_where_rates_can_not_be_chosen(
 
 
 def test_expected_work(compare, grid, calls, scores, tmp_path):
-    from comparison.choice import enter
-    from comparison.runs import Evaluation
-    from comparison.work import outlook
+    from surge_det.cli.compare.choice import enter
+    from surge_det.cli.compare.runs import Evaluation
+    from surge_det.cli.compare.work import outlook
 
     def look():
         more = ['--lr', 'ede=1', '--seeds', '0', '1', '2']

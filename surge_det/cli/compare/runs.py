@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 from mmengine.config import Config
-from plot_run import MAP, read_curves
+
+from surge_det.cli.plot_run import MAP, read_curves
 
 from .plan import Entry
 
-TOOLS = Path(__file__).resolve().parents[1]
+TOOLS = Path(__file__).resolve().parents[3] / 'tools'
 MIB = 2**20
 LAST_LINES = 8
 _TRAINED = re.compile(

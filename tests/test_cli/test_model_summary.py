@@ -1,6 +1,5 @@
 import csv
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,7 @@ FLOAT = ROOT / 'configs' / 'float_faster_rcnn_r18_demo.py'
 
 @pytest.fixture(scope='module')
 def tool():
-    sys.path.insert(0, str(ROOT / 'tools'))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            'model_summary', ROOT / 'tools' / 'model_summary.py'
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(ROOT / 'tools'))
+    return importlib.import_module('surge_det.cli.summary')
 
 
 def run(tool, capsys, *args):

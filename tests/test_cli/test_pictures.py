@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import json
 import math
 from pathlib import Path
@@ -16,11 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _tool(name):
-    path = ROOT / 'tools' / f'{name}.py'
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f'surge_det.cli.{name}')
 
 
 @pytest.fixture(scope='module')

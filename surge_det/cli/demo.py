@@ -1,0 +1,129 @@
+"""Draw a dataset, train a 1-bit detector on it, evaluate and show it.
+
+What ``make demo`` runs. Each step is one of the project's own commands,
+printed before it runs; a step whose result is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+
+from surge_det.datasets import data_root
+
+ROOT = Path(__file__).resolve().parents[2]
+# What makes two runs the same training, whatever the folder they write to.
+TRAINING_KEYS = (
+    'model',
+    'train_cfg',
+    'train_dataloader',
+    'optim_wrapper',
+    'param_scheduler',
+    'randomness',
+)
+
+
+def run(tool: str, *args: object) -> None:
+    """Run one of the tools and stop where it fails."""
+    command = [f'tools/{tool}', *map(str, args)]
+    print(f'\n$ python {" ".join(command)}', flush=True)
+    result = subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:]]
+    )
+    if result.returncode:
+        print(f'error: tools/{tool} failed', file=sys.stderr)
+        raise SystemExit(result.returncode)
+
+
+def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
+    """Return the last checkpoint of a training with this config.
+
+    Args:
+        config: The config's path.
+        work_dir: Where a run with it may have been.
+        since: Time of the dataset; what is older was trained on another.
+    """
+    dumped = work_dir / config.name
+    pointer = work_dir / 'last_checkpoint'
+    if not dumped.is_file() or not pointer.is_file():
+        return None
+    checkpoint = work_dir / Path(pointer.read_text().strip()).name
+    if not checkpoint.is_file() or checkpoint.stat().st_mtime < since:
+        return None
+    cfg, old = Config.fromfile(config), Config.fromfile(dumped)
+    same = all(old.get(key) == cfg.get(key) for key in TRAINING_KEYS)
+    return checkpoint if same else None
+
+
+def read_map(work_dir: Path) -> float | None:
+    """Return the mAP that the last evaluation in ``work_dir`` logged."""
+    for path in sorted(work_dir.glob('*/*.json'), reverse=True):
+        metrics = json.loads(path.read_text())
+        if 'pascal_voc/mAP' in metrics:
+            return metrics['pascal_voc/mAP']
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--config',
+        type=Path,
+        default=ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py',
+        help='what to train (one of the three *_demo.py)',
+    )
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/demo')
+    )
+    args = parser.parse_args(argv)
+    work_dir = args.work_dir
+
+    run('make_demo_data.py', '--root', data_root())
+    manifest = Path(data_root(), 'shapes', 'manifest.json')
+    since = manifest.stat().st_mtime
+
+    epochs = Config.fromfile(args.config).train_cfg.max_epochs
+    final = work_dir / f'epoch_{epochs}.pth'
+    checkpoint = last_checkpoint(args.config, work_dir, since)
+    if checkpoint == final:
+        print(f'\nTrained already: {final}')
+    else:
+        resume = ['--resume'] if checkpoint else []
+        run('train.py', args.config, '--work-dir', work_dir, *resume)
+
+    predictions = work_dir / 'predictions.pkl'
+    if (
+        predictions.is_file()
+        and predictions.stat().st_mtime > final.stat().st_mtime
+        and read_map(work_dir / 'test') is not None
+    ):
+        print(f'Evaluated already: {predictions}')
+    else:
+        run(
+            'test.py',
+            args.config,
+            final,
+            '--work-dir',
+            work_dir / 'test',
+            '--out',
+            predictions,
+        )
+    pictures = work_dir / 'detections'
+    run('show_detections.py', args.config, predictions, '--out', pictures)
+    curve = work_dir / 'curve.png'
+    run('plot_run.py', work_dir, '--out', curve)
+
+    print(f'\nDetections beside ground truth: {pictures}')
+    print(f'Loss and mAP over training:     {curve}')
+    print(f'Checkpoint:                     {final}')
+    print(f'mAP: {read_map(work_dir / "test"):.3f}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,183 @@
+"""Draw the detections of a model in images.
+
+The model is a checkpoint of training or what `tools/export.py` wrote. Each
+image gives OUT/vis/NAME, a picture, and OUT/preds/NAME.json, the boxes.
+
+Example::
+
+    python tools/infer.py images/ --model detector.safetensors --out out
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import Counter
+from pathlib import Path
+
+# First: closes the toolbox's gaps before anything of it is imported.
+import surge_det  # noqa: F401
+
+# isort: split
+import cv2
+import mmcv
+from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+from rich.progress import track
+
+from surge_det.cli.common import fail, read_config
+from surge_det.deploy import DetInferencer
+
+# Endings with which a colour picture can be written, too.
+PICTURES = set(IMG_EXTENSIONS) - {'.pgm'}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'images', nargs='+', type=Path, help='images, and folders of images'
+    )
+    parser.add_argument(
+        '--model',
+        required=True,
+        help='checkpoint (.pth), packed file (.safetensors) or OpenVINO '
+        'model (.xml)',
+    )
+    parser.add_argument(
+        '--config', help='config file path; default: what the model holds'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('detections'), help='folder to write'
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='draw detections with a score above this',
+    )
+    parser.add_argument(
+        '--device',
+        help="such as cpu or cuda:0; default: torch's, and the CPU for "
+        'an OpenVINO model',
+    )
+    args = parser.parse_args(argv)
+    if not 0 <= args.score_thr <= 1:
+        parser.error(f'--score-thr {args.score_thr}: 0 to 1 is allowed')
+    return args
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """Return the images that paths name, those of folders sorted.
+
+    Raises:
+        ValueError: If a path is not there, a folder has no image, or two
+            images have the same name: their pictures would be one file.
+    """
+    images = []
+    for path in paths:
+        found = [path]
+        if path.is_dir():
+            found = sorted(
+                p for p in path.iterdir() if p.suffix.lower() in IMG_EXTENSIONS
+            )
+            if not found:
+                raise ValueError(f'{path} has no images ({IMG_EXTENSIONS})')
+        elif not path.is_file():
+            raise ValueError(f'image {str(path)!r} does not exist')
+        images += found
+    names = Counter(image.stem for image in images)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        files = [str(image) for image in images if image.stem == twice[0]]
+        raise ValueError(
+            f'several images are named {twice[0]!r}: what is written of one '
+            f'would replace the other: {", ".join(files)}; name one of them '
+            'at a time'
+        )
+    return images
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder to write to.
+
+    Raises:
+        ValueError: If there is something else in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        raise ValueError(
+            f'--out {str(folder)!r}: {str(there)!r} is not a folder'
+        ) from error
+
+
+def problem(path: Path) -> str | None:
+    """Say why there can be no picture of an image, if so."""
+    if path.suffix.lower() not in PICTURES:
+        return (
+            f'no picture can be written as {path.suffix}'
+            if path.suffix
+            else 'its name has no ending to write a picture by'
+        )
+    try:
+        image = mmcv.imfrombytes(path.read_bytes())
+    except (OSError, cv2.error):
+        # The second is of an empty file.
+        image = None
+    return 'cannot be read as an image' if image is None else None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
+    args = parse_args(argv)
+    if args.config is not None and not Path(args.config).is_file():
+        fail(f'config {args.config!r} does not exist')
+    if not Path(args.model).is_file():
+        fail(f'model {args.model!r} does not exist')
+    # Of a log that is not asked for, and of boxes that reach beyond the image.
+    warnings.filterwarnings('ignore', module=r'mmengine\.visualization')
+    try:
+        images = find_images(args.images)
+        if args.config is not None:
+            # mmdet's own reading tells less of what is wrong in it.
+            read_config(args.config)
+        inferencer = DetInferencer(
+            args.config, args.model, args.device, show_progress=False
+        )
+        prepare(args.out)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        fail(error)
+    boxes, failed = 0, []
+    for image in track(images, 'detecting', disable=len(images) == 1):
+        why = problem(image)
+        if why is None:
+            try:
+                result = inferencer(
+                    str(image),
+                    out_dir=str(args.out),
+                    pred_score_thr=args.score_thr,
+                    no_save_pred=False,
+                )
+            except (RuntimeError, ValueError, cv2.error) as error:
+                why = str(error)
+        if why is not None:
+            failed.append(f'{image}: {why}')
+            continue
+        scores = result['predictions'][0]['scores']
+        # As mmdet draws them: those above it.
+        boxes += sum(score > args.score_thr for score in scores)
+    print(
+        f'{boxes} detections with score above {args.score_thr:g} in '
+        f'{len(images) - len(failed)} image(s): {args.out / "vis"}, '
+        f'{args.out / "preds"}'
+    )
+    if failed:
+        fail(
+            f'{len(failed)} of {len(images)} images failed, the others are '
+            'done:\n' + '\n'.join(failed)
+        )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,167 @@
+"""Cut the boxes of a dataset in Pascal VOC format into an image folder.
+
+Writes OUT/train/CLASS/*.png and OUT/val/CLASS/*.png, what
+``ImageFolderDataset`` reads. By default the boxes of BCCD go to
+``bccd_crops`` in the data folder, on which
+``configs/pretrain/surge_resnet18_crops.py`` trains.
+
+Example::
+
+    python tools/make_crops.py --max-per-class 150
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from pathlib import Path
+
+# First: closes the toolbox's gaps before anything of it is imported.
+import surge_det  # noqa: F401
+
+# isort: split
+from PIL import Image
+
+from surge_det.cli.common import fail
+from surge_det.datasets import VOCFormatDataset, data_root
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--source',
+        type=Path,
+        help='folder with Annotations, ImageSets/Main and JPEGImages; '
+        'default: bccd in the data folder',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder to make; default: bccd_crops in the data folder',
+    )
+    parser.add_argument(
+        '--train', default='train', help='split that becomes OUT/train'
+    )
+    parser.add_argument(
+        '--val', default='val', help='split that becomes OUT/val'
+    )
+    parser.add_argument(
+        '--margin',
+        type=float,
+        default=0.1,
+        help="what is added on each side, in parts of the box's own size",
+    )
+    parser.add_argument(
+        '--min-size',
+        type=int,
+        default=8,
+        metavar='PIXELS',
+        help='leave out boxes whose longer side is shorter',
+    )
+    parser.add_argument(
+        '--max-per-class',
+        type=int,
+        metavar='N',
+        help='of OUT/train keep at most N crops of a class, drawn at random, '
+        'so that a frequent class does not drown the others; OUT/val is '
+        'always whole',
+    )
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.margin < 0:
+        parser.error(f'--margin {args.margin}: at least 0')
+    if args.max_per_class is not None and args.max_per_class < 1:
+        parser.error(f'--max-per-class {args.max_per_class}: at least 1')
+    return args
+
+
+def class_names(source: Path) -> list[str]:
+    """Return the names of all classes that the annotations have, sorted."""
+    names = set()
+    for path in sorted((source / 'Annotations').glob('*.xml')):
+        for item in ET.parse(path).getroot().findall('object'):
+            names.add(item.findtext('name'))
+    return sorted(names)
+
+
+def find_boxes(source: Path, split: str, classes: list[str]) -> dict:
+    """Return the boxes of a split: class -> list of (image, number, box).
+
+    Boxes are XYXY in pixels, 0-based, the far corner inclusive.
+    """
+    dataset = VOCFormatDataset(
+        data_root=str(source),
+        ann_file=f'ImageSets/Main/{split}.txt',
+        metainfo=dict(classes=classes),
+        test_mode=True,
+        pipeline=[],
+    )
+    boxes = defaultdict(list)
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        for number, instance in enumerate(info['instances']):
+            name = classes[instance['bbox_label']]
+            boxes[name].append((info['img_path'], number, instance['bbox']))
+    return boxes
+
+
+def cut(
+    boxes: dict, folder: Path, margin: float, min_size: int
+) -> dict[str, int]:
+    """Write one PNG per box and return how many each class got."""
+    by_image = defaultdict(list)
+    for name, items in boxes.items():
+        for path, number, box in items:
+            by_image[path].append((name, number, box))
+    counts = dict.fromkeys(sorted(boxes), 0)
+    for path, items in sorted(by_image.items()):
+        with Image.open(path) as image:
+            image = image.convert('RGB')
+        for name, number, (x1, y1, x2, y2) in items:
+            width, height = x2 + 1 - x1, y2 + 1 - y1
+            if max(width, height) < min_size:
+                continue
+            area = (
+                max(round(x1 - margin * width), 0),
+                max(round(y1 - margin * height), 0),
+                min(round(x2 + 1 + margin * width), image.width),
+                min(round(y2 + 1 + margin * height), image.height),
+            )
+            target = folder / name / f'{Path(path).stem}_{number}.png'
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.crop(area).save(target)
+            counts[name] += 1
+    return counts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
+    args = parse_args(argv)
+    try:
+        root = Path(data_root())
+        source = args.source or root / 'bccd'
+        out = args.out or root / 'bccd_crops'
+        if not (source / 'Annotations').is_dir():
+            fail(f'{source} has no folder Annotations; --source names another')
+        if out.exists() and any(out.iterdir()):
+            fail(f'{out} is not empty; delete it or give another --out')
+        classes = class_names(source)
+        for split, name in ((args.train, 'train'), (args.val, 'val')):
+            boxes = find_boxes(source, split, classes)
+            if name == 'train' and args.max_per_class:
+                draw = random.Random(args.seed)
+                for cls, items in boxes.items():
+                    if len(items) > args.max_per_class:
+                        boxes[cls] = draw.sample(items, args.max_per_class)
+            counts = cut(boxes, out / name, args.margin, args.min_size)
+            told = ', '.join(f'{cls} {n}' for cls, n in counts.items())
+            print(f'{out / name}: {told}')
+    except (FileNotFoundError, ValueError, ET.ParseError) as error:
+        fail(error)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,154 @@
+"""Evaluate a detector: mmdet's ``tools/test.py`` with SURGE registered.
+
+Example::
+
+    python tools/test.py configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
+
+CHECKPOINT may be what `tools/export.py` wrote: a packed file
+(`.safetensors`) or an OpenVINO model (`.xml`). The config says what the
+detector is, what it is tested on, and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+# First: closes the toolbox's gaps before anything of it is imported.
+import surge_det  # noqa: F401
+
+# isort: split
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from surge_det.cli.common import (
+    add_common_arguments,
+    build_runner,
+    fail,
+    leave,
+    load_config,
+)
+from surge_det.deploy.checkpoint import check_trained
+from surge_det.deploy.loading import DEPLOYED, as_model_cfg
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description='Evaluate a detector')
+    parser.add_argument('config', help='test config file path')
+    parser.add_argument(
+        'checkpoint',
+        help='checkpoint, packed file (.safetensors) or OpenVINO model (.xml)',
+    )
+    add_common_arguments(parser)
+    parser.add_argument('--out', help='write predictions to this .pkl file')
+    parser.add_argument(
+        '--show', action='store_true', help='show pictures of detections'
+    )
+    parser.add_argument(
+        '--show-dir',
+        help='write pictures of detections beside ground truth to '
+        'WORK_DIR/TIMESTAMP/SHOW_DIR',
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds for --show'
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation'
+    )
+    args = parser.parse_args(argv)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out {args.out!r}: the name must end in .pkl')
+    return args
+
+
+def apply_tta(cfg: Config) -> None:
+    """Put mmdet's default test-time augmentation where the config has none."""
+    cfg.setdefault(
+        'tta_model',
+        ConfigDict(
+            type='DetTTAModel',
+            tta_cfg=dict(
+                nms=dict(type='nms', iou_threshold=0.5), max_per_img=100
+            ),
+        ),
+    )
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        steps = deepcopy(dataset.pipeline)
+        pack = steps.pop()
+        # Detections are flipped back before they are scored; ground truth,
+        # which mmdet's VOC metric takes from the samples, must not be flipped.
+        truth = [step for step in steps if step.type == 'LoadAnnotations']
+        if 'meta_keys' in pack:
+            pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
+        augment = dict(
+            type='TestTimeAug',
+            transforms=[
+                [
+                    dict(type='RandomFlip', prob=1.0),
+                    dict(type='RandomFlip', prob=0.0),
+                ],
+                *([step] for step in truth),
+                [pack],
+            ],
+        )
+        cfg.tta_pipeline = [s for s in steps if s not in truth] + [augment]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def build_deployed_runner(cfg: Config) -> Runner:
+    """Build a runner whose model comes from a file that is no checkpoint."""
+    try:
+        return build_runner(cfg)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        fail(error)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the tool."""
+    args = parse_args(argv)
+    setup_cache_size_limit_of_dynamo()
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        fail(f'checkpoint {args.checkpoint!r} does not exist')
+    suffix = Path(args.checkpoint).suffix
+    if suffix == '.xml' and args.launcher != 'none':
+        fail(
+            f'--launcher {args.launcher}: an OpenVINO model is tested in one '
+            'process'
+        )
+    cfg = load_config(args, ('test',))
+    if suffix in DEPLOYED:
+        cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
+        # What a config starts training from would be loaded over it.
+        cfg.load_from, cfg.resume = None, False
+    else:
+        # The runner would evaluate what is random in it, with a warning.
+        try:
+            check_trained(cfg, args.checkpoint)
+        except (OSError, ValueError) as error:
+            fail(error)
+        cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        apply_tta(cfg)
+    build = build_deployed_runner if suffix in DEPLOYED else build_runner
+    runner = build(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(
+            DumpDetResults(out_file_path=args.out)
+        )
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()
+    leave()
