@@ -164,7 +164,7 @@ def _start_replica(layer: SURGEConv2d, how: str) -> None:
     elif how == 'binary':
         scale = layer.weight.abs().mean((1, 2, 3), keepdim=True)
         other = scale * binary_sign(layer.weight)
-    layer.aux_weight.copy_(other)
+    layer.set_replica(other)
 
 
 class ClippedOnly(AGS):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from . import checks
 
 
 class AGS:
@@ -23,7 +23,7 @@ class AGS:
     Source: SURGE (arXiv 2605.10989), AGS.
 
     Args:
-        eta: Base factor :math:`\eta \ge 0`. 0 switches compensation off.
+        eta: Factor :math:`\eta \ge 0`. 0 switches compensation off.
         eps: :math:`\varepsilon > 0`.
 
     Attributes:
@@ -38,26 +38,30 @@ class AGS:
     """
 
     def __init__(self, eta: float = 0.2, eps: float = 1e-8) -> None:
-        if not _is_number(eps) or eps <= 0:
-            raise ValueError(f'eps={eps!r} is not allowed: a number > 0')
-        self.eta = eta
-        self.eps = float(eps)
+        self.base_eta = eta
+        self.eps = checks.number('eps', eps, above=0)
         self.last_scale: Tensor | None = None
         self.last_norm_b: Tensor | None = None
         self.last_norm_a: Tensor | None = None
 
     @property
+    def base_eta(self) -> float:
+        """Factor that schedules multiply; setting it sets ``eta`` as well."""
+        return self._base_eta
+
+    @base_eta.setter
+    def base_eta(self, value: float) -> None:
+        self.eta = value
+        self._base_eta = self.eta
+
+    @property
     def eta(self) -> float:
-        """Base factor; may be changed at any time between backward passes."""
+        """Factor in use; may be changed between backward passes."""
         return self._eta
 
     @eta.setter
     def eta(self, value: float) -> None:
-        if not _is_number(value) or value < 0:
-            raise ValueError(
-                f'eta={value!r} is not allowed: a finite number >= 0'
-            )
-        self._eta = float(value)
+        self._eta = checks.number('eta', value, low=0)
 
     def scale(self, grad_b: Tensor, grad_a: Tensor) -> Tensor:
         """Compute and remember ``lambda``.
@@ -85,14 +89,6 @@ class AGS:
 
     def __repr__(self) -> str:
         return f'AGS(eta={self.eta}, eps={self.eps})'
-
-
-def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype:

@@ -6,7 +6,6 @@ the tables above it; what cannot be binarized, in :func:`_obstacle`.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -481,7 +480,7 @@ def _to_surge(
     for pattern, more in overrides.items():
         if layer.matches([pattern]):
             settings.update(more)
-    known = _keywords(SURGEConv2d)
+    known = SURGEConv2d.keywords()
     if unknown := settings.keys() - known:
         raise ValueError(
             f'layer_cfg, overrides: {sorted(unknown)} for {layer.name} are '
@@ -490,26 +489,18 @@ def _to_surge(
     convolution = isinstance(layer.module, nn.Conv2d)
     cls = SURGEConv2d if convolution else SURGELinear
     for pattern, more in overrides.items():
-        lost = more.keys() - _keywords(cls)
+        lost = more.keys() - cls.keywords()
         # A pattern with a wildcard may mean convolutions beside this one.
         if pattern in layer.names and lost:
             raise ValueError(
                 f'overrides[{pattern!r}]: {sorted(lost)} are not allowed for '
                 f'a {cls.__name__}'
             )
-    settings = {k: v for k, v in settings.items() if k in _keywords(cls)}
+    settings = {k: v for k, v in settings.items() if k in cls.keywords()}
     try:
         return cls.from_float(layer.module, **settings)
     except ValueError as error:
         raise ValueError(f'{layer.name}: {error}') from error
-
-
-def _keywords(cls: type) -> set[str]:
-    return {
-        p.name
-        for p in inspect.signature(cls).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    }
 
 
 def _meets_sign(

@@ -42,7 +42,8 @@ def number(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-) -> float:
+    or_none: bool = False,
+) -> float | None:
     """Return a finite number as float.
 
     Args:
@@ -51,10 +52,13 @@ def number(
         low: The smallest number allowed.
         high: The largest number allowed; only with ``low``.
         above: What the number must exceed; instead of ``low``.
+        or_none: Whether ``None`` is allowed too.
 
     Raises:
         ValueError: If it is something else.
     """
+    if value is None and or_none:
+        return None
     if high is not None:
         allowed = f'a number in [{low}, {high}]'
     elif low is not None:
@@ -69,7 +73,7 @@ def number(
         or (high is not None and value > high)
         or (above is not None and value <= above)
     ):
-        refuse(name, value, allowed)
+        refuse(name, value, 'None or ' * or_none + allowed)
     return float(value)
 
 
@@ -82,6 +86,17 @@ def integer(name: str, value: Any, low: int) -> int:
     if not is_integer(value) or value < low:
         refuse(name, value, f'an integer >= {low}')
     return value
+
+
+def positive_integers(name: str, value: Any) -> None:
+    """Check an int > 0, or a tuple or list of them.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    if not all(is_integer(v) and v > 0 for v in values):
+        refuse(name, value, 'whole numbers > 0')
 
 
 def boolean(name: str, value: Any) -> bool:

@@ -31,9 +31,9 @@ class Settings:
     Args:
         operator: The linear operator, shared by ``f_b`` and ``f_a``.
         activation_estimator: ``h_x``; ``None`` leaves activations real.
-        weight_estimator: ``h_w``; ``None`` leaves weights real.
-        weight_binarizer: Makes pre-quantized weights and scale; only read
-            where weights are binarized.
+        binarize: Makes pre-quantized weights and their scale of the latent
+            weights; ``None`` leaves weights real.
+        weight_estimator: ``h_w``; only read where weights are binarized.
         ags: Scaler; only read where there is a replica.
         pad_value: What the binarized input is padded with; the replica's is
             padded with 0.
@@ -45,8 +45,8 @@ class Settings:
 
     operator: ConvOperator | LinearOperator
     activation_estimator: Any
+    binarize: Callable[[Tensor], tuple[Tensor, Tensor]] | None
     weight_estimator: Any
-    weight_binarizer: Any
     ags: AGS | None
     pad_value: float = 0.0
     aux_dtype: torch.dtype | None = None
@@ -96,9 +96,8 @@ def surge(
     dtype = _compute_dtype(x, weight)
     with _no_autocast(x):
         z, scale = weight, None
-        if settings.weight_estimator is not None:
-            z = settings.weight_binarizer.prepare(weight)
-            scale = settings.weight_binarizer.scale(z)
+        if settings.binarize is not None:
+            z, scale = settings.binarize(weight)
         if (
             scale is None
             and aux_weight is None

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
+from . import checks
 from .ags import AGS
-from .binarizers import ScaledSign, build_binarizer
-from .estimators import STE, build_estimator
+from .binarizers import ScaledSign
 from .functional import Settings, surge
+from .layer_config import ConvConfig, LayerConfig
 from .operators import ConvOperator, LinearOperator
 from .sign import binary_sign
 
@@ -40,11 +42,14 @@ class SURGELayer(nn.Module):
     """What the binarized layers share: estimators, replica, AGS.
 
     The replica ``aux_weight`` works in the backward pass of training mode
-    only; in eval mode a layer has the plain estimator's gradients. Until
-    the first forward pass of training ``aux_weight`` follows ``weight``, so
-    that it starts as a copy of it whatever initializer wrote ``weight`` last;
-    loading or writing ``aux_weight`` itself ends that.
+    only; in eval mode a layer has the plain estimator's gradients. It is all
+    zeros until training's first forward pass copies ``weight`` to it. So it
+    begins as a copy, whatever initializer wrote ``weight`` last. A replica
+    that is not zero, as one from a state dict, stays as it is.
     """
+
+    # The keywords beyond those of the float layer.
+    config_class: type[LayerConfig] = LayerConfig
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -53,88 +58,40 @@ class SURGELayer(nn.Module):
     ags: AGS | None
     # What generates the weights' updates, if anything does (FSG).
     fsg: Any = None
+    # Whether the replica was copied, or is known not to be zero.
+    _training_began: bool = False
 
-    def _setup(
-        self,
-        activation_estimator: Any,
-        weight_estimator: Any,
-        eta: float,
-        compensate: bool,
-        binarize_weight: bool,
-        binarize_activation: bool,
-        shift: float | None,
-        weight_binarizer: Any,
-        normalize_input: bool,
-        aux_dtype: torch.dtype | str | None,
-        pad_value: float = 0.0,
-    ) -> None:
-        for name, value in (
-            ('compensate', compensate),
-            ('binarize_weight', binarize_weight),
-            ('binarize_activation', binarize_activation),
-            ('normalize_input', normalize_input),
-        ):
-            if not isinstance(value, bool):
-                raise ValueError(f'{name}={value!r}: True or False is allowed')
-        if isinstance(pad_value, bool) or pad_value not in (-1, 0, 1):
-            raise ValueError(
-                f'pad_value={pad_value!r} is not allowed: 0, -1 or +1'
+    @classmethod
+    def keywords(cls) -> set[str]:
+        """Names of the keywords that the float layer does not have."""
+        return {field.name for field in fields(cls.config_class)}
+
+    @classmethod
+    def _read_keywords(cls, kwargs: dict[str, Any]) -> LayerConfig:
+        if unknown := kwargs.keys() - cls.keywords():
+            raise TypeError(
+                f'{cls.__name__} has no keywords {sorted(unknown)}; allowed '
+                f"besides the float layer's are {sorted(cls.keywords())}"
             )
-        if pad_value != 0 and not binarize_activation:
-            raise ValueError(
-                f'pad_value={pad_value!r} pads a binarized input; with '
-                'binarize_activation=False only 0 is allowed'
-            )
-        if normalize_input and not binarize_activation:
-            raise ValueError(
-                'normalize_input=True would change a real input; with '
-                'binarize_activation=False only False is allowed'
-            )
-        if shift is not None and (
-            isinstance(shift, bool)
-            or not isinstance(shift, (int, float))
-            or not math.isfinite(shift)
-        ):
-            raise ValueError(
-                f'shift={shift!r} is not allowed: None or a finite number'
-            )
-        self.aux_dtype = _narrow(aux_dtype)
-        self.activation_estimator = build_estimator(
-            STE(clip=1.0)
-            if activation_estimator is None
-            else activation_estimator,
-            'activation_estimator',
-        )
-        self.weight_estimator = build_estimator(
-            STE(clip=None) if weight_estimator is None else weight_estimator,
-            'weight_estimator',
-        )
-        self.weight_binarizer = build_binarizer(
-            ScaledSign() if weight_binarizer is None else weight_binarizer,
-            'weight_binarizer',
-        )
-        self.binarize_weight = binarize_weight
-        self.binarize_activation = binarize_activation
-        self.normalize_input = normalize_input
-        self.pad_value = float(pad_value)
-        self.shift_start = None if shift is None else float(shift)
+        return cls.config_class(**kwargs)
+
+    def _setup(self, config: LayerConfig) -> None:
+        self.activation_estimator = config.activation_estimator
+        self.weight_estimator = config.weight_estimator
+        self.weight_binarizer = config.weight_binarizer
+        self.binarize_weight = config.binarize_weight
+        self.binarize_activation = config.binarize_activation
+        self.normalize_input = config.normalize_input
+        self.pad_value = float(getattr(config, 'pad_value', 0))
+        self.aux_dtype = config.aux_dtype
+        self.shift_start = config.shift
         self._register_shift(self.weight)
         self._set_up_binarizer()
-        ags = AGS(eta)
-        self.ags = ags if compensate else None
-        # What `aux_weight` was when it last followed. A buffer, because DDP
-        # then gives every process the first one's, as it does with
-        # `aux_weight` itself.
-        self._following = compensate
-        if compensate:
-            self.register_parameter(
-                'aux_weight', nn.Parameter(self.weight.detach().clone())
-            )
-            self.register_buffer(
-                '_followed', _checksum(self.weight), persistent=False
-            )
-        else:
-            self.register_parameter('aux_weight', None)
+        self.ags = AGS(config.eta) if config.compensate else None
+        aux_weight = None
+        if config.compensate:
+            aux_weight = nn.Parameter(torch.zeros_like(self.weight))
+        self.register_parameter('aux_weight', aux_weight)
 
     def _register_shift(self, weight: Tensor) -> None:
         if self.shift_start is None:
@@ -150,59 +107,53 @@ class SURGELayer(nn.Module):
         if self.binarize_weight:
             self.weight_binarizer.setup(self.weight)
 
-    def __getattr__(self, name: str) -> Any:
-        # Parameters are looked up here: an initializer's new `weight` is seen
-        # in `aux_weight` at once.
-        if name == 'aux_weight':
-            self._follow()
-        return super().__getattr__(name)
-
     @property
     def compensate(self) -> bool:
         """Whether there is a replica."""
         return self.aux_weight is not None
 
-    def _follow(self) -> None:
-        """Copy ``weight`` to the replica unless that is its own by now."""
-        if not self._following:
-            return
-        aux_weight = self._parameters.get('aux_weight')
-        if aux_weight is None or aux_weight.is_meta:
-            return
-        if not torch.equal(_checksum(aux_weight), self._followed):
-            self._following = False
-            return
-        with torch.no_grad():
-            checksum = _checksum(self.weight)
-            if not torch.equal(checksum, self._followed):
-                aux_weight.copy_(self.weight)
-                self._followed.copy_(checksum)
+    @torch.no_grad()
+    def set_replica(self, weight: Tensor) -> None:
+        """Let training begin with another replica than a copy of ``weight``.
 
-    def _apply(self, fn: Any, recurse: bool = True) -> SURGELayer:
-        self._follow()
-        super()._apply(fn, recurse)
-        self._mark_followed()
-        return self
+        Args:
+            weight: In the shape of the layer's; zeros are kept, too.
 
-    def _mark_followed(self) -> None:
-        if self._following:
-            self._followed = _checksum(self._parameters['aux_weight'])
+        Raises:
+            ValueError: If the layer has no replica.
+        """
+        if not self.compensate:
+            raise ValueError(f'layer={self!r} has no replica')
+        self.aux_weight.copy_(weight)
+        self._training_began = True
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._follow()
-        super()._save_to_state_dict(*args, **kwargs)
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _begin_training(self) -> None:
+        if not self.aux_weight.is_meta:
+            if not self.aux_weight.any():
+                self.aux_weight.copy_(self.weight)
+            self._training_began = True
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew; the replica will be a copy again."""
+        super().reset_parameters()
+        # The float layer's constructor calls this too.
+        if getattr(self, 'aux_weight', None) is not None:
+            nn.init.zeros_(self.aux_weight)
+            self._training_began = False
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         key, source = prefix + 'aux_weight', prefix + 'weight'
-        own = key in state_dict
-        if self._parameters.get('aux_weight') is None:
+        if self.aux_weight is None:
             # The output does not depend on a replica: a checkpoint of SURGE
             # training fits a layer without one.
             state_dict = {k: v for k, v in state_dict.items() if k != key}
-        elif not own and source in state_dict:
-            state_dict = {**state_dict, key: state_dict[source].clone()}
+        elif key not in state_dict and source in state_dict:
+            zeros = torch.zeros_like(state_dict[source])
+            state_dict = {**state_dict, key: zeros}
         shift = prefix + 'shift'
         if (
             self.shift is not None
@@ -213,8 +164,7 @@ class SURGELayer(nn.Module):
             state_dict = {**state_dict, shift: self.shift.detach().clone()}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if key in state_dict:
-            self._following = not own
-            self._mark_followed()
+            self._training_began = False
 
     def strip(self) -> SURGELayer:
         """Drop the replica in place.
@@ -222,10 +172,7 @@ class SURGELayer(nn.Module):
         Returns:
             The layer itself; it computes the same output as before.
         """
-        self.register_parameter('aux_weight', None)
-        self._buffers.pop('_followed', None)
-        self.ags = None
-        self._following = False
+        self.aux_weight = self.ags = None
         return self
 
     @property
@@ -260,10 +207,12 @@ class SURGELayer(nn.Module):
                 f'layer={self!r} has real weights: binarize_weight=True is '
                 'allowed'
             )
-        z = self.weight_binarizer.prepare(self.weight)
-        return BinarizedWeight(
-            z, self.weight_binarizer.scale(z), binary_sign(z)
-        )
+        z, scale = self._binarize(self.weight)
+        return BinarizedWeight(z, scale, binary_sign(z))
+
+    def _binarize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.weight_binarizer.prepare(weight)
+        return z, self.weight_binarizer.scale(z)
 
     def shifted(self, x: Tensor) -> Tensor:
         """Return what the sign sees of an input: ``x`` plus ``shift``."""
@@ -296,8 +245,9 @@ class SURGELayer(nn.Module):
         # A tracer sees the forward pass only.
         learning = torch.is_grad_enabled() and not torch.jit.is_tracing()
         if self.training and learning and self.compensate:
+            if not self._training_began:
+                self._begin_training()
             aux_weight = self.aux_weight
-            self._following = False
         weight, on_weight_grad = self.weight, None
         if self.training and learning and self.fsg is not None:
             on_weight_grad = self.fsg.record
@@ -306,8 +256,8 @@ class SURGELayer(nn.Module):
         settings = Settings(
             self.operator,
             self.activation_estimator if self.binarize_activation else None,
-            self.weight_estimator if self.binarize_weight else None,
-            self.weight_binarizer,
+            self._binarize if self.binarize_weight else None,
+            self.weight_estimator,
             self.ags,
             self.pad_value,
             self.aux_dtype,
@@ -326,9 +276,10 @@ class SURGELayer(nn.Module):
                 name,
                 nn.Parameter(value.detach().clone(), value.requires_grad),
             )
+        if self.compensate:
+            nn.init.zeros_(self.aux_weight)
         self._register_shift(module.weight)
         self._set_up_binarizer()
-        self._mark_followed()
         return self.train(module.training)
 
     def extra_repr(self) -> str:
@@ -390,37 +341,14 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         padding_mode: ``'zeros'`` only.
         device: Where parameters live.
         dtype: Type of parameters.
-        activation_estimator: Surrogate derivative of the input's sign: an
-            object with ``derivative(x)`` or ``dict(type='STE', clip=1.0)``.
-            ``None`` means ``STE(clip=1.0)``.
-        weight_estimator: The same for the weights' sign. ``None`` means
-            ``STE(clip=None)``, the identity.
-        eta: Base factor of AGS, >= 0; 0 gives the plain estimator's
-            gradients, and zeros for ``aux_weight``.
-        compensate: Whether there is a replica at all.
-        binarize_weight: Whether weights are binarized.
-        binarize_activation: Whether the input is binarized.
-        shift: Where the learned shift of each input channel starts, which is
-            added to the input in front of sign and replica (ReActNet's
-            RSign, arXiv 2003.03488, eq. 1); ``None`` for no shift.
-        weight_binarizer: How weights are binarized: a
-            :class:`~surge_det.core.binarizers.Binarizer` or
-            ``dict(type='IRNet')``. ``None`` means ``ScaledSign()``. Its
-            parameters, where it has any, are
-            ``weight_binarizer.*`` in the state dict.
-        normalize_input: Whether, in training, each sample is divided by its
-            standard deviation (plus 1e-5 under the root) in front of sign
-            and replica. The output is the same; gradients are scaled, and
-            estimators see other values (ReCU, arXiv 2103.12369).
-        pad_value: What the binarized input is padded with: 0, -1 or +1. The
-            replica's input is always padded with 0.
-        aux_dtype: ``'bfloat16'``: the type of the replica's
-            two products in the backward pass and of the copy of the input
-            that is kept for them; ``None`` for the type of the others.
+        **kwargs: Keywords of :class:`~surge_det.core.layer_config.ConvConfig`.
 
     Raises:
         ValueError: If an argument is out of range; it is named.
+        TypeError: If a keyword is unknown.
     """
+
+    config_class = ConvConfig
 
     def __init__(
         self,
@@ -435,27 +363,18 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         padding_mode: str = 'zeros',
         device: Any = None,
         dtype: torch.dtype | None = None,
-        *,
-        activation_estimator: Any = None,
-        weight_estimator: Any = None,
-        eta: float = 0.2,
-        compensate: bool = True,
-        binarize_weight: bool = True,
-        binarize_activation: bool = True,
-        shift: float | None = None,
-        weight_binarizer: Any = None,
-        normalize_input: bool = False,
-        pad_value: float = 0.0,
-        aux_dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
     ) -> None:
-        _check_positive(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            dilation=dilation,
-            groups=groups,
-        )
+        config = self._read_keywords(kwargs)
+        for name, value in (
+            ('in_channels', in_channels),
+            ('out_channels', out_channels),
+            ('kernel_size', kernel_size),
+            ('stride', stride),
+            ('dilation', dilation),
+            ('groups', groups),
+        ):
+            checks.positive_integers(name, value)
         for name, value in (('in', in_channels), ('out', out_channels)):
             if value % groups:
                 raise ValueError(
@@ -480,19 +399,7 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
             device,
             dtype,
         )
-        self._setup(
-            activation_estimator,
-            weight_estimator,
-            eta,
-            compensate,
-            binarize_weight,
-            binarize_activation,
-            shift,
-            weight_binarizer,
-            normalize_input,
-            aux_dtype,
-            pad_value,
-        )
+        self._setup(config)
 
     @classmethod
     def from_float(cls, module: nn.Conv2d, **kwargs: Any) -> SURGEConv2d:
@@ -572,20 +479,12 @@ class SURGELinear(SURGELayer, nn.Linear):
         bias: Whether a real-valued bias is added.
         device: Where parameters live.
         dtype: Type of parameters.
-        activation_estimator: As in :class:`SURGEConv2d`, like the rest.
-        weight_estimator: Surrogate derivative of the weights' sign.
-        eta: Base factor of AGS.
-        compensate: Whether there is a replica at all.
-        binarize_weight: Whether weights are binarized.
-        binarize_activation: Whether the input is binarized.
-        shift: Where the learned shift of each input feature starts.
-        weight_binarizer: How weights are binarized.
-        normalize_input: Whether samples (first dimension of the input) are
-            divided by their standard deviation in training.
-        aux_dtype: Type of the replica's two products.
+        **kwargs: Keywords of
+            :class:`~surge_det.core.layer_config.LayerConfig`.
 
     Raises:
         ValueError: If an argument is out of range; it is named.
+        TypeError: If a keyword is unknown.
     """
 
     def __init__(
@@ -595,32 +494,13 @@ class SURGELinear(SURGELayer, nn.Linear):
         bias: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
-        *,
-        activation_estimator: Any = None,
-        weight_estimator: Any = None,
-        eta: float = 0.2,
-        compensate: bool = True,
-        binarize_weight: bool = True,
-        binarize_activation: bool = True,
-        shift: float | None = None,
-        weight_binarizer: Any = None,
-        normalize_input: bool = False,
-        aux_dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
     ) -> None:
-        _check_positive(in_features=in_features, out_features=out_features)
+        config = self._read_keywords(kwargs)
+        checks.positive_integers('in_features', in_features)
+        checks.positive_integers('out_features', out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._setup(
-            activation_estimator,
-            weight_estimator,
-            eta,
-            compensate,
-            binarize_weight,
-            binarize_activation,
-            shift,
-            weight_binarizer,
-            normalize_input,
-            aux_dtype,
-        )
+        self._setup(config)
 
     @classmethod
     def from_float(cls, module: nn.Linear, **kwargs: Any) -> SURGELinear:
@@ -665,40 +545,3 @@ def named_surge_layers(
     for name, child in module.named_modules():
         if isinstance(child, SURGELayer):
             yield name, child
-
-
-def _narrow(aux_dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if aux_dtype is None:
-        return None
-    # Not float16: gradients are too small for it, and scaled where it's AMP's.
-    if aux_dtype not in ('bfloat16', torch.bfloat16):
-        raise ValueError(
-            f"aux_dtype={aux_dtype!r} is not allowed: None or 'bfloat16'"
-        )
-    return torch.bfloat16
-
-
-def _check_positive(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        numbers = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(
-            isinstance(n, int) and not isinstance(n, bool) and n > 0
-            for n in numbers
-        ):
-            raise ValueError(
-                f'{name}={value!r} is not allowed: whole numbers > 0'
-            )
-
-
-def _checksum(x: Tensor) -> Tensor:
-    """Tell whether somebody wrote to ``x``, through ``.data`` too.
-
-    Exact integer arithmetic: the same on every device and in every order.
-
-    Returns:
-        0-dim int64 tensor on the device of ``x``.
-    """
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    words = x.detach().contiguous().view(bits).flatten().to(torch.int64)
-    places = torch.arange(1, 2 * words.numel(), 2, device=x.device)
-    return (words * places).sum()

@@ -13,22 +13,6 @@ from .functional import Settings, surge
 from .layers import SURGEConv2d, SURGELayer, SURGELinear
 from .operators import ConvOperator
 
-# Only asked for whether there is one: no gradient flows here.
-_ANY_ESTIMATOR = STE()
-
-
-class _Stored:
-    """What a weight binarizer makes, made before."""
-
-    def __init__(self, scale: Tensor) -> None:
-        self._scale = scale
-
-    def prepare(self, weight: Tensor) -> Tensor:
-        return weight
-
-    def scale(self, z: Tensor) -> Tensor:
-        return self._scale.view(-1, *[1] * (z.dim() - 1))
-
 
 class PackedLayer(nn.Module):
     r"""What :class:`PackedConv2d` and :class:`PackedLinear` share.
@@ -91,11 +75,13 @@ class PackedLayer(nn.Module):
             places = 2 if isinstance(self.operator, ConvOperator) else 0
             x = x + self.shift.to(x.dtype).view(-1, *[1] * places)
         signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
+        scale = self.scale.view(-1, *[1] * (signs.dim() - 1))
         settings = Settings(
             self.operator,
-            _ANY_ESTIMATOR if self.binarize_activation else None,
-            _ANY_ESTIMATOR,
-            _Stored(self.scale),
+            # Only asked for whether there is one: no gradient flows here.
+            STE() if self.binarize_activation else None,
+            lambda signs: (signs, scale),
+            None,
             None,
             self.pad_value,
         )

@@ -165,12 +165,12 @@ def test_a_wrong_kernel_shows(tool, tmp_path, monkeypatch, spoil):
 
     class Spoilt(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x, weight, aux_weight, layer, operator):
+        def forward(ctx, x, weight, aux_weight, layer):
             ctx.save_for_backward(x, weight, aux_weight)
-            ctx.layer, ctx.operator = layer, operator
+            ctx.layer = layer
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                out = right(layer, leaf, operator)
+                out = right(layer, leaf)
             ctx.leaf, ctx.out = leaf, out
             return out.detach()
 
@@ -179,17 +179,17 @@ def test_a_wrong_kernel_shows(tool, tmp_path, monkeypatch, spoil):
             leaves = [ctx.leaf, *ctx.layer.parameters()]
             got = list(torch.autograd.grad(ctx.out, leaves, grad))
             got = spoil(got, ctx.leaf.detach())
-            return (*got, None, None)
+            return (*got, None)
 
-    def run(layer, x, operator):
+    def run(layer, x):
         if (
             not layer.training
             or not layer.compensate
             or layer.aux_dtype is not None
             or not torch.is_grad_enabled()
         ):
-            return right(layer, x, operator)
-        return Spoilt.apply(x, layer.weight, layer.aux_weight, layer, operator)
+            return right(layer, x)
+        return Spoilt.apply(x, layer.weight, layer.aux_weight, layer)
 
     monkeypatch.setattr(SURGEConv2d, '_run', run)
     tool.main([*SMALL, 'lateral5', '--out', str(tmp_path)])

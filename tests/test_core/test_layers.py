@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import OpRecorder, explicit_padding, sign
+from replicas import begin_training
 from torch import nn
 
 import surge_det.core as core
@@ -58,6 +59,7 @@ class TestDropIn:
     def test_replica_starts_as_a_copy(self, surge, base):
         args = (4, 6, 3) if surge is SURGEConv2d else (4, 6)
         layer = surge(*args)
+        begin_training(layer)
         assert torch.equal(layer.aux_weight, layer.weight)
         assert layer.aux_weight.data_ptr() != layer.weight.data_ptr()
         assert layer.aux_weight.requires_grad
@@ -80,6 +82,7 @@ class TestDropIn:
     def test_conversions_reach_the_replica(self, surge, base):
         args = (4, 6, 3) if surge is SURGEConv2d else (4, 6)
         layer = surge(*args).double()
+        begin_training(layer)
         assert layer.aux_weight.dtype == torch.float64
         assert torch.equal(layer.aux_weight, layer.weight)
 
@@ -486,6 +489,7 @@ def test_from_float_linear(bias):
 
 
 def check_converted(layer, source):
+    begin_training(layer)
     assert layer.weight.dtype == source.weight.dtype
     assert torch.equal(layer.weight, source.weight)
     assert torch.equal(layer.aux_weight, source.weight)

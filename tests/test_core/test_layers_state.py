@@ -95,6 +95,7 @@ def test_float_models_weights_go_into_the_replica(
     assert not result.missing_keys
     assert not result.unexpected_keys
     assert set(state) == {'weight', 'bias'}
+    layer(batch(kind))
     assert torch.equal(layer.weight, source.weight)
     assert torch.equal(layer.aux_weight, source.weight)
     assert layer.aux_weight.data_ptr() != layer.weight.data_ptr()
@@ -113,6 +114,7 @@ def test_float_state_dict_in_a_nested_module():
     target = net(SURGEConv2d, SURGELinear)
     result = target.load_state_dict(source.state_dict(), strict=True)
     assert not result.missing_keys
+    target(batch('conv'))
     assert torch.equal(target[0].aux_weight, source[0].weight)
     assert torch.equal(target[1][1].aux_weight, source[1][1].weight)
 
@@ -190,16 +192,22 @@ def test_resumed_training_is_the_uninterrupted_one(kind):
 
 
 @both
-def test_a_state_dict_saved_before_the_first_step_is_consistent(kind):
+@pytest.mark.parametrize('trained', [True, False])
+@pytest.mark.parametrize('write', [False, True])
+def test_a_state_saved_before_the_first_step_has_no_stale_replica(
+    kind, trained, write
+):
     layer = build(kind)
     nn.init.normal_(layer.weight)
-    state = copy.deepcopy(layer.state_dict())
-    assert torch.equal(state['aux_weight'], state['weight'])
     other = build(kind)
-    other.load_state_dict(state)
+    if trained:
+        train_step(other, kind)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.weight, layer.weight)
+    if write:
+        via_data(other)
     other(batch(kind))
     assert torch.equal(other.aux_weight, other.weight)
-    assert torch.equal(other.weight, layer.weight)
 
 
 # Initialization after construction
@@ -263,7 +271,7 @@ def test_replica_follows_any_initializer_until_the_first_step(kind, write):
 
 
 @both
-@pytest.mark.parametrize('write', WRITERS)
+@pytest.mark.parametrize('write', [w for w in WRITERS if w is not via_reset])
 def test_after_the_first_step_it_goes_its_own_way(kind, write):
     layer = build(kind)
     train_step(layer, kind)
@@ -271,6 +279,20 @@ def test_after_the_first_step_it_goes_its_own_way(kind, write):
     write(layer)
     layer(batch(kind))
     assert torch.equal(layer.aux_weight, kept)
+
+
+@both
+@pytest.mark.parametrize('on_meta', [True, False])
+def test_reset_parameters_begins_again(kind, on_meta):
+    layer = build(kind)
+    train_step(layer, kind)
+    if on_meta:
+        layer = layer.to('meta').to_empty(device='cpu')
+        nn.init.constant_(layer.aux_weight, 7.0)
+    layer.reset_parameters()
+    layer(batch(kind))
+    assert torch.equal(layer.aux_weight, layer.weight)
+    assert layer.weight.any()
 
 
 @both
@@ -382,6 +404,36 @@ def test_a_replica_written_on_purpose_is_kept(kind, write, order):
 
 
 @both
+@pytest.mark.parametrize('value', [0.0, 0.25])
+def test_a_replica_that_was_set_is_kept(kind, value):
+    layer = build(kind)
+    layer.set_replica(torch.full_like(layer.weight, value))
+    via_init(layer)
+    layer(batch(kind))
+    assert (layer.aux_weight == value).all()
+    with pytest.raises(ValueError, match='no replica'):
+        layer.strip().set_replica(layer.weight)
+
+
+@pytest.mark.parametrize('use_buffers', [True, False])
+def test_average_of_the_replica_is_kept(use_buffers):
+    # The copy is made before training, and never trains itself.
+    layer = build('conv')
+    average = torch.optim.swa_utils.AveragedModel(
+        layer, use_buffers=use_buffers
+    )
+    for _ in range(3):
+        train_step(layer, 'conv')
+        average.update_parameters(layer)
+    state = average.module.state_dict()
+    assert not torch.equal(state['aux_weight'], state['weight'])
+    other = build('conv')
+    other.load_state_dict(state)
+    other(batch('conv'))
+    assert torch.equal(other.aux_weight, average.module.aux_weight)
+
+
+@both
 def test_a_loaded_replica_is_kept_when_weights_change_afterwards(kind):
     source = build(kind)
     train_step(source, kind)
@@ -437,7 +489,8 @@ def test_mmengine_pretrained(tmp_path):
     torch.save(source.state_dict(), file)
     model = nn.Sequential(SURGEConv2d(4, 6, 3), SURGELinear(4, 6))
     initialize(model, dict(type='Pretrained', checkpoint=str(file)))
-    for layer, origin in zip(model, source):
+    for kind, layer, origin in zip(('conv', 'linear'), model, source):
+        layer(batch(kind))
         assert torch.equal(layer.weight, origin.weight)
         assert torch.equal(layer.aux_weight, origin.weight)
 
@@ -452,6 +505,7 @@ def test_mmengine_loader_reports_nothing_missing(caplog):
     with caplog.at_level(logging.DEBUG, logger=logger.name):
         load_state_dict(model, source.state_dict(), True, logger)
     assert not caplog.records
+    model[1](batch('linear'))
     assert torch.equal(model[1].aux_weight, source[1].weight)
     # The check itself sees a key that is missing.
     with caplog.at_level(logging.DEBUG, logger=logger.name):
@@ -485,8 +539,14 @@ WORKER = textwrap.dedent(
     torch.manual_seed(rank)
     layer = SURGEConv2d(3, 4, 3, eta=0.3)
     nn.init.normal_(layer.weight)
+    loaded = sys.argv[3] == 'loaded on rank 0'
+    if loaded and rank == 0:
+        state = layer.state_dict()
+        layer.load_state_dict({k: v + 1 for k, v in state.items()})
     model = DistributedDataParallel(layer)
     start = layer.weight.detach().clone()
+    if loaded:
+        start = torch.ones_like(start)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
         optimizer.zero_grad()
@@ -512,7 +572,8 @@ WORKER = textwrap.dedent(
     or not torch.distributed.is_gloo_available(),
     reason='needs torch.distributed with gloo',
 )
-def test_two_processes_agree(tmp_path):
+@pytest.mark.parametrize('how', ['new', 'loaded on rank 0'])
+def test_two_processes_agree(tmp_path, how):
     processes = [
         subprocess.Popen(
             [
@@ -521,6 +582,7 @@ def test_two_processes_agree(tmp_path):
                 WORKER,
                 str(rank),
                 str(tmp_path / 'meeting'),
+                how,
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,

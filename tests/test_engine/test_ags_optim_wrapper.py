@@ -6,6 +6,7 @@ from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
+from replicas import begin_training
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
@@ -76,7 +77,7 @@ def test_eta_of_each_iteration_in_a_runner(make_model, make_runner):
 
 def test_without_settings_layers_keep_their_eta(make_model):
     model = make_model(eta=0.7)
-    model.head.ags.eta = 0.3
+    model.head.ags.base_eta = 0.3
     wrapper = AGSOptimWrapper(optimizer=sgd(model))
     step(wrapper, model, batch(0))
     assert (model.body[1].ags.eta, model.head.ags.eta) == (0.7, 0.3)
@@ -90,7 +91,7 @@ def test_second_schedule_starts_from_the_built_eta(make_model):
         )
         wrapper.initialize_count_status(model, 3, 4)
         assert model.head.ags.eta == pytest.approx(0.125)
-    model.head.ags.eta = 0.8
+    model.head.ags.base_eta = 0.8
     wrapper.bind(model)
     assert model.head.ags.eta == pytest.approx(0.2)
     assert model.body[1].ags.eta == pytest.approx(0.125)
@@ -167,6 +168,7 @@ def test_accumulation_has_one_lambda_per_backward(make_model):
         grads.append([p.grad for p in single.parameters()])
     assert not torch.allclose(lambdas[0], lambdas[1], rtol=1e-3)
 
+    begin_training(model)
     before = copy.deepcopy(model)
     wrapper = AGSOptimWrapper(optimizer=sgd(model), accumulative_counts=2)
     wrapper.initialize_count_status(model, 0, 10)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
+from replicas import begin_training
 
 from surge_det.core import SURGEConv2d
 from surge_det.engine import AGSOptimWrapper
@@ -114,6 +115,7 @@ def test_frozen_and_shared_parameters(make_model):
 
 def test_weights_move_by_their_factor(make_model):
     model = make_model()
+    begin_training(model)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     wrapper = build(
         model,

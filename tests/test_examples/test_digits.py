@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from replicas import begin_training
 
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
 pytest.importorskip('matplotlib', reason='draws a picture')
@@ -87,6 +88,7 @@ def test_block_is_shift_conv_norm_shortcut_prelu(bed):
 def test_replica_starts_as_asked(bed, how):
     model = bed.build(bed.Run('surge', 1, 0, aux_init=how))
     ((_, layer),) = named_surge_layers(model)
+    begin_training(layer)
     weight, aux = layer.weight, layer.aux_weight
     assert aux.equal(weight) is (how == 'weight')
     if how == 'binary':
@@ -205,7 +207,9 @@ def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
 ):
     run = bed.Run('surge', 1, 0, epochs=1, **{setting: factor})
     bed.train(run)
-    before, after = bed.build(run).state_dict(), built[0].state_dict()
+    start = bed.build(run)
+    begin_training(start)
+    before, after = start.state_dict(), built[0].state_dict()
     parameters = [name for name, _ in built[0].named_parameters()]
     frozen = {name for name in parameters if after[name].equal(before[name])}
     name = {'aux_lr': '3.conv.aux_weight', 'weight_lr': '3.conv.weight'}

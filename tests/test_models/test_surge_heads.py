@@ -33,8 +33,8 @@ def test_conv_cfg_binarizes_any_conv_module():
     )
     assert type(module.conv) is SURGEConv2d
     assert module.conv.ags.eta == 0.3
-    assert torch.equal(module.conv.weight, module.conv.aux_weight)
     assert module(torch.randn(2, 4, 5, 5)).shape == (2, 6, 5, 5)
+    assert torch.equal(module.conv.weight, module.conv.aux_weight)
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmengine'])

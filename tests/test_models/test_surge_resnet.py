@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 from mmdet.registry import MODELS
+from replicas import begin_training
 from torch import nn
 
 from surge_det.core import SURGEConv2d
@@ -166,6 +167,7 @@ def test_loads_every_convolution_of_torchvision(tmp_path, depth, convs):
         depth=depth, init_cfg=dict(type='Pretrained', checkpoint=str(path))
     )
     net.init_weights()
+    begin_training(net)
     count = 0
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):

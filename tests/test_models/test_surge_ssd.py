@@ -16,6 +16,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import checkpoint
 from mmengine.structures import InstanceData
+from replicas import begin_training
 from torch import nn
 
 from surge_det.core import SURGEConv2d
@@ -356,6 +357,7 @@ def test_every_convolution_of_torchvisions_vgg16_loads(kind, monkeypatch):
         names += [f'stage{stage}.{i}.conv' for i in (0, *rest)]
     assert len(names) == len(wanted) == 13
     modules = dict(net.named_modules())
+    begin_training(net)
     for name, weight in zip(names, wanted):
         assert torch.equal(modules[name].weight, weight), name
         if name != 'conv1':

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.device import get_device
@@ -34,11 +33,6 @@ _WRAPPER_NAMES = {
     '_fsdp_wrapped_module',
     '_orig_mod',
 }
-
-# Per scaler: the eta it was built with, and the eta a schedule gave it last.
-# A second schedule over the same model must not start from what the first
-# one left behind.
-_BUILT_ETA: WeakKeyDictionary[AGS, tuple[float, float]] = WeakKeyDictionary()
 
 
 def binarized_layers(model: nn.Module) -> dict[str, SURGELayer]:
@@ -133,8 +127,9 @@ class AGSMixin:
         overrides = self.ags_schedule.override_etas(layers)
         for name, layer in layers.items():
             eta = overrides.get(name, self.ags_schedule.eta)
-            built = _built_eta(layer.ags)
-            self._ags_etas.append((layer.ags, built if eta is None else eta))
+            if eta is None:
+                eta = layer.ags.base_eta
+            self._ags_etas.append((layer.ags, eta))
         self._set_eta()
 
     def initialize_count_status(
@@ -220,15 +215,8 @@ class AGSMixin:
         if factor == self._ags_factor:
             return
         for ags, eta in self._ags_etas:
-            built = _built_eta(ags)
             ags.eta = eta * factor
-            _BUILT_ETA[ags] = (built, ags.eta)
         self._ags_factor = factor
-
-
-def _built_eta(ags: AGS) -> float:
-    built, last = _BUILT_ETA.get(ags, (None, None))
-    return built if ags.eta == last else ags.eta
 
 
 @OPTIM_WRAPPERS.register_module()

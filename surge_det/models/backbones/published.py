@@ -449,7 +449,13 @@ def convert_published(
             converted[key] = tensor.to(value.dtype, copy=True).contiguous()
         elif replicas.get(key) in sources:
             rows.append(
-                Row('copied', key, sources[replicas[key]], shape, 'on loading')
+                Row(
+                    'copied',
+                    key,
+                    sources[replicas[key]],
+                    shape,
+                    'when training begins',
+                )
             )
         elif slope is not None:
             rows.append(Row('set', key, '', shape, f'to {slope:g}'))
