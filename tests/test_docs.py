@@ -1,4 +1,4 @@
-"""What README and docs name exists, and README's configs build."""
+"""What README and docs name exists, and the configs in them build."""
 
 import json
 import re
@@ -57,15 +57,24 @@ def test_files_of_commands_exist(page):
             assert (ROOT / name).is_file(), name
 
 
-def _snippet(start):
-    """README's block of Python that starts with `start`."""
-    text = (ROOT / 'README.md').read_text()
+def _snippet(page, start):
+    """The block of Python in a page that starts with `start`."""
+    text = (ROOT / page).read_text()
     (block,) = (
         x
         for x in re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
         if x.startswith(start)
     )
     return block
+
+
+def test_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().split()) < 1200
+
+
+def test_hook_and_suite_have_one_linter():
+    (pinned,) = re.findall(r'ruff==[\d.]+', (ROOT / 'setup.cfg').read_text())
+    assert pinned in (ROOT / '.pre-commit-config.yaml').read_text()
 
 
 def _read(path, text):
@@ -91,7 +100,9 @@ def registry():
 def test_custom_config_builds(registry, tmp_path):
     from surge_det.core.layers import named_surge_layers
 
-    cfg = _read(tmp_path / 'custom.py', _snippet("_base_ = 'mmdet::"))
+    cfg = _read(
+        tmp_path / 'custom.py', _snippet('README.md', "_base_ = 'mmdet::")
+    )
     layers = dict(named_surge_layers(registry.MODELS.build(cfg.model)))
     parts = {name.split('.')[0] for name in layers}
     assert parts == {'backbone', 'neck', 'rpn_head'}
@@ -109,7 +120,9 @@ def test_config_for_data_of_ones_own(registry, tmp_path):
             categories=[dict(id=3, name='cat'), dict(id=7, name='dog')],
         )
         (tmp_path / f'{split}.json').write_text(json.dumps(content))
-    text = _snippet("_base_ = './surge_faster_rcnn_r18_coco.py'")
+    text = _snippet(
+        'docs/training.md', "_base_ = './surge_faster_rcnn_r18_coco.py'"
+    )
     text = text.replace("'./", f"'{ROOT.as_posix()}/configs/")
     text = text.replace('/path/to/my_data/', f'{tmp_path.as_posix()}/')
     cfg = _read(tmp_path / 'my_detector.py', text)
