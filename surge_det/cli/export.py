@@ -22,25 +22,9 @@ from pathlib import Path
 import surge_det  # noqa: F401
 
 # isort: split
-from mmengine.config import Config
-from torch import nn
-
 from surge_det.cli.common import add_cfg_options, fail, read_config
 from surge_det.datasets import merge_options
-from surge_det.deploy import (
-    FORMATS,
-    Row,
-    check,
-    load_trained,
-    plan_export,
-    save_packed,
-    save_pth,
-)
-from surge_det.deploy.extra import require
-from surge_det.deploy.openvino.runtime import ENDINGS
-
-SUFFIXES = {'pth': '.pth', 'packed': '.safetensors', 'openvino': '.xml'}
-NEEDS = {'pth': (), 'packed': ('safetensors',), 'openvino': ('openvino',)}
+from surge_det.deploy import FORMATS, Row, check, load_trained
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,28 +39,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--out',
         type=Path,
         metavar='FILE',
-        help='file to write; default: CHECKPOINT with another ending '
-        '(.safetensors, .xml, .deploy.pth)',
+        help='file to write; default: CHECKPOINT with another ending: '
+        + ', '.join(f.export_suffix for f in FORMATS.values()),
     )
     add_cfg_options(parser)
     args = parser.parse_args(argv)
-    suffix = SUFFIXES[args.format]
+    format = FORMATS[args.format]
     if args.out is None:
         if '://' in args.checkpoint:
             parser.error('--out is missing: CHECKPOINT is an address')
-        suffix = '.deploy.pth' if args.format == 'pth' else suffix
-        args.out = Path(args.checkpoint).with_suffix(suffix)
-    elif args.out.suffix != suffix:
+        args.out = Path(args.checkpoint).with_suffix(format.export_suffix)
+    elif args.out.suffix != format.suffix:
         parser.error(
-            f'--out {str(args.out)!r}: the name must end in {suffix} for '
-            f'--format {args.format}'
+            f'--out {str(args.out)!r}: the name must end in {format.suffix} '
+            f'for --format {format.name}'
         )
     if args.out.is_dir():
         parser.error(f'--out {str(args.out)!r} is a folder; name a file')
-    files = [args.out]
-    if args.format == 'openvino':
-        files = [args.out.with_suffix(ending) for ending in ENDINGS]
-    for file in files:
+    for file in format.files(args.out):
         if file.resolve() == Path(args.checkpoint).resolve():
             parser.error(
                 f'{str(file)!r} would be written, and is CHECKPOINT; give '
@@ -135,24 +115,10 @@ def part_table(rows: Sequence[Row]) -> str:
 
 
 def slow_layers(rows: Sequence[Row]) -> list[str]:
-    """Name binarized layers that OpenVINO computes as real ones."""
+    """Name binarized layers that are computed as real ones."""
     return [
         row.name for row in rows if row.kind != 'real' and row.bits == '32/32'
     ]
-
-
-def write(
-    args: argparse.Namespace, cfg: Config, model: nn.Module, meta: dict
-) -> list[Path]:
-    """Write the file, and what belongs to it; return all of them."""
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if args.format == 'openvino':
-        from surge_det.deploy.openvino import export_openvino
-
-        return export_openvino(model, cfg, args.out, meta)
-    save = {'pth': save_pth, 'packed': save_packed}[args.format]
-    save(model, cfg, args.out, meta)
-    return [args.out]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -162,25 +128,24 @@ def main(argv: list[str] | None = None) -> None:
         fail(f'config {str(args.config)!r} does not exist')
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         fail(f'checkpoint {args.checkpoint!r} does not exist')
+    format = FORMATS[args.format]
     try:
-        for package in NEEDS[args.format]:
-            require(package)
+        format.require_packages()
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         model, meta = load_trained(cfg, args.checkpoint)
-        rows = plan_export(model, args.format)
+        rows = format.plan(model)
         print(f'{layer_table(rows)}\n\n{part_table(rows)}\n', flush=True)
         slow = slow_layers(rows)
         if slow:
             print(
-                f'{len(slow)} binarized layers gain nothing in OpenVINO, '
-                'whose 1-bit convolution wants weights and activations of 1 '
-                'bit, one group, and input channels in multiples of 8: '
-                f'{", ".join(slow)}\n',
+                f'{len(slow)} binarized layers gain nothing in '
+                f'{format.one_bit_limits}: {", ".join(slow)}\n',
                 flush=True,
             )
         check(rows)
-        files = write(args, cfg, model, meta)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        files = format.save(model, cfg, args.out, meta)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
     checkpoint = Path(args.checkpoint)

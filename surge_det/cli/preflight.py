@@ -24,7 +24,7 @@ from mmengine.runner import load_checkpoint, set_random_seed
 from torch import nn
 
 from surge_det.cli.common import add_cfg_options, fail, load_config
-from surge_det.deploy.checkpoint import check_is_checkpoint, shortened
+from surge_det.deploy.trained import check_is_checkpoint, shortened
 from surge_det.models.preflight import SignReport, preflight
 
 

@@ -23,7 +23,6 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config, ConfigDict
-from mmengine.runner import Runner
 
 from surge_det.cli.common import (
     add_common_arguments,
@@ -32,8 +31,8 @@ from surge_det.cli.common import (
     leave,
     load_config,
 )
-from surge_det.deploy.checkpoint import check_trained
-from surge_det.deploy.loading import DEPLOYED, as_model_cfg
+from surge_det.deploy import format_of
+from surge_det.deploy.loading import as_model_cfg
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -104,44 +103,31 @@ def apply_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def build_deployed_runner(cfg: Config) -> Runner:
-    """Build a runner whose model comes from a file that is no checkpoint."""
-    try:
-        return build_runner(cfg)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        fail(error)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     args = parse_args(argv)
     setup_cache_size_limit_of_dynamo()
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         fail(f'checkpoint {args.checkpoint!r} does not exist')
-    suffix = Path(args.checkpoint).suffix
-    if suffix == '.xml' and args.launcher != 'none':
+    format = format_of(args.checkpoint)
+    if format.one_process and args.launcher != 'none':
         fail(
-            f'--launcher {args.launcher}: an OpenVINO model is tested in one '
-            'process'
+            f'--launcher {args.launcher}: a model in the format '
+            f'{format.name!r} is tested in one process'
         )
     cfg = load_config(args, ('test',))
-    if suffix in DEPLOYED:
-        cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
-        # What a config starts training from would be loaded over it.
-        cfg.load_from, cfg.resume = None, False
-    else:
-        # The runner would evaluate what is random in it, with a warning.
-        try:
-            check_trained(cfg, args.checkpoint)
-        except (OSError, ValueError) as error:
-            fail(error)
-        cfg.load_from = args.checkpoint
+    cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
+    # What a config starts training from would be loaded over it.
+    cfg.load_from, cfg.resume = None, False
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         apply_tta(cfg)
-    build = build_deployed_runner if suffix in DEPLOYED else build_runner
-    runner = build(cfg)
+    try:
+        runner = build_runner(cfg)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        # The file is read here.
+        fail(error)
     if args.out:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out)

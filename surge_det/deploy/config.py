@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import importlib
 import json
 import math
@@ -17,8 +16,6 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
-from surge_det.engine.apply_method import LAYERS, ONE_BIT_PARTS
-
 # What inference needs; the rest of a config is about training.
 _KEYS = (
     'custom_imports',
@@ -31,36 +28,6 @@ _KEYS = (
 )
 
 
-def without_compensation(cfg: Config) -> Config:
-    """Return a config whose layers have no replica; ``cfg`` stays."""
-    cfg = copy.deepcopy(cfg)
-    _drop_replicas(cfg.get('model'))
-    return cfg
-
-
-def _drop_replicas(node: Any) -> None:
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            _drop_replicas(item)
-    if not isinstance(node, dict):
-        return
-    kind = node.get('type')
-    if kind in LAYERS:
-        node['compensate'] = False
-    if kind in ONE_BIT_PARTS and not node.get('conv_cfg'):
-        node['conv_cfg'] = {'type': 'SURGEConv2d'}
-    for key, value in node.items():
-        if key != 'binarize_cfg':
-            _drop_replicas(value)
-        elif value is not None:
-            value['layer_cfg'] = {
-                **(value.get('layer_cfg') or {}),
-                'compensate': False,
-            }
-            for override in (value.get('overrides') or {}).values():
-                override.pop('compensate', None)
-
-
 def inference_part(cfg: Config) -> dict[str, Any]:
     """Return what inference needs of a config, as plain values."""
     values = cfg.to_dict()
@@ -68,7 +35,7 @@ def inference_part(cfg: Config) -> dict[str, Any]:
 
 
 def config_text(cfg: Config, inference: bool = True) -> str:
-    """Write a config, with compensation off, as Python assignments.
+    """Write a config as Python assignments.
 
     Args:
         cfg: A whole config.
@@ -77,10 +44,7 @@ def config_text(cfg: Config, inference: bool = True) -> str:
     Raises:
         ValueError: If :func:`read_config` could not read it again.
     """
-    cfg = without_compensation(cfg)
-    if inference:
-        cfg = Config(inference_part(cfg))
-    text = cfg.pretty_text
+    text = (Config(inference_part(cfg)) if inference else cfg).pretty_text
     _parse(text, 'this config')
     return text
 

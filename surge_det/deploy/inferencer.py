@@ -9,7 +9,8 @@ from mmdet import apis
 from mmengine.config import Config
 from torch import nn
 
-from surge_det.deploy.loading import load_detector, read_detector_config
+from surge_det.deploy.formats import format_of
+from surge_det.deploy.loading import load_detector
 
 
 class DetInferencer(apis.DetInferencer):
@@ -23,8 +24,8 @@ class DetInferencer(apis.DetInferencer):
     Args:
         model: Config, its file or its name in mmdet; by default what
             ``weights`` hold.
-        weights: A checkpoint, a packed file (``.safetensors``) or an
-            OpenVINO model (``.xml``).
+        weights: What :func:`~.loading.load_detector` reads: a checkpoint, a
+            packed file (``.safetensors``) or an OpenVINO model (``.xml``).
         device: By default mmengine's choice; the CPU for an OpenVINO model.
         kwargs: ``scope``, ``palette`` and ``show_progress``, as mmdet's.
 
@@ -44,10 +45,11 @@ class DetInferencer(apis.DetInferencer):
     ) -> None:
         if weights is not None:
             weights = str(weights)
-            if weights.endswith('.xml') and device is None:
+            format = format_of(weights)
+            if format.cpu_only and device is None:
                 device = 'cpu'
             if model is None:
-                model = read_detector_config(weights)
+                model = format.read_config(weights)
         super().__init__(model, weights, device, **kwargs)
 
     def _init_model(

@@ -24,7 +24,7 @@ if importlib.util.find_spec('openvino') is None:
 
 from mmengine.config import Config
 
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.trained import build_detector
 
 VOC = ROOT / 'configs' / 'surge_faster_rcnn_r18_voc.py'
 FLOAT = ROOT / 'configs' / 'float_ssd300_vgg16_voc.py'

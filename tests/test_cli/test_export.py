@@ -25,7 +25,7 @@ from small_detector import small_config, train
 
 from surge_det.datasets.shapes import prepare_shapes
 from surge_det.deploy import load_detector
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy.trained import build_detector
 
 
 @pytest.fixture(scope='module')
@@ -380,7 +380,7 @@ def same_predictions(one, other):
             assert torch.equal(found, b['pred_instances'][key])
 
 
-@pytest.mark.parametrize('kind', ['packed', 'openvino'])
+@pytest.mark.parametrize('kind', ['pth', 'packed', 'openvino'])
 def test_what_a_config_starts_from_is_not_loaded_over_a_file(
     kind, tools, trained, packed, start, tmp_path
 ):
@@ -392,7 +392,7 @@ def test_what_a_config_starts_from_is_not_loaded_over_a_file(
         args += ['--format', 'openvino', '--out', str(path)]
         tools['export'].main(args)
     else:
-        path = packed
+        path = packed if kind == 'packed' else trained / 'epoch_1.pth'
     figure, plain = evaluate(tools, trained, path, tmp_path / 'plain')
     found, started = evaluate(tools, trained, path, tmp_path / 'start', start)
     assert found == figure

@@ -12,9 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from small_detector import META, detections, small_config, train
 
-from surge_det.deploy import load_detector, load_trained, save_pth
-from surge_det.deploy.checkpoint import check_trained
-from surge_det.deploy.config import without_compensation
+from surge_det.deploy import FORMATS, load_detector, load_trained
 from surge_det.engine.apply_method import apply_method
 
 
@@ -43,7 +41,7 @@ def trained(tmp_path_factory):
 def exported(trained):
     cfg, _, path = trained
     out = path.with_name('detector.pth')
-    save_pth(*load_trained(cfg, path)[:1], cfg, out, META)
+    FORMATS['pth'].save(load_trained(cfg, path)[0], cfg, out, META)
     return out
 
 
@@ -76,9 +74,9 @@ def test_only_what_inference_needs_is_kept(trained, exported):
     assert exported.stat().st_size < trained[2].stat().st_size / 2
 
 
-def test_strict_into_the_config_with_compensation_off(trained, exported):
+def test_strict_into_the_config(trained, exported):
     cfg, model, _ = trained
-    other = MODELS.build(without_compensation(cfg).model).eval()
+    other = MODELS.build(cfg.model).eval()
     state = torch.load(exported, weights_only=True)['state_dict']
     other.load_state_dict(state, strict=True)
     assert same(model, other)
@@ -88,8 +86,7 @@ def test_mmdets_own_call_reads_it(trained, exported):
     cfg, model, _ = trained
     text = torch.load(exported, weights_only=True)['meta']['cfg']
     stored = Config.fromstring(text, '.py')
-    assert stored.model.backbone.conv_cfg.compensate is False
-    assert 'train_dataloader' in stored
+    assert stored.to_dict() == cfg.to_dict()
     detector = init_detector(stored, str(exported), device='cpu')
     assert same(model, detector)
     assert detector.dataset_meta['classes'] == META['classes']
@@ -158,26 +155,26 @@ def test_another_binarization_is_told(trained, tmp_path):
             load_trained(other, path)
         assert 'layer1.0.conv1 (1-bit, ScaledSign' in str(error.value)
     with pytest.raises(ValueError, match='trained with another config'):
-        check_trained(apply_method(cfg, 'float'), path)
+        load_trained(apply_method(cfg, 'float'), path)
     # Gradients are of no account here.
-    check_trained(apply_method(cfg, 'reste'), path)
-    check_trained(apply_method(cfg, 'ste'), path)
+    load_trained(apply_method(cfg, 'reste'), path)
+    load_trained(apply_method(cfg, 'ste'), path)
     checkpoint = torch.load(path, weights_only=False)
     # Nothing to compare with.
     for text in ('import os', "model = dict(type='of_another_package')", None):
         checkpoint['meta']['cfg'] = text
         torch.save(checkpoint, tmp_path / 'x.pth')
-        check_trained(apply_method(cfg, 'float'), tmp_path / 'x.pth')
+        load_trained(apply_method(cfg, 'float'), tmp_path / 'x.pth')
 
 
 def test_what_changes_no_output_is_no_other_arithmetic(trained):
     cfg, _, path = trained
     other = Config(cfg.to_dict())
     other.model.backbone.conv_cfg.normalize_input = True
-    check_trained(other, path)
+    load_trained(other, path)
     other.model.backbone.conv_cfg.pad_value = -1
     with pytest.raises(ValueError, match='pad_value=0 there, .*pad_value=-1'):
-        check_trained(other, path)
+        load_trained(other, path)
 
 
 def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
@@ -190,7 +187,7 @@ def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
     torch.save(checkpoint, tmp_path / 'x.pth')
     (tmp_path / 'surge_det_is_run_by_this.py').write_text('1 / 0')
     monkeypatch.syspath_prepend(str(tmp_path))
-    check_trained(cfg, tmp_path / 'x.pth')
+    load_trained(cfg, tmp_path / 'x.pth')
     with pytest.raises(ZeroDivisionError):
         load_detector(tmp_path / 'x.pth')
 
@@ -204,5 +201,5 @@ def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save_pth(model, cfg, tmp_path / 'x.pth', META)
+        FORMATS['pth'].save(model, cfg, tmp_path / 'x.pth', META)
     assert not list(tmp_path.iterdir())

@@ -11,59 +11,26 @@ from mmengine.config import Config
 from small_detector import CONFIGS, META, small_config
 
 from surge_det.core.layers import named_surge_layers
-from surge_det.deploy.checkpoint import build_detector
 from surge_det.deploy.config import (
     config_text,
     meta_text,
     read_config,
     read_meta,
-    without_compensation,
 )
+from surge_det.deploy.trained import build_detector
 
 
 @pytest.mark.parametrize('name', ['faster_rcnn_r18_bccd', 'yolox_tiny_coco'])
 def test_text_gives_the_config_back(name):
     cfg = Config.fromfile(CONFIGS / f'surge_{name}.py')
     before = cfg.to_dict()
-    expected = without_compensation(cfg).to_dict()
     found = read_config(config_text(cfg, inference=False), 'it').to_dict()
-    assert found == expected
+    assert found == before
     found = read_config(config_text(cfg), 'it').to_dict()
-    assert found['model'] == expected['model']
-    assert found['test_dataloader'] == expected['test_dataloader']
+    assert found['model'] == before['model']
+    assert found['test_dataloader'] == before['test_dataloader']
     assert 'optim_wrapper' not in found
     assert cfg.to_dict() == before
-
-
-def test_compensation_is_off_wherever_it_may_be_on():
-    cfg = Config(
-        dict(
-            model=dict(
-                binarize_cfg=dict(
-                    overrides={'a.*': dict(compensate=True, eta=0.1)}
-                ),
-                parts=[
-                    dict(type='SURGEFPN'),
-                    dict(type='SURGEResNet', conv_cfg=None, binarize_cfg=None),
-                    dict(conv_cfg=dict(type='SURGEConv2d', compensate=True)),
-                    dict(conv_cfg=dict(type='Conv2d')),
-                ],
-            )
-        )
-    )
-    conv = dict(type='SURGEConv2d', compensate=False)
-    assert without_compensation(cfg).to_dict()['model'] == dict(
-        binarize_cfg=dict(
-            layer_cfg=dict(compensate=False),
-            overrides={'a.*': dict(eta=0.1)},
-        ),
-        parts=[
-            dict(type='SURGEFPN', conv_cfg=conv),
-            dict(type='SURGEResNet', conv_cfg=conv, binarize_cfg=None),
-            dict(conv_cfg=conv),
-            dict(conv_cfg=dict(type='Conv2d')),
-        ],
-    )
 
 
 def test_built_detector_has_no_replica():

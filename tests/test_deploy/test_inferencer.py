@@ -14,8 +14,8 @@ import mmcv
 from mmdet import apis
 from small_detector import META, small_config, train
 
-from surge_det.deploy import DetInferencer, save_packed, save_pth
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy import FORMATS, DetInferencer
+from surge_det.deploy.trained import build_detector
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +25,8 @@ def files(tmp_path_factory):
     cfg = small_config()
     cfg.dump(folder / 'config.py')
     model = train(build_detector(cfg))
-    save_packed(model, cfg, folder / 'detector.safetensors', META)
-    save_pth(model, cfg, folder / 'detector.pth', META)
+    for name, suffix in (('packed', 'safetensors'), ('pth', 'pth')):
+        FORMATS[name].save(model, cfg, folder / f'detector.{suffix}', META)
     return folder
 
 

@@ -26,32 +26,26 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import box_iou
 
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy import FORMATS, ExportError
 from surge_det.deploy.config import config_text
 from surge_det.deploy.extra import require
-from surge_det.deploy.openvino import (
-    Network,
-    dense_network,
-    export_openvino,
-    load_openvino,
-    read_openvino_config,
-    roi_network,
-)
-from surge_det.deploy.openvino import export as export_module
+from surge_det.deploy.formats import openvino as format_module
+from surge_det.deploy.openvino import Network, dense_network, roi_network
 from surge_det.deploy.openvino import runtime as runtime_module
 from surge_det.deploy.openvino.conversion import exact_arithmetic
-from surge_det.deploy.openvino.core import core
-from surge_det.deploy.openvino.network import Flattened
-from surge_det.deploy.openvino.rules import detector_problem, is_packed
+from surge_det.deploy.openvino.detector import Flattened, detector_problem
+from surge_det.deploy.openvino.lowering import stored_as_bits
+from surge_det.deploy.openvino.runtime import shared_core
 from surge_det.deploy.openvino.self_check import (
     TRIALS,
     check_input,
     check_network,
     record,
 )
-from surge_det.deploy.plan import ExportError
+from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 
+OPENVINO = FORMATS['openvino']
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}
 NARROW = dict(
@@ -135,7 +129,7 @@ def exported(request, tmp_path_factory):
     cfg = request.param()
     model = _detector(cfg)
     folder = tmp_path_factory.mktemp('openvino')
-    files = export_openvino(model, cfg, folder / 'net.xml', META)
+    files = OPENVINO.save(model, cfg, folder / 'net.xml', META)
     return cfg, model, files
 
 
@@ -179,7 +173,7 @@ def _agree(found, expected):
 
 def test_detections_are_those_of_torch(exported):
     cfg, model, files = exported
-    loaded = load_openvino(files[1])
+    loaded = OPENVINO.load(files[1])
     assert isinstance(loaded, type(model))
     assert loaded.dataset_meta == META
     assert loaded.cfg.model.type == cfg.model.type
@@ -210,7 +204,7 @@ def test_a_head_that_decodes_its_own_way_gets_the_usual_layout(tmp_path):
     model = _detector(cfg)
     # Boxes of some width and height.
     nn.init.constant_(model.bbox_head.wh_head[-1].bias, 8)
-    files = export_openvino(model, cfg, tmp_path / 'net.xml', META)
+    files = OPENVINO.save(model, cfg, tmp_path / 'net.xml', META)
     data = _data((96, 128))
     border = np.array([0, 96, 0, 128])
     for sample in data['data_samples']:
@@ -218,7 +212,7 @@ def test_a_head_that_decodes_its_own_way_gets_the_usual_layout(tmp_path):
 
     with torch.no_grad(), exact_arithmetic(model):
         expected = model.test_step(data)[0].pred_instances
-        found = load_openvino(files[1]).test_step(data)[0].pred_instances
+        found = OPENVINO.load(files[1]).test_step(data)[0].pred_instances
 
     assert _agree(found, expected) > 0.8
 
@@ -232,7 +226,7 @@ def test_the_networks_outputs_are_those_of_torch(exported):
     for path, network, shape in parts:
         torch.manual_seed(1)
         x = torch.randn(shape)
-        runner = Network(core().read_model(path), threads=1)
+        runner = Network(shared_core().read_model(path), threads=1)
         with torch.no_grad(), exact_arithmetic(network):
             expected = network(x)
         assert runner.of_regions == ('roi' in path.name)
@@ -246,7 +240,7 @@ def test_the_networks_outputs_are_those_of_torch(exported):
 def test_a_size_is_compiled_once(exported, monkeypatch):
     _, _, files = exported
     monkeypatch.setattr(runtime_module, 'SIZES', 2)
-    network = Network(core().read_model(files[1]), threads=1)
+    network = Network(shared_core().read_model(files[1]), threads=1)
     for width in (64, 96, 64, 128):
         network(torch.zeros(2, 3, 64, width))
     kept = network.compiled((1, 3, 64, 128))
@@ -271,14 +265,14 @@ def test_the_weights_are_bits(exported):
     _, model, files = exported
     bits = {
         node.get_friendly_name(): node.get_byte_size()
-        for node in core().read_model(files[1]).get_ordered_ops()
+        for node in shared_core().read_model(files[1]).get_ordered_ops()
         if node.get_type_name() == 'Constant'
         and node.get_element_type() == require('openvino').Type.u1
     }
     binary = {
         name: module.weight.numel() // 8
         for name, module in model.named_modules()
-        if is_packed(module) and 'roi_head' not in name
+        if stored_as_bits(module) and 'roi_head' not in name
     }
     assert bits == {f'{name}/bits': size for name, size in binary.items()}
     real = sum(
@@ -291,7 +285,7 @@ def test_the_weights_are_bits(exported):
 
 def test_the_config_in_the_file_is_read_alone(exported):
     cfg, _, files = exported
-    assert read_openvino_config(files[1]).pretty_text == config_text(cfg)
+    assert OPENVINO.read_config(files[1]).pretty_text == config_text(cfg)
 
 
 def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
@@ -300,14 +294,14 @@ def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
         shutil.copy(file, tmp_path)
     path = tmp_path / 'net.xml'
     with pytest.raises(FileNotFoundError, match='other.xml'):
-        load_openvino(tmp_path / 'other.xml')
+        OPENVINO.load(tmp_path / 'other.xml')
     text = path.read_text()
     path.write_text(text.replace('surge_det.openvino', 'something'))
     with pytest.raises(ValueError, match='net.xml: format'):
-        load_openvino(path)
+        OPENVINO.load(path)
     path.write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match='net.xml: OpenVINO cannot read'):
-        load_openvino(path)
+        OPENVINO.load(path)
     path.write_text(text)
     if len(files) == 4:
         roi = tmp_path / 'net.roi.xml'
@@ -315,9 +309,9 @@ def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
             roi.read_text().replace(_export_id(text), 'of-another-day')
         )
         with pytest.raises(ValueError, match='different exports'):
-            load_openvino(path)
+            OPENVINO.load(path)
         with pytest.raises(ValueError, match='the first one, net.xml'):
-            load_openvino(roi)
+            OPENVINO.load(roi)
         other = _converted_one_stage()
     else:
         other = _two_stage()
@@ -326,7 +320,7 @@ def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
     head.num_classes = 4
     for config in (other, more):
         with pytest.raises(ValueError, match='net.xml.*other layers'):
-            load_openvino(path, config)
+            OPENVINO.load(path, config)
 
 
 def _export_id(text):
@@ -343,10 +337,10 @@ def test_a_kernel_that_differs_is_refused_at_load(exported, tmp_path):
     text = path.read_text()
     path.write_text(text.replace('type="PReLU"', 'type="Broken"', 1))
     with pytest.raises(ValueError, match='cannot read'):
-        load_openvino(path)
+        OPENVINO.load(path)
     path.write_text(text.replace('pad_value="0"', 'pad_value="1"'))
     with pytest.raises(RuntimeError, match='off what torch computes'):
-        load_openvino(path)
+        OPENVINO.load(path)
 
 
 def test_the_networks_check_tells_shapes_and_values():
@@ -396,9 +390,9 @@ def test_weights_of_another_export_or_damaged_are_refused(exported, tmp_path):
         damaged[len(damaged) // 2] ^= 255
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f'{name}: damaged'):
-            load_openvino(tmp_path / 'net.xml')
+            OPENVINO.load(tmp_path / 'net.xml')
         path.write_bytes(whole)
-    load_openvino(tmp_path / 'net.xml')
+    OPENVINO.load(tmp_path / 'net.xml')
 
 
 def test_layers_that_compute_otherwise_are_refused(exported):
@@ -406,7 +400,7 @@ def test_layers_that_compute_otherwise_are_refused(exported):
     other = apply_method(cfg, 'float')
     path = next(f for f in files if f.name == 'net.xml')
     with pytest.raises(ValueError, match='computes them otherwise'):
-        load_openvino(path, other)
+        OPENVINO.load(path, other)
 
 
 def test_export_refuses_before_it_writes(tmp_path):
@@ -414,26 +408,26 @@ def test_export_refuses_before_it_writes(tmp_path):
     cfg = _converted_one_stage()
     model = build_detector(cfg)
     with pytest.raises(ValueError, match='NAME.xml'):
-        export_openvino(model, cfg, tmp_path / 'net.bin', META)
+        OPENVINO.save(model, cfg, tmp_path / 'net.bin', META)
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        export_openvino(model, cfg, tmp_path / 'nowhere' / 'net.xml', META)
+        OPENVINO.save(model, cfg, tmp_path / 'nowhere' / 'net.xml', META)
     (tmp_path / 'net.roi.bin').mkdir()
     with pytest.raises(IsADirectoryError, match='net.roi.bin: is a folder'):
-        export_openvino(model, cfg, tmp_path / 'net.xml', META)
+        OPENVINO.save(model, cfg, tmp_path / 'net.xml', META)
     (tmp_path / 'net.roi.bin').rmdir()
     wrong = copy.deepcopy(model)
     wrong.neck.fpn_convs[0].conv.double()
     with pytest.raises(ExportError, match=r'neck.fpn_convs.0.conv.*float64'):
-        export_openvino(wrong, cfg, tmp_path / 'net.xml', META)
+        OPENVINO.save(wrong, cfg, tmp_path / 'net.xml', META)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('dim', [2, 3])
 def test_a_network_that_fits_one_size_is_refused(dim, monkeypatch):
     network = Flattened(nn.Identity(), lambda x: [x * int(x.shape[dim])])
-    monkeypatch.setattr(export_module, 'dense_network', lambda _: network)
+    monkeypatch.setattr(format_module, 'dense_network', lambda _: network)
     with pytest.raises(ExportError, match='output 0.* is wrong'):
-        export_module._dense(nn.Identity())
+        format_module._dense(nn.Identity())
 
 
 @pytest.mark.parametrize(
@@ -464,6 +458,6 @@ def test_an_operation_that_openvino_lacks_is_named():
             return torch.linalg.svdvals(x)
 
     with pytest.raises(ExportError, match=r'(?s)svdvals.*--format packed'):
-        export_module._converted(
+        format_module._converted(
             Odd().eval(), torch.rand(1, 1, 4, 4), (1, 1, 4, 4)
         )

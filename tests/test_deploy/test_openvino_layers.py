@@ -17,9 +17,10 @@ import surge_det  # noqa: F401
 # isort: split
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.activations import LearnedShift, RPReLU
+from surge_det.deploy import FORMATS
 from surge_det.deploy.openvino import Network, convert
-from surge_det.deploy.openvino import rules as rules_module
-from surge_det.deploy.openvino.conversion import above, below
+from surge_det.deploy.openvino import lowering as lowering_module
+from surge_det.deploy.openvino.lowering import above, below, operation
 from surge_det.deploy.openvino.self_check import check_layers
 
 
@@ -46,7 +47,7 @@ def _operations(network):
 
 
 @pytest.mark.parametrize(
-    ('channels', 'keywords', 'operation'),
+    ('channels', 'keywords', 'computes'),
     [
         ((8, 1), dict(kernel_size=3, padding=1), 'BinaryConvolution'),
         ((16, 33), dict(kernel_size=1, stride=2), 'BinaryConvolution'),
@@ -114,16 +115,16 @@ def _operations(network):
         ),
     ],
 )
-def test_a_convolution_computes_what_torch_does(channels, keywords, operation):
+def test_a_convolution_computes_what_torch_does(channels, keywords, computes):
     torch.manual_seed(0)
     layer = SURGEConv2d(*channels, **keywords)
     if layer.shift is not None:
         layer.shift.data = _grid(channels[0])
-    assert rules_module.operation(layer) == operation
+    assert operation(layer) == computes
 
     network, got, expected = _run(layer, 2, channels[0], 14, 15)
 
-    binary = 'BinaryConvolution' in operation
+    binary = 'BinaryConvolution' in computes
     assert ('BinaryConvolution' in _operations(network)) == binary
     assert check_layers(network.model, network.settings) == binary
     # Sums of some hundred ones are exact, their products with alpha round
@@ -332,7 +333,7 @@ def test_the_self_check_finds_a_kernel_that_computes_something_else(
     # Twelve channels do not fill bytes: OpenVINO runs them, and wrongly.
     torch.manual_seed(0)
     layer = nn.Sequential(SURGEConv2d(12, 8, 2)).eval()
-    monkeypatch.setattr(rules_module, '_PACK', 4)
+    monkeypatch.setattr(lowering_module, '_PACK', 4)
     network = Network(convert(layer, torch.zeros(1, 12, 6, 6)), threads=1)
     with pytest.raises(RuntimeError, match=r'wrong values on CPU .* 0 \('):
         check_layers(network.model, network.settings)
@@ -347,7 +348,7 @@ def test_the_self_check_finds_a_kernel_that_computes_something_else(
         (SURGELinear(7, 8), None),
     ],
 )
-def test_the_rules_name_what_cannot_be_exported(module, reason):
-    problem = rules_module.problem('neck.conv', module)
+def test_what_cannot_be_exported_is_named(module, reason):
+    problem = FORMATS['openvino'].problem(module)
     assert (problem is None) == (reason is None)
     assert reason is None or reason in problem[0]

@@ -25,16 +25,12 @@ from small_detector import (
 )
 
 from surge_det.core.packed_layers import PackedConv2d, PackedLinear
-from surge_det.deploy import (
-    ExportError,
-    load_detector,
-    load_packed,
-    plan_export,
-    save_packed,
-)
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy import FORMATS, ExportError, load_detector
 from surge_det.deploy.loading import as_model_cfg
+from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
+
+PACKED = FORMATS['packed']
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +39,7 @@ def exported(tmp_path_factory):
     cfg = small_config()
     model = train(build_detector(cfg))
     path = tmp_path_factory.mktemp('packed') / 'detector.safetensors'
-    save_packed(model, cfg, path, META)
+    PACKED.save(model, cfg, path, META)
     return cfg, model, path
 
 
@@ -56,7 +52,7 @@ def content(path):
 
 def test_same_outputs_bit_for_bit(exported):
     cfg, model, path = exported
-    packed = load_packed(path)
+    packed = PACKED.load(path)
     for size in ((64, 96), (80, 48)):
         assert same_detections(model, packed, size=size)
     assert same_detections(model, load_detector(path, cfg))
@@ -72,7 +68,7 @@ def test_same_outputs_bit_for_bit(exported):
 def test_the_export_changes_nothing(exported):
     cfg, model, path = exported
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    save_packed(model, cfg, path.with_name('again.safetensors'), META)
+    PACKED.save(model, cfg, path.with_name('again.safetensors'), META)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -96,7 +92,7 @@ def test_what_is_in_the_file(exported):
     assert len(metadata['folded']) == 1 + 16 + 3
     assert not any('running' in key or 'num_b' in key for key in tensors)
     assert not any('aux' in key for key in tensors)
-    planned = sum(row.bytes for row in plan_export(model, 'packed'))
+    planned = sum(row.bytes for row in PACKED.plan(model))
     written = sum(t.numel() * t.element_size() for t in tensors.values())
     assert written == planned
     assert path.stat().st_size < planned + 40_000
@@ -107,7 +103,7 @@ def test_the_files_config_settings_yield_to_a_given_one(exported):
     cfg, _, path = exported
     other = Config(cfg.to_dict())
     other.model.test_cfg.rcnn.score_thr = 0.9
-    model = load_packed(path, other)
+    model = PACKED.load(path, other)
     assert model.roi_head.test_cfg.score_thr == 0.9
     assert model.cfg is other
 
@@ -117,11 +113,11 @@ def test_norms_that_do_not_fold_keep_their_vectors(exported, tmp_path):
     cfg.model.backbone.norm_cfg = dict(type='BN', affine=False)
     model = train_without_affine(build_detector(cfg))
     path = tmp_path / 'x.safetensors'
-    save_packed(model, cfg, path, META)
+    PACKED.save(model, cfg, path, META)
     metadata, tensors = content(path)
     assert metadata['folded'] == []
     assert 'backbone.bn1.running_var' in tensors
-    assert same_detections(model, load_packed(path))
+    assert same_detections(model, PACKED.load(path))
 
 
 def train_without_affine(model):
@@ -139,17 +135,17 @@ def test_shared_layers_stay_shared(tmp_path):
     cfg.model.bbox_head.update(in_channels=32, feat_channels=32)
     model = train(build_detector(cfg))
     path = tmp_path / 'x.safetensors'
-    save_packed(model, cfg, path, {'classes': ('a',)})
+    PACKED.save(model, cfg, path, {'classes': ('a',)})
     metadata, tensors = content(path)
     name = 'bbox_head.cls_convs.2.0.conv'
     shared = metadata['shared']
     assert shared[f'{name}.bits'] == 'bbox_head.cls_convs.0.0.conv.bits'
     assert f'{name}.bits' not in tensors
-    planned = sum(row.bytes for row in plan_export(model, 'packed'))
+    planned = sum(row.bytes for row in PACKED.plan(model))
     assert planned == sum(
         t.numel() * t.element_size() for t in tensors.values()
     )
-    packed = load_packed(path)
+    packed = PACKED.load(path)
     convs = packed.bbox_head.cls_convs
     assert convs[2][0].conv is convs[0][0].conv
     x = torch.randn(1, 3, 64, 64)
@@ -192,7 +188,7 @@ def change(path, tmp_path, metadata=(), tensors=(), drop=()):
 def test_files_that_are_wrong(change_of, said, exported, tmp_path):
     path = change(exported[2], tmp_path, **change_of)
     with pytest.raises(ValueError, match=said) as error:
-        load_packed(path)
+        PACKED.load(path)
     assert str(path) in str(error.value)
 
 
@@ -214,23 +210,23 @@ def test_files_that_are_damaged(exported, tmp_path):
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match='damaged|no packed') as error:
-            load_packed(path)
+            PACKED.load(path)
         assert str(path) in str(error.value)
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        load_packed(tmp_path / 'nowhere.safetensors')
+        PACKED.load(tmp_path / 'nowhere.safetensors')
 
 
 def test_another_config_is_told(exported):
     cfg, _, path = exported
     for method, layers in (('float', 'real here'), ('irnet', 'IRNet')):
         with pytest.raises(ValueError, match=layers):
-            load_packed(path, apply_method(cfg, method))
+            PACKED.load(path, apply_method(cfg, method))
     other = Config(cfg.to_dict())
     other.model.roi_head.bbox_head.num_classes = 7
     with pytest.raises(
         ValueError, match=r'this config: (?s:.*)fc_cls'
     ) as error:
-        load_packed(path, other)
+        PACKED.load(path, other)
     assert str(path) in str(error.value)
 
 
@@ -240,9 +236,9 @@ def test_nothing_is_written_where_something_cannot_be(tmp_path, exported):
     with torch.no_grad():
         model.neck.fpn_convs[1].conv.weight[0, 0, 0, 0] = float('nan')
     with pytest.raises(ExportError, match=r'neck\.fpn_convs\.1\.conv'):
-        save_packed(model, cfg, tmp_path / 'x.safetensors', META)
+        PACKED.save(model, cfg, tmp_path / 'x.safetensors', META)
     with pytest.raises(ValueError, match='dataset_meta'):
-        save_packed(*exported[1::-1], tmp_path / 'x', {'classes': object()})
+        PACKED.save(*exported[1::-1], tmp_path / 'x', {'classes': object()})
     assert not list(tmp_path.iterdir())
 
 
@@ -251,9 +247,9 @@ def test_without_safetensors(exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     said = r'safetensors.*pip install -e "\.\[deploy\]"'
     with pytest.raises(ImportError, match=said):
-        load_packed(exported[2])
+        PACKED.load(exported[2])
     with pytest.raises(ImportError, match=said):
-        save_packed(*exported[1::-1], tmp_path / 'x.safetensors', META)
+        PACKED.save(*exported[1::-1], tmp_path / 'x.safetensors', META)
 
 
 def test_a_runner_takes_the_model_from_the_file(exported):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,8 +13,8 @@ from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.activations import LearnedShift
-from surge_det.deploy import ExportError, check, plan_export
-from surge_det.deploy.checkpoint import build_detector
+from surge_det.deploy import FORMATS, ExportError, check, format_of
+from surge_det.deploy.trained import build_detector
 
 
 class Doubled(SURGELinear):
@@ -34,7 +36,7 @@ def net(**kwargs):
 
 
 def test_rows_by_hand():
-    rows = {row.name: row for row in plan_export(net(), 'packed')}
+    rows = {row.name: row for row in FORMATS['packed'].plan(net())}
     assert list(rows) == ['stem', 'body.0', 'body.1', 'body.2', 'head']
     assert rows['stem'].bytes == rows['stem'].float_bytes == 4 * 108
     assert (rows['stem'].kind, rows['stem'].bits) == ('real', '32/32')
@@ -70,7 +72,7 @@ def test_rows_by_hand():
     ],
 )
 def test_partly_binarized_layers(kwargs, kind, bits, operation):
-    rows = {row.name: row for row in plan_export(net(**kwargs), 'packed')}
+    rows = {row.name: row for row in FORMATS['packed'].plan(net(**kwargs))}
     row = rows['body.1']
     assert (row.kind, row.bits) == (kind, bits)
     if operation is not None:
@@ -82,7 +84,7 @@ def test_partly_binarized_layers(kwargs, kind, bits, operation):
 
 def test_pth_holds_a_state_dict():
     model = net(compensate=False)
-    rows = plan_export(model, 'pth')
+    rows = FORMATS['pth'].plan(model)
     state = model.state_dict()
     own = [v for k, v in state.items() if not k.startswith('again')]
     replica = 4 * 20  # of the head
@@ -92,7 +94,7 @@ def test_pth_holds_a_state_dict():
 
 def test_detectors_parts_and_float_twin():
     model = train(build_detector(small_config()))
-    rows = plan_export(model, 'packed')
+    rows = FORMATS['packed'].plan(model)
     check(rows)
     assert {r.part for r in rows} == {
         'backbone',
@@ -108,7 +110,7 @@ def test_detectors_parts_and_float_twin():
 def test_norms_that_do_not_fold_are_counted_whole():
     model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False))
     model[0].running_var[0] = -1
-    rows = plan_export(model, 'packed')
+    rows = FORMATS['packed'].plan(model)
     assert [row.bytes for row in rows] == [4 * 16, 4 * 8]
     assert [row.float_bytes for row in rows] == [4 * 8, 0]
 
@@ -120,7 +122,7 @@ def test_all_problems_at_once():
     model['lazy'] = nn.LazyLinear(3)
     model['made'] = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
     with pytest.raises(ExportError) as error:
-        check(plan_export(model, 'packed'))
+        check(FORMATS['packed'].plan(model))
     said = str(error.value)
     assert 'stem (real): weight has values that are not finite' in said
     assert 'head (1-bit): Doubled has a forward of its own' in said
@@ -130,12 +132,12 @@ def test_all_problems_at_once():
     assert said.count('remedy: ') >= 4
     # A checkpoint holds what the class has, whatever it computes.
     with pytest.raises(ExportError) as error:
-        check(plan_export(model, 'pth'))
+        check(FORMATS['pth'].plan(model))
     assert 'Doubled' not in str(error.value)
 
 
 def test_openvino_has_rules_of_its_own():
-    rows = plan_export(net(), 'openvino')
+    rows = FORMATS['openvino'].plan(net())
     # Four input channels do not pack: an ordinary convolution, float32.
     (body,) = (row for row in rows if row.name == 'body.1')
     assert body.operation == 'Convolution on signs'
@@ -143,12 +145,23 @@ def test_openvino_has_rules_of_its_own():
     with pytest.raises(ExportError, match=r'\(detector\)(?s:.*)ModuleDict'):
         check(rows)
     detector = build_detector(small_config())
-    rows = plan_export(detector, 'openvino')
+    rows = FORMATS['openvino'].plan(detector)
     check(rows)
     packed = [r for r in rows if r.operation.startswith('BinaryConvolution')]
     assert len(packed) == 16 + 8 + 1 + 2
 
 
-def test_format_that_is_none():
-    with pytest.raises(ValueError, match=r"format='onnx'.*'packed'"):
-        plan_export(net(), 'onnx')
+@pytest.mark.parametrize(
+    ('path', 'name'),
+    [
+        ('a/detector.pth', 'pth'),
+        ('detector.safetensors', 'packed'),
+        ('a.pth/detector.xml', 'openvino'),
+        # Checkpoints of training may have any name, or an address.
+        ('last_checkpoint', 'pth'),
+        ('https://host/detector.pt', 'pth'),
+    ],
+)
+def test_the_format_of_a_file(path, name):
+    assert format_of(path) is FORMATS[name]
+    assert format_of(Path(path)).name == name

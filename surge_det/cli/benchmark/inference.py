@@ -72,7 +72,7 @@ from surge_det.cli.benchmark.layers import SHAPES
 from surge_det.cli.common import add_cfg_options, fail, read_config
 from surge_det.datasets import merge_options
 from surge_det.deploy.extra import require
-from surge_det.deploy.openvino.core import core
+from surge_det.deploy.openvino.runtime import shared_core
 from surge_det.deploy.openvino.self_check import check_input
 from surge_det.engine.apply_method import apply_method
 
@@ -227,7 +227,7 @@ def notes(args: argparse.Namespace, problem: str | None) -> str:
         args: The command line.
         problem: Why there is no int8 twin.
     """
-    device = core().get_property('CPU', 'FULL_DEVICE_NAME')
+    device = shared_core().get_property('CPU', 'FULL_DEVICE_NAME')
     lines = [
         f'Milliseconds{" of CPU time" * args.cpu_time}: medians of '
         f'{args.rounds} interleaved rounds, batch 1. Faster: median of the '

@@ -22,29 +22,28 @@ from torch import Tensor, nn
 
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import SURGELayer, named_surge_layers
-from surge_det.deploy.checkpoint import build_detector, load_trained
+from surge_det.deploy import FORMATS, Row, load_trained
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import (
     Network,
     convert,
     dense_network,
-    export_openvino,
-    load_openvino,
     roi_network,
 )
 from surge_det.deploy.openvino.conversion import exact_arithmetic
-from surge_det.deploy.openvino.core import core
-from surge_det.deploy.openvino.network import Flattened, roi_example
-from surge_det.deploy.openvino.runtime import (
-    put_networks,
+from surge_det.deploy.openvino.detector import (
+    Flattened,
+    install_networks,
+    roi_example,
     takes_channels_last,
 )
+from surge_det.deploy.openvino.runtime import shared_core
 from surge_det.deploy.openvino.self_check import (
     check_input,
     check_network,
     record,
 )
-from surge_det.deploy.plan import Row, plan_export
+from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 
 from .layer import Shape
@@ -350,7 +349,7 @@ class Detector:
         self.twin = _detector(self.float_cfg, float_checkpoint)
         if checkpoint and not float_checkpoint:
             self.twin.load_state_dict(self.one_bit.state_dict())
-        self.files = export_openvino(
+        self.files = FORMATS['openvino'].save(
             self.one_bit, cfg, folder / 'one_bit.xml', {}
         )
         dense = dense_network(self.twin)
@@ -374,7 +373,7 @@ class Detector:
 
     def network(self, threads: int) -> Network:
         """Return the 1-bit dense network as it was exported."""
-        model = core().read_model(self.files[1])
+        model = shared_core().read_model(self.files[1])
         return self._dense(model, threads)
 
     def _dense(self, model: Any, threads: int) -> Network:
@@ -459,7 +458,7 @@ class Detector:
 
     def exported(self, threads: int) -> nn.Module:
         """Load the 1-bit detector from its files."""
-        return load_openvino(self.files[1], threads=threads)
+        return FORMATS['openvino'].load(self.files[1], threads=threads)
 
     def _around(self, converted: Sequence[Any], threads: int) -> nn.Module:
         model = build_detector(self.float_cfg)
@@ -467,12 +466,12 @@ class Detector:
             Network(one, structure, threads)
             for one, structure in zip(converted, self._structures)
         ]
-        put_networks(model, networks)
+        install_networks(model, networks)
         return model
 
     def layer_sizes(self) -> list[Row]:
         """List the 1-bit layers with the bytes of their values."""
-        rows = plan_export(self.one_bit, 'openvino')
+        rows = FORMATS['openvino'].plan(self.one_bit)
         return [row for row in rows if row.bits == '1/1']
 
     def file_sizes(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from surge_det.deploy.plan import Row
+from surge_det.deploy import Row
 
 from .inference_measure import CONTESTANTS, FP32, TORCH, Case, Operation
 from .measure import geometric_mean

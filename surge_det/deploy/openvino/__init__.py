@@ -1,26 +1,17 @@
-"""1-bit detectors in OpenVINO.
+"""Networks of 1-bit detectors in OpenVINO.
 
-=====================  ===================================================
-``export_openvino``    writes a detector's networks
-``load_openvino``      mmdet's model around them
-``dense_network``      what a detector runs once per image, as a module
-``roi_network``        what a two-stage one runs on its regions
-``convert``            such a module, 1-bit or real, to ``openvino.Model``
-``Network``            runs one, whatever the size
-=====================  ===================================================
+===================  ======================================================
+``convert``          a module, 1-bit or real, to ``openvino.Model``
+``Network``          runs one, whatever the size
+``detector``         which networks a detector has, and how they replace it
+``self_check``       whether this machine computes them right
+===================  ======================================================
+
+:mod:`surge_det.deploy.formats.openvino` writes and reads their files.
 """
 
 from .conversion import convert
-from .export import export_openvino
-from .network import dense_network, roi_network
-from .runtime import Network, load_openvino, read_openvino_config
+from .detector import dense_network, roi_network
+from .runtime import Network
 
-__all__ = [
-    'Network',
-    'convert',
-    'dense_network',
-    'export_openvino',
-    'load_openvino',
-    'read_openvino_config',
-    'roi_network',
-]
+__all__ = ['Network', 'convert', 'dense_network', 'roi_network']

@@ -1,39 +1,40 @@
-"""Running an exported network, and mmdet's detector around it."""
+"""Running a network in OpenVINO."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
+import functools
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 
-from surge_det.deploy.checkpoint import build_detector, shortened
-from surge_det.deploy.config import read_config, read_meta
 from surge_det.deploy.extra import require
 
-from .core import core
-from .network import fingerprint, rebuild
-from .rules import detector_problem
-from .self_check import check_layers, check_network
+from .detector import rebuild
 
-FORMAT = 'surge_det.openvino'
-VERSION = '2'
-ROI_SUFFIX = '.roi.xml'
-ROI_WEIGHTS = '.roi.bin'
-# Of all files that an export may write.
-ENDINGS = ('.xml', '.bin', ROI_SUFFIX, ROI_WEIGHTS)
 # Regions that go through a network together where their number is fixed.
 ROWS = 64
 # Compiled sizes that are kept.
 SIZES = 16
+
+
+@functools.cache
+def shared_core() -> Any:
+    """Return the one ``openvino.Core`` of this process.
+
+    OpenVINO's CPU plugin, of which each ``Core`` has its own, puts up a stack
+    for signal handlers (``sigaltstack``) when it comes, and the one it has
+    found when it goes. Of two that come and go in turn, the last one puts up
+    the first one's, which is unmapped by then, and the next signal that
+    Python handles, be it Ctrl-C or the end of a data loading process, is a
+    segmentation fault. So there is one, and it stays.
+
+    Raises:
+        ImportError: If openvino is not installed.
+    """
+    return require('openvino').Core()
 
 
 class Network:
@@ -123,7 +124,7 @@ class Network:
                     'than what it sees'
                 ) from error
         _use_channels_last(model, *layouts)
-        compiled = core().compile_model(model, 'CPU', self.settings)
+        compiled = shared_core().compile_model(model, 'CPU', self.settings)
         self._requests[key] = compiled.create_infer_request()
         if len(self._requests) > SIZES:
             self._requests.popitem(last=False)
@@ -214,229 +215,3 @@ def settings(threads: int) -> dict[str, Any]:
         'INFERENCE_NUM_THREADS': threads,
         'PERFORMANCE_HINT': 'LATENCY',
     }
-
-
-def load_openvino(
-    path: str | Path,
-    config: Config | str | Path | None = None,
-    threads: int | None = None,
-) -> nn.Module:
-    """Restore a detector from what :func:`export_openvino` wrote.
-
-    Data preprocessor, anchors, decoding, NMS and RoI extractor are mmdet's
-    and run in torch; the networks are OpenVINO's. Both are checked on small
-    inputs first.
-
-    Args:
-        path: The ``.xml`` file; its ``.bin``, and the ``.roi.xml`` and
-            ``.roi.bin`` of a two-stage detector, lie beside it.
-        config: A whole config to build the detector from, or its file; by
-            default the one in the file.
-        threads: Number of OpenVINO's threads; ``None`` for as many as torch
-            has.
-
-    Returns:
-        mmdet's model in eval mode, with ``cfg`` and ``dataset_meta``, without
-        the parameters of its networks. It runs on the CPU and cannot be
-        trained.
-
-    Raises:
-        ImportError: If openvino is not installed.
-        OSError: If a file is missing.
-        RuntimeError: If OpenVINO computes wrong values on this machine.
-        ValueError: If a file is damaged, or not this config's.
-    """
-    path = Path(path)
-    if path.name.endswith(ROI_SUFFIX):
-        raise ValueError(
-            f'{path}: the second network of a detector; name the first one, '
-            f'{path.name.removesuffix(ROI_SUFFIX)}.xml'
-        )
-    info, network = _load(path, threads)
-    if isinstance(config, (str, Path)):
-        config = Config.fromfile(config)
-    cfg = read_config(info['config'], path) if config is None else config
-    model = build_detector(cfg)
-    if fingerprint(model) != info['layers']:
-        raise ValueError(
-            f'{path}: does not fit this config, whose {type(model).__name__} '
-            'has other layers, or computes them otherwise'
-        )
-    problem = detector_problem(model)
-    if problem:
-        raise ValueError(f'{path}: does not fit this config: {problem[0]}')
-    if hasattr(model, 'roi_head'):
-        roi_path = path.with_suffix(ROI_SUFFIX)
-        roi_info, roi = _load(roi_path, threads)
-        if roi_info['export'] != info['export']:
-            raise ValueError(
-                f'{roi_path} and {path} are of different exports: export both '
-                'again'
-            )
-        put_networks(model, [network, roi])
-    else:
-        put_networks(model, [network])
-    model.dataset_meta = read_meta(info['dataset_meta'], path)
-    return model
-
-
-def read_openvino_config(path: str | Path) -> Config:
-    """Read the config in a file of :func:`export_openvino`.
-
-    Raises:
-        ImportError: If openvino is not installed.
-        OSError: If the file is missing.
-        ValueError: If it is damaged, or another kind of file.
-    """
-    return read_config(_info(_read(Path(path)), Path(path))['config'], path)
-
-
-def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
-    model = _read(path)
-    info = _info(model, path)
-    weights = path.with_suffix('.bin')
-    if digest(weights) != info['weights']:
-        raise ValueError(
-            f'{weights}: damaged, or of another export than {path}: export '
-            'again, or copy both files again'
-        )
-    network = Network(model, json.loads(info['outputs']), threads)
-    check_layers(model, network.settings)
-    check_network(network.tensors, json.loads(info['check']), str(path))
-    return info, network
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, 'rb') as file:
-        found = hashlib.sha256()
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def _read(path: Path) -> Any:
-    for file in (path, path.with_suffix('.bin')):
-        if not file.is_file():
-            raise FileNotFoundError(f'{file}: there is no such file')
-    try:
-        return core().read_model(path)
-    except RuntimeError as error:
-        raise ValueError(
-            f'{path}: OpenVINO cannot read it, or {path.stem}.bin: '
-            f'{shortened(error)}'
-        ) from error
-
-
-_KEYS = (
-    'format',
-    'version',
-    'surge_det',
-    'export',
-    'layers',
-    'config',
-    'dataset_meta',
-    'outputs',
-    'check',
-    'weights',
-)
-
-
-def _info(model: Any, path: Path) -> dict[str, str]:
-    if not model.has_rt_info(['surge_det', 'format']):
-        raise ValueError(
-            f'{path}: not written by tools/export.py --format openvino'
-        )
-    found = {
-        key: model.get_rt_info(['surge_det', key]).astype(str)
-        for key in ('format', 'version')
-    }
-    if found != {'format': FORMAT, 'version': VERSION}:
-        raise ValueError(
-            f'{path}: format {found["format"]!r}, version '
-            f'{found["version"]!r}; this surge_det reads {FORMAT!r}, version '
-            f'{VERSION!r}: export again'
-        )
-    missing = [k for k in _KEYS if not model.has_rt_info(['surge_det', k])]
-    if missing:
-        raise ValueError(f'{path}: damaged, {missing} are missing in it')
-    return {
-        key: model.get_rt_info(['surge_det', key]).astype(str) for key in _KEYS
-    }
-
-
-def put_networks(model: nn.Module, networks: Sequence[Network]) -> None:
-    """Let networks compute what a detector's own layers do, and drop these.
-
-    Args:
-        model: Changed in place.
-        networks: The dense part; of a two-stage detector, the RoI head too.
-    """
-    networks[0].channels_last = takes_channels_last(model)
-    put = _put_one_stage if len(networks) == 1 else _put_two_stage
-    put(model, *networks)
-
-
-def takes_channels_last(model: nn.Module) -> bool:
-    """Say whether a detector's dense network gives maps in that layout.
-
-    mmdet's usual decoding permutes maps to it. Decoding of another kind, such
-    as CenterNet's, may view them in the standard layout, which RoIAlign wants
-    too.
-    """
-    if hasattr(model, 'roi_head'):
-        return False
-    head = type(model.bbox_head)
-    return head.predict_by_feat is BaseDenseHead.predict_by_feat
-
-
-class _Features(tuple):
-    """Features of the neck, and what the RPN makes of them."""
-
-    rpn: Any
-
-
-def _put_one_stage(model: nn.Module, network: Network) -> None:
-    # What the head has to do is done: it is handed its own outputs.
-    model.extract_feat = network
-    model.bbox_head.forward = _identity
-    _drop_network(model)
-    _drop_parameters(model.bbox_head)
-
-
-def _put_two_stage(model: nn.Module, network: Network, roi: Network) -> None:
-    def extract_feat(x: Tensor) -> _Features:
-        features, rpn = network(x)
-        features = _Features(features)
-        features.rpn = rpn
-        return features
-
-    model.extract_feat = extract_feat
-    model.rpn_head.forward = _rpn_outputs
-    model.roi_head.bbox_head.forward = roi
-    _drop_network(model)
-    _drop_parameters(model.rpn_head)
-    _drop_parameters(model.roi_head.bbox_head)
-
-
-def _identity(outputs: Any) -> Any:
-    return outputs
-
-
-def _rpn_outputs(features: _Features) -> Any:
-    return features.rpn
-
-
-def _drop_network(model: nn.Module) -> None:
-    model.backbone = nn.Identity()
-    if model.with_neck:
-        model.neck = None
-
-
-def _drop_parameters(head: nn.Module) -> None:
-    for name, child in list(head.named_children()):
-        # What decoding has without parameters, such as GFL's integral, stays.
-        if next(child.parameters(), None) is not None:
-            delattr(head, name)
-    for name in list(head._parameters):
-        delattr(head, name)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from surge_det.core.bits import unpack_signs
 from surge_det.deploy.extra import require
 
-from .conversion import above
-from .core import core
+from .lowering import above
+from .runtime import shared_core
 
 # Values of each output that a file keeps.
 _SAMPLES = 64
@@ -76,7 +76,9 @@ def check_layers(
     if not cases:
         return 0
     try:
-        compiled = core().compile_model(_branches(cases), device, settings)
+        compiled = shared_core().compile_model(
+            _branches(cases), device, settings
+        )
         outputs = compiled([case.x for case in cases])
     except RuntimeError as error:
         raise RuntimeError(

@@ -13,7 +13,7 @@ metadata have one entry, ``surge_det.packed``, a JSON object:
 ``dataset_meta``     classes and palette, JSON
 ``folded``           names of the folded norms
 ``shared``           names of tensors that stand under another one
-``arithmetic``       of the layers, as :func:`~.plan.arithmetic` says it
+``arithmetic``       what :func:`.binarization_of` says of the layers
 ``digest``           SHA-256 of the tensors, as :func:`_digest` takes them
 ===================  ====================================================
 
@@ -31,17 +31,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from surge_det.core.layers import SURGELayer
 from surge_det.core.packed_layers import (
     PackedConv2d,
     PackedLayer,
     pack_model,
-)
-from surge_det.deploy.checkpoint import (
-    build_detector,
-    check_arithmetic,
-    replacing,
-    shortened,
 )
 from surge_det.deploy.config import (
     config_text,
@@ -50,9 +46,22 @@ from surge_det.deploy.config import (
     read_meta,
 )
 from surge_det.deploy.extra import require
-from surge_det.deploy.norms import fold, set_identity
-from surge_det.deploy.plan import arithmetic, check, plan_export
+from surge_det.deploy.norms import fold, folded, set_identity
+from surge_det.deploy.trained import (
+    binarization_of,
+    build_detector,
+    check_binarization,
+    shortened,
+)
 from surge_det.version import __version__
+
+from .base import (
+    Format,
+    Problem,
+    bytes_of_signs,
+    code_of_its_own,
+    replacing,
+)
 
 FORMAT = 'surge_det.packed'
 VERSION = 2
@@ -68,115 +77,112 @@ _KEYS = {
 _UNUSED = '.num_batches_tracked'
 
 
-def save_packed(
-    model: nn.Module,
-    cfg: Config,
-    path: str | Path,
-    dataset_meta: dict[str, Any],
-) -> None:
-    """Write a detector with its signs packed.
+class PackedFormat(Format):
+    """Signs as bits, for any device of torch's.
 
-    Every packed layer and every folded norm is compared with what it was
-    made of before anything is written. Norms are folded where torch's CPU
-    kernel gives the same bits; on a GPU, whose kernel computes in another
-    order, a folded norm may differ in the last one.
-
-    Args:
-        model: A detector in the form that ``cfg`` builds; not changed.
-        cfg: The whole config.
-        path: File to write; one that is there is replaced.
-        dataset_meta: Classes and palette.
-
-    Raises:
-        ImportError: If safetensors is not installed.
-        ExportError: If something cannot be packed.
-        ValueError: If config or ``dataset_meta`` cannot be stored.
+    Every packed layer and every folded norm is compared with what it was made
+    of before anything is written. Norms are folded where torch's CPU kernel
+    gives the same bits; on a GPU, whose kernel computes in another order, a
+    folded norm may differ in the last one. The 1-bit layers of a loaded
+    detector are packed ones, which cannot be trained.
     """
-    safetensors = require('safetensors.torch')
-    check(plan_export(model, 'packed'))
-    packed = copy.deepcopy(model).cpu()
-    pack_model(packed)
-    _compare(model, packed)
-    folded = fold(packed)
-    tensors, shared = _unique(packed, folded)
-    metadata = {
-        'version': VERSION,
-        'surge_det': __version__,
-        'config': config_text(cfg),
-        'dataset_meta': meta_text(dataset_meta),
-        'folded': folded,
-        'shared': shared,
-        'arithmetic': arithmetic(model),
-        'digest': _digest(tensors),
-    }
-    # One entry: safetensors writes several in a random order.
-    content = safetensors.save(tensors, {FORMAT: json.dumps(metadata)})
-    with replacing(path) as new:
-        # safetensors' own way to write gives files that others cannot read.
-        new.write_bytes(content)
 
+    name = 'packed'
+    suffix = '.safetensors'
+    packages = ('safetensors',)
 
-def load_packed(
-    path: str | Path,
-    config: Config | None = None,
-    device: str | torch.device = 'cpu',
-) -> nn.Module:
-    """Restore a detector from what :func:`save_packed` wrote.
-
-    Args:
-        path: The file.
-        config: A whole config to build the detector from; by default the
-            one in the file.
-        device: Where the detector is to be.
-
-    Returns:
-        mmdet's model in eval mode, with ``cfg`` and ``dataset_meta``. Its
-        1-bit layers are packed ones, which cannot be trained.
-
-    Raises:
-        ImportError: If safetensors is not installed.
-        OSError: If the file cannot be read.
-        ValueError: If it is no such file, or not this config's.
-    """
-    metadata, tensors = _read(path)
-    cfg = read_config(metadata['config'], path) if config is None else config
-    model = build_detector(cfg)
-    # Not in the tensors.
-    check_arithmetic(arithmetic(model), metadata['arithmetic'], path)
-    pack_model(model)
-    modules = dict(model.named_modules())
-    state = {
-        key: value
-        for key, value in model.state_dict().items()
-        if key.endswith(_UNUSED)
-    }
-    state.update(tensors)
-    try:
-        for name, first in metadata['shared'].items():
-            state[name] = tensors[first]
-        for name in metadata['folded']:
-            norm = modules[name]
-            set_identity(norm)
-            state[f'{name}.running_mean'] = norm.running_mean
-            state[f'{name}.running_var'] = norm.running_var
-        model.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        which = 'the config in it' if config is None else 'this config'
-        raise ValueError(
-            f'{path}: does not fit {which}: {shortened(error)}'
-        ) from error
-    if _digest(tensors) != metadata['digest']:
-        raise ValueError(
-            f'{path}: damaged, its values are not those that were written: '
-            'copy or export it again'
+    def _write(
+        self,
+        model: nn.Module,
+        cfg: Config,
+        path: Path,
+        dataset_meta: dict[str, Any],
+    ) -> list[Path]:
+        packed = copy.deepcopy(model).cpu()
+        pack_model(packed)
+        _compare(model, packed)
+        norms = fold(packed)
+        tensors, shared = _unique(packed, norms)
+        metadata = {
+            'version': VERSION,
+            'surge_det': __version__,
+            'config': config_text(cfg),
+            'dataset_meta': meta_text(dataset_meta),
+            'folded': norms,
+            'shared': shared,
+            'arithmetic': binarization_of(model),
+            'digest': _digest(tensors),
+        }
+        # One entry: safetensors writes several in a random order.
+        content = require('safetensors.torch').save(
+            tensors, {FORMAT: json.dumps(metadata)}
         )
-    model.dataset_meta = read_meta(metadata['dataset_meta'], path)
-    return model.to(device)
+        with replacing(path) as new:
+            # safetensors' own way to write gives files that others cannot
+            # read.
+            new.write_bytes(content)
+        return [path]
 
+    def load(
+        self, path: str | Path, config: Config | None = None
+    ) -> nn.Module:
+        """Restore a detector with packed layers."""
+        metadata, tensors = _read(path)
+        cfg = config
+        if cfg is None:
+            cfg = read_config(metadata['config'], path)
+        model = build_detector(cfg)
+        # Not in the tensors.
+        check_binarization(model, metadata['arithmetic'], path)
+        pack_model(model)
+        modules = dict(model.named_modules())
+        state = {
+            key: value
+            for key, value in model.state_dict().items()
+            if key.endswith(_UNUSED)
+        }
+        state.update(tensors)
+        try:
+            for name, first in metadata['shared'].items():
+                state[name] = tensors[first]
+            for name in metadata['folded']:
+                norm = modules[name]
+                set_identity(norm)
+                state[f'{name}.running_mean'] = norm.running_mean
+                state[f'{name}.running_var'] = norm.running_var
+            model.load_state_dict(state)
+        except (AttributeError, KeyError, RuntimeError) as error:
+            which = 'the config in it' if config is None else 'this config'
+            raise ValueError(
+                f'{path}: does not fit {which}: {shortened(error)}'
+            ) from error
+        if _digest(tensors) != metadata['digest']:
+            raise ValueError(
+                f'{path}: damaged, its values are not those that were '
+                'written: copy or export it again'
+            )
+        model.dataset_meta = read_meta(metadata['dataset_meta'], path)
+        return model
 
-def read_packed_config(path: str | Path) -> Config:
-    """Read the config in a packed file; errors as :func:`load_packed`'s."""
-    return read_config(_read(path, metadata_only=True)[0]['config'], path)
+    def read_config(self, path: str | Path) -> Config:
+        """Read the config in a file, without running it."""
+        metadata, _ = _read(path, metadata_only=True)
+        return read_config(metadata['config'], path)
+
+    def sizes(self, layer: nn.Module, sizes: dict[str, int]) -> dict[str, int]:
+        """Count signs as bits, and what is left of a folded norm."""
+        if isinstance(layer, SURGELayer) and layer.weight_bits == 1:
+            return {**sizes, 'weight': bytes_of_signs(layer.weight)}
+        if isinstance(layer, _BatchNorm):
+            unused = [_UNUSED[1:]]
+            if folded(layer) is not None:
+                unused += ['running_mean', 'running_var']
+            return {k: v for k, v in sizes.items() if k not in unused}
+        return sizes
+
+    def problem(self, layer: nn.Module) -> Problem | None:
+        """Say why a layer cannot be packed, and what to do about it."""
+        return super().problem(layer) or code_of_its_own(layer)
 
 
 def _read(

@@ -1,9 +1,8 @@
-"""Trained detectors from checkpoints, and the format ``pth``."""
+"""Detectors as a config and a checkpoint of training describe them."""
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import struct
 import zipfile
@@ -12,24 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import nn
-
-from surge_det.compat.checkpoint import UnsafeCheckpointError, safe_load
-from surge_det.deploy.config import (
-    config_text,
-    read_config,
-    without_compensation,
+from torch.nn.modules.utils import (
+    consume_prefix_in_state_dict_if_present,
 )
-from surge_det.deploy.plan import arithmetic
-from surge_det.version import __version__
 
+from surge_det.compat.checkpoint import UnsafeCheckpointError
+from surge_det.core.layers import named_surge_layers
+from surge_det.deploy.config import read_config
+
+# (bits of weights, bits of activations) -> what a layer is called.
+KINDS = {
+    (1, 1): '1-bit',
+    (1, 32): 'weights 1-bit',
+    (32, 1): 'activations 1-bit',
+    (32, 32): 'real',
+}
 # What unpicklers and loaders raise on files of another kind.
 _UNREADABLE = (
     AttributeError,
@@ -58,7 +61,9 @@ def build_detector(cfg: Config) -> nn.Module:
         raise ValueError("config has no model: 'model.type' is missing")
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     with _quiet():
-        model = MODELS.build(without_compensation(cfg).model)
+        model = MODELS.build(cfg.model)
+    for _, layer in named_surge_layers(model):
+        layer.strip()
     # Only a group of processes can run SyncBN.
     model = revert_sync_batchnorm(model).eval()
     model.cfg = cfg
@@ -66,14 +71,15 @@ def build_detector(cfg: Config) -> nn.Module:
 
 
 def load_trained(
-    cfg: Config, path: str | Path
+    cfg: Config | None, path: str | Path
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build a config's detector with the weights of a checkpoint.
 
     Args:
-        cfg: A whole config; not changed.
-        path: A checkpoint of training, or what :func:`save_pth` wrote; a
-            file, or an address that mmengine reads.
+        cfg: A whole config; not changed. ``None`` for the one that the
+            checkpoint holds, which is read without running it.
+        path: A checkpoint of training, or an exported one; a file, or an
+            address that mmengine reads.
 
     Returns:
         The detector, in eval mode, on the CPU, without replicas, and its
@@ -82,48 +88,63 @@ def load_trained(
 
     Raises:
         OSError: If the checkpoint cannot be read.
-        ValueError: If it is none, or not this config's.
+        ValueError: If it is none, or not this config's: it has all of the
+            detector's values and no others, and its layers were trained to
+            binarize what this config has them binarize.
     """
-    model, meta = _load(cfg, path)
-    model.dataset_meta = dataset_meta(cfg, meta.get('dataset_meta'))
-    return model, model.dataset_meta
-
-
-def check_trained(cfg: Config, path: str | Path) -> None:
-    """See that a checkpoint is one of a config's detector.
-
-    It has all of the detector's values and no others, and its layers were
-    trained to compute what this config has them compute.
-
-    Args:
-        cfg: A whole config; not changed.
-        path: As :func:`load_trained`'s.
-
-    Raises:
-        OSError: If the checkpoint cannot be read.
-        ValueError: If it is none, or not this config's.
-    """
-    _load(cfg, path)
-
-
-def _load(cfg: Config, path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    check_is_checkpoint(path)
+    checkpoint = _read(path)
+    meta = checkpoint.get('meta') or {}
+    if cfg is None:
+        cfg = _stored_config(meta, path)
     model = build_detector(cfg)
     try:
-        with _quiet():
-            checkpoint = load_checkpoint(model, str(path), 'cpu', strict=True)
-    except UnsafeCheckpointError as error:
-        raise ValueError(str(error)) from error
+        state = checkpoint.get('state_dict', checkpoint)
+        consume_prefix_in_state_dict_if_present(state, 'module.')
+        load_state_dict(model, state, strict=True)
     except _UNREADABLE as error:
         raise ValueError(
             f'{path}: no checkpoint of this config: {shortened(error)}'
         ) from error
-    meta = checkpoint.get('meta') or {}
-    _check_stored(model, meta.get('cfg'), path)
-    return model, meta
+    _compare_configs(model, meta.get('cfg'), path)
+    model.dataset_meta = _dataset_meta(cfg, meta.get('dataset_meta'))
+    return model, model.dataset_meta
 
 
-def _check_stored(model: nn.Module, text: object, path: str | Path) -> None:
+def read_stored_config(path: str | Path) -> Config:
+    """Read the config that a checkpoint holds, without running it.
+
+    Raises:
+        OSError: If the checkpoint cannot be read.
+        ValueError: If it holds none, or one that would have to be run.
+    """
+    return _stored_config(_read(path).get('meta') or {}, path)
+
+
+def _stored_config(meta: dict[str, Any], path: str | Path) -> Config:
+    text = meta.get('cfg')
+    if not isinstance(text, str):
+        raise ValueError(f'{path}: holds no config; name one beside it')
+    return read_config(text, path)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    check_is_checkpoint(path)
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    except UnsafeCheckpointError as error:
+        raise ValueError(str(error)) from error
+    except _UNREADABLE as error:
+        raise ValueError(
+            f'{path}: no checkpoint: {shortened(error)}'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f'{path}: no checkpoint: it holds a {type(checkpoint).__name__}'
+        )
+    return checkpoint
+
+
+def _compare_configs(model: nn.Module, text: object, path: str | Path) -> None:
     """Compare with the layers of the config that a checkpoint holds.
 
     A 1-bit layer and its float twin have the same parameters.
@@ -133,31 +154,54 @@ def _check_stored(model: nn.Module, text: object, path: str | Path) -> None:
     try:
         # Which config it is, the user has said: no program of this one runs.
         stored = read_config(text, path, imports=False)
-        if without_compensation(stored).get('model') == (
-            without_compensation(model.cfg).model
-        ):
+        if stored.get('model') == model.cfg.model:
             return
-        trained = arithmetic(build_detector(stored))
+        trained = binarization_of(build_detector(stored))
     except Exception:
         # Made by other versions, or with a package that is not here: then
         # only the parameters speak.
         return
-    check_arithmetic(arithmetic(model), trained, path)
+    check_binarization(model, trained, path)
 
 
-def check_arithmetic(
-    mine: dict[str, str], trained: dict[str, str], path: str | Path
-) -> None:
-    """See that layers compute what they were trained to.
+def binarization_of(model: nn.Module) -> dict[str, str]:
+    """Say what the layers of a model binarize, and how.
 
     Args:
-        mine: What :func:`~.plan.arithmetic` says of a config's detector.
-        trained: What it said of the detector that a file is of.
+        model: A detector.
+
+    Returns:
+        A text for each layer that binarizes something, by its name. Two
+        models of the same parameters that differ here give different outputs.
+    """
+    found = {}
+    for name, layer in named_surge_layers(model):
+        bits = layer.weight_bits, layer.activation_bits
+        if bits == (32, 32):
+            continue
+        words = [KINDS[bits]]
+        if layer.weight_bits == 1:
+            words.append(type(layer.weight_binarizer).__name__)
+        if layer.activation_bits == 1 and any(layer.pads):
+            words.append(f'pad_value={layer.pad_value:g}')
+        found[name] = ', '.join(words)
+    return found
+
+
+def check_binarization(
+    model: nn.Module, trained: dict[str, str], path: str | Path
+) -> None:
+    """See that a model's layers binarize what they were trained to.
+
+    Args:
+        model: The detector that a config gives.
+        trained: What :func:`binarization_of` said of the one in a file.
         path: The file, for messages.
 
     Raises:
         ValueError: If a layer differs.
     """
+    mine = binarization_of(model)
     other = [
         name
         for name in {**mine, **trained}
@@ -182,13 +226,11 @@ def shortened(error: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f'{text[:limit]} ...'
 
 
-def dataset_meta(cfg: Config, stored: dict | None = None) -> dict[str, Any]:
+def _dataset_meta(cfg: Config, stored: dict | None) -> dict[str, Any]:
     """Return classes and palette that a detector's outputs stand for.
 
-    Args:
-        cfg: A whole config; its test data set's are taken where the
-            checkpoint's has none, and need not be there.
-        stored: The checkpoint's.
+    Those of the test data set, which need not be there, where the checkpoint
+    has none.
     """
     meta = {key.lower(): value for key, value in (stored or {}).items()}
     if 'classes' not in meta or 'palette' not in meta:
@@ -197,61 +239,6 @@ def dataset_meta(cfg: Config, stored: dict | None = None) -> dict[str, Any]:
         meta = {**built.metainfo, **meta}
     meta.setdefault('palette', 'random')
     return meta
-
-
-def save_pth(
-    model: nn.Module,
-    cfg: Config,
-    path: str | Path,
-    dataset_meta: dict[str, Any],
-) -> None:
-    """Write what inference needs as a checkpoint of mmengine's.
-
-    It has ``state_dict`` without replicas, and ``meta`` with
-    ``dataset_meta`` and ``cfg`` with compensation off. Optimizer, AGS, FSG,
-    schedules and logged values stay behind.
-
-    Args:
-        model: From :func:`load_trained`.
-        cfg: The whole config.
-        path: File to write; one that is there is replaced.
-        dataset_meta: Classes and palette.
-
-    Raises:
-        ValueError: If the config cannot be stored.
-    """
-    state = {
-        key: value.detach().cpu().clone()
-        for key, value in model.state_dict().items()
-        if not key.endswith('.aux_weight')
-    }
-    meta = {
-        'cfg': config_text(cfg, inference=False),
-        'dataset_meta': dataset_meta,
-        'surge_det_version': __version__,
-    }
-    with replacing(path) as new:
-        torch.save({'meta': meta, 'state_dict': state}, new)
-
-
-def read_checkpoint_config(path: str | Path) -> Config:
-    """Read the config that a checkpoint holds, without running it.
-
-    Raises:
-        ValueError: If it holds none, or one that would have to be run.
-    """
-    check_is_checkpoint(path)
-    try:
-        checkpoint = safe_load(path, map_location='cpu')
-    except _UNREADABLE as error:
-        raise ValueError(
-            f'{path}: no checkpoint: {shortened(error)}'
-        ) from error
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    text = (meta or {}).get('cfg')
-    if not isinstance(text, str):
-        raise ValueError(f'{path}: holds no config; name one beside it')
-    return read_config(text, path)
 
 
 def check_is_checkpoint(path: str | Path) -> None:
@@ -273,21 +260,6 @@ def check_is_checkpoint(path: str | Path) -> None:
         is_pickle = file.read(1) == b'\x80'
     if not is_pickle and not zipfile.is_zipfile(path):
         raise ValueError(f'{path}: no checkpoint, or a part of one')
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a name to write to; what is written there becomes ``path``.
-
-    So that an interruption leaves no half of a file under its name.
-    """
-    path = Path(path)
-    new = path.with_name(f'{path.name}.part')
-    try:
-        yield new
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,0 +1,353 @@
+"""What all file formats have, and how each says what a layer becomes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from surge_det.core.binarizers import Binarizer
+from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
+from surge_det.deploy.extra import require
+from surge_det.deploy.trained import KINDS
+
+# Reason and remedy.
+Problem = tuple[str, str]
+
+
+class ExportError(ValueError):
+    """A model, or a layer of it, cannot be exported as asked."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What becomes of one module that has values of its own.
+
+    Args:
+        name: Its name in the model; of several, the first.
+        kind: ``'1-bit'``, ``'weights 1-bit'``, ``'activations 1-bit'`` or
+            ``'real'``.
+        bits: Of weights and activations as the file's engine has them,
+            such as ``'1/1'``; empty where nothing is multiplied.
+        operation: What computes it.
+        bytes: Of its values in the file.
+        float_bytes: Of its parameters in the float twin: the same layer at
+            32 bit, without replica and scale.
+        problem: Why it cannot be exported, and what to do about it.
+    """
+
+    name: str
+    kind: str
+    bits: str
+    operation: str
+    bytes: int
+    float_bytes: int
+    problem: Problem | None = None
+
+    @property
+    def part(self) -> str:
+        """First component of the name: backbone, neck, bbox_head, ..."""
+        return self.name.split('.')[0]
+
+
+class Format:
+    """A kind of file that holds a detector.
+
+    What is said of layers here is true of a file that holds a state dict as
+    it is; formats of another kind override it.
+
+    Attributes:
+        name: What the command line calls it.
+        suffix: Of the file's name.
+        packages: That it needs beside mmdet's.
+        cpu_only: Whether a loaded detector runs on the CPU only.
+        one_process: Whether it cannot be tested by a group of processes.
+        one_bit_limits: Where binarized layers may be computed as real ones:
+            who does so, and what a layer needs to be 1-bit there.
+    """
+
+    name: str
+    suffix: str
+    packages: tuple[str, ...] = ()
+    cpu_only = False
+    one_process = False
+    one_bit_limits = ''
+
+    @property
+    def export_suffix(self) -> str:
+        """End of the name that an export gives by default."""
+        return self.suffix
+
+    def files(self, path: Path) -> list[Path]:
+        """Return all files that an export to ``path`` may write."""
+        return [path]
+
+    def require_packages(self) -> None:
+        """See that what the format needs is installed.
+
+        Raises:
+            ImportError: If it is not; says how to install it.
+        """
+        for package in self.packages:
+            require(package)
+
+    # Files
+
+    def save(
+        self,
+        model: nn.Module,
+        cfg: Config,
+        path: str | Path,
+        dataset_meta: dict[str, Any],
+    ) -> list[Path]:
+        """Write a detector; files that are there are replaced.
+
+        Args:
+            model: In the form that ``cfg`` builds; not changed.
+            cfg: The whole config.
+            path: File to write.
+            dataset_meta: Classes and palette.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            ImportError: If a package is missing.
+            OSError: If a file cannot be written.
+            ExportError: If detector or layer cannot be exported; says which,
+                why, and what to do. Nothing is written.
+            ValueError: If ``path`` is not allowed, or config or
+                ``dataset_meta`` cannot be stored.
+        """
+        self.require_packages()
+        check(self.plan(model))
+        return self._write(model, cfg, Path(path), dataset_meta)
+
+    def _write(
+        self,
+        model: nn.Module,
+        cfg: Config,
+        path: Path,
+        dataset_meta: dict[str, Any],
+    ) -> list[Path]:
+        raise NotImplementedError
+
+    def load(
+        self, path: str | Path, config: Config | None = None
+    ) -> nn.Module:
+        """Restore a detector.
+
+        Args:
+            path: What :meth:`save` wrote.
+            config: A whole config to build the detector from; by default the
+                one in the file.
+
+        Returns:
+            mmdet's model in eval mode, on the CPU, with ``cfg`` and
+            ``dataset_meta``.
+
+        Raises:
+            ImportError: If a package is missing.
+            OSError: If a file cannot be read.
+            RuntimeError: If what is in it computes wrong values here.
+            ValueError: If a file is damaged or of another kind, or not this
+                config's.
+        """
+        raise NotImplementedError
+
+    def read_config(self, path: str | Path) -> Config:
+        """Read the config in a file, without running it.
+
+        Errors are those of :meth:`load`.
+        """
+        raise NotImplementedError
+
+    # Layers
+
+    def plan(self, model: nn.Module) -> list[Row]:
+        """List what would be exported, layer by layer.
+
+        The bytes are those of the values, without names and without the
+        network's description.
+
+        Args:
+            model: A detector; not changed.
+
+        Returns:
+            A row for each module that has parameters, or buffers that a state
+            dict holds, in the model's order.
+        """
+        rows = []
+        problem = self.detector_problem(model)
+        if problem:
+            kind = type(model).__name__
+            rows = [Row('(detector)', 'real', '', kind, 0, 0, problem)]
+        seen: set[int] = set()
+        for name, module in model.named_modules():
+            if isinstance(module, Binarizer):
+                # Its layer stores what it makes.
+                continue
+            values = {
+                key: value
+                for key, value in own_values(module)
+                if id(value) not in seen
+            }
+            seen |= {id(value) for value in values.values()}
+            if values:
+                rows.append(self.describe(module, name or '(model)', values))
+        return rows
+
+    def describe(
+        self, layer: nn.Module, name: str, values: dict[str, Tensor]
+    ) -> Row:
+        """Say what becomes of a layer.
+
+        Args:
+            layer: Any module.
+            name: Its name in the model.
+            values: Its own parameters and buffers, as far as no layer before
+                has them too.
+        """
+        kind = 'real'
+        if isinstance(layer, SURGELayer):
+            kind = KINDS[layer.weight_bits, layer.activation_bits]
+        known = {k: v for k, v in values.items() if not is_lazy(v)}
+        sizes = {k: v.nbytes for k, v in known.items()}
+        if len(known) == len(values):
+            sizes = self.sizes(layer, sizes)
+        parameters = [v for v in known.values() if isinstance(v, nn.Parameter)]
+        return Row(
+            name,
+            kind,
+            self.bits(layer),
+            self.operation(layer),
+            sum(sizes.values()),
+            4 * sum(p.numel() for p in parameters),
+            self.problem(layer),
+        )
+
+    def bits(self, layer: nn.Module) -> str:
+        """Return the bits of weights and activations, as in :class:`Row`."""
+        if isinstance(layer, SURGELayer):
+            return f'{layer.weight_bits}/{layer.activation_bits}'
+        return '32/32' * isinstance(layer, (_ConvNd, nn.Linear))
+
+    def operation(self, layer: nn.Module) -> str:
+        """Return what computes a layer."""
+        suffix = ''
+        if isinstance(layer, SURGELayer):
+            suffix = ' on signs' * (layer.activation_bits == 1)
+            suffix = ' on scaled signs' if layer.weight_bits == 1 else suffix
+        if isinstance(layer, _ConvNd):
+            return f'conv{layer.weight.dim() - 2}d{suffix}'
+        if isinstance(layer, nn.Linear):
+            return f'linear{suffix}'
+        return type(layer).__name__
+
+    def sizes(self, layer: nn.Module, sizes: dict[str, int]) -> dict[str, int]:
+        """Return the bytes of a layer's values in the file.
+
+        Args:
+            layer: Any module.
+            sizes: Bytes of its values as they are, by name.
+        """
+        return sizes
+
+    def problem(self, layer: nn.Module) -> Problem | None:
+        """Say why a layer cannot be exported, and what to do about it."""
+        for name, value in own_values(layer):
+            if is_lazy(value):
+                return (
+                    'its shape is not known before it has run',
+                    'make it without lazy modules',
+                )
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                return (
+                    f'{name} has values that are not finite numbers',
+                    'export a checkpoint from before the training went wrong',
+                )
+        return None
+
+    def detector_problem(self, model: nn.Module) -> Problem | None:
+        """Say why a detector as a whole cannot be exported, if so."""
+        return None
+
+
+def check(rows: Sequence[Row]) -> None:
+    """See that everything can be exported.
+
+    Args:
+        rows: From :meth:`Format.plan`.
+
+    Raises:
+        ExportError: If something cannot: name, reason and remedy of each.
+    """
+    problems = [row for row in rows if row.problem]
+    if problems:
+        lines = [
+            f'  {row.name} ({row.kind}): {row.problem[0]}; remedy: '
+            f'{row.problem[1]}'
+            for row in problems
+        ]
+        raise ExportError(
+            f'{len(problems)} of {len(rows)} layers cannot be exported, and '
+            'nothing was written:\n' + '\n'.join(lines)
+        )
+
+
+def own_values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a state dict holds of a module itself, without replica."""
+    for name, value in module.named_parameters(recurse=False):
+        if not (isinstance(module, SURGELayer) and name == 'aux_weight'):
+            yield name, value
+    for name, value in module.named_buffers(recurse=False):
+        if name not in module._non_persistent_buffers_set:
+            yield name, value
+
+
+def bytes_of_signs(weight: Tensor) -> int:
+    """Return the bytes of a weight as signs.
+
+    Whole bytes for each output channel, and its scale.
+    """
+    channel = -(-weight[0].numel() // 8) + weight.element_size()
+    return channel * len(weight)
+
+
+def code_of_its_own(layer: nn.Module) -> Problem | None:
+    """Say where a layer computes what its class alone does not tell."""
+    if parametrize.is_parametrized(layer):
+        return (
+            'its weight is computed from other parameters',
+            'torch.nn.utils.parametrize.remove_parametrizations before',
+        )
+    for cls in (SURGEConv2d, SURGELinear):
+        if isinstance(layer, cls) and type(layer).forward is not cls.forward:
+            return (
+                f'{type(layer).__name__} has a forward of its own',
+                f'use {cls.__name__}, or --format pth',
+            )
+    return None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; what is written there becomes ``path``.
+
+    So that an interruption leaves no half of a file under its name.
+    """
+    new = path.with_name(f'{path.name}.part')
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,271 @@
+"""A detector's networks: taken out of it for OpenVINO, and put back in.
+
+OpenVINO runs a one-stage detector's backbone, neck and head as one network,
+and a two-stage one's RoI head as a second one. Everything else stays mmdet's:
+data preprocessor, anchors, decoding, NMS, RoI extractor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.roi_heads import StandardRoIHead
+from torch import Tensor, nn
+
+from surge_det.deploy.trained import binarization_of
+
+# What stands before a layer's name in a network.
+PART = 'part.'
+
+
+def detector_problem(model: nn.Module) -> tuple[str, str] | None:
+    """Say why a detector as a whole cannot be exported to OpenVINO.
+
+    What mmdet does around the networks, decoding and NMS among it, must be
+    what the base classes do: the networks are put in there.
+
+    Args:
+        model: What mmdet built.
+
+    Returns:
+        Reason and remedy, or ``None``.
+    """
+    kind = type(model)
+    remedy = 'use --format packed'
+    if isinstance(model, TwoStageDetector):
+        roi_head = model.roi_head if model.with_roi_head else None
+        head = type(roi_head)
+        if kind.predict is not TwoStageDetector.predict or not model.with_rpn:
+            return f'{kind.__name__} is no two-stage detector with RPN', remedy
+        if not isinstance(roi_head, StandardRoIHead) or any(
+            getattr(head, name) is not getattr(StandardRoIHead, name)
+            for name in ('predict', 'predict_bbox', '_bbox_forward')
+        ):
+            return f'{head.__name__} has stages or paths of its own', remedy
+        for part in ('mask', 'shared_head'):
+            if getattr(roi_head, f'with_{part}'):
+                return f'its RoI head has a part more: {part}', remedy
+        dense = model.rpn_head
+    elif isinstance(model, SingleStageDetector):
+        if kind.predict is not SingleStageDetector.predict:
+            return f'{kind.__name__} predicts in a way of its own', remedy
+        dense = model.bbox_head
+    else:
+        return (
+            f'{kind.__name__} is neither a one-stage detector with a dense '
+            'head nor a two-stage one',
+            remedy,
+        )
+    if (
+        not isinstance(dense, BaseDenseHead)
+        or type(dense).predict is not BaseDenseHead.predict
+    ):
+        return f'{type(dense).__name__} predicts in a way of its own', remedy
+    return None
+
+
+class Flattened(nn.Module):
+    """A function of one tensor, its output as a flat tuple.
+
+    Args:
+        part: The detector, so that layers have the names they have there.
+        run: Calls it; returns tensors in lists, tuples and dicts.
+
+    Attributes:
+        structure: Of the last output: the same with numbers for tensors.
+    """
+
+    def __init__(self, part: nn.Module, run: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.part = part
+        self.run = run
+        self.structure: Any = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Run; order of the tensors as in ``structure``."""
+        leaves: list[Tensor] = []
+        self.structure = _flatten(self.run(x), leaves)
+        return tuple(leaves)
+
+
+def dense_network(model: nn.Module) -> Flattened:
+    """Return all of a detector that runs once per image.
+
+    Args:
+        model: mmdet's detector, 1-bit or real, that
+            :func:`detector_problem` has nothing against.
+
+    Returns:
+        Takes images as the data preprocessor leaves them, (N, 3, H, W). Its
+        outputs are, for a one-stage detector, those of the head; for a
+        two-stage one the features of the neck, then the RPN's outputs.
+
+    Raises:
+        ValueError: If there is something against the detector.
+    """
+    _check(model)
+    if not hasattr(model, 'roi_head'):
+        return Flattened(
+            model, lambda x: model.bbox_head(model.extract_feat(x))
+        )
+
+    def run(x: Tensor) -> Any:
+        features = model.extract_feat(x)
+        return list(features), model.rpn_head(features)
+
+    return Flattened(model, run)
+
+
+def roi_network(model: nn.Module) -> Flattened | None:
+    """Return what a two-stage detector runs on its regions.
+
+    Args:
+        model: As :func:`dense_network`'s.
+
+    Returns:
+        Takes pooled features (R, C, h, w); its outputs are class scores and
+        box deltas. ``None`` for a one-stage detector.
+
+    Raises:
+        ValueError: If there is something against the detector.
+    """
+    _check(model)
+    if not hasattr(model, 'roi_head'):
+        return None
+    head = model.roi_head.bbox_head
+    return Flattened(model, head)
+
+
+def roi_example(model: nn.Module) -> Tensor:
+    """Return random pooled features of a few regions."""
+    extractor = model.roi_head.bbox_roi_extractor
+    size = extractor.roi_layers[0].output_size
+    return torch.randn(4, extractor.out_channels, *size)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return what differs for detectors of other layers.
+
+    Args:
+        model: With or without the replicas that only training has.
+    """
+    layers = sorted(
+        f'{name} {tuple(parameter.shape)}'
+        for name, parameter in model.named_parameters()
+        if not name.endswith('.aux_weight')
+    )
+    layers += sorted(f'{k}: {v}' for k, v in binarization_of(model).items())
+    return hashlib.sha256('\n'.join(layers).encode()).hexdigest()
+
+
+def install_networks(
+    model: nn.Module, networks: Sequence[Callable[[Tensor], Any]]
+) -> None:
+    """Let networks compute what a detector's own layers do, and drop these.
+
+    Args:
+        model: Changed in place.
+        networks: The dense part's :class:`~.runtime.Network`; of a two-stage
+            detector, the RoI head's too.
+    """
+    networks[0].channels_last = takes_channels_last(model)
+    install = _install_one_stage if len(networks) == 1 else _install_two_stage
+    install(model, *networks)
+    model.backbone = nn.Identity()
+    if model.with_neck:
+        model.neck = None
+
+
+def takes_channels_last(model: nn.Module) -> bool:
+    """Say whether a detector's dense network gives maps in that layout.
+
+    mmdet's usual decoding permutes maps to it. Decoding of another kind, such
+    as CenterNet's, may view them in the standard layout, which RoIAlign wants
+    too.
+    """
+    if hasattr(model, 'roi_head'):
+        return False
+    head = type(model.bbox_head)
+    return head.predict_by_feat is BaseDenseHead.predict_by_feat
+
+
+class _Features(tuple):
+    """Features of the neck, and what the RPN makes of them."""
+
+    rpn: Any
+
+
+def _install_one_stage(model: nn.Module, network: Callable) -> None:
+    # What the head has to do is done: it is handed its own outputs.
+    model.extract_feat = network
+    model.bbox_head.forward = _identity
+    _drop_parameters(model.bbox_head)
+
+
+def _install_two_stage(
+    model: nn.Module, network: Callable, roi: Callable
+) -> None:
+    def extract_feat(x: Tensor) -> _Features:
+        features, rpn = network(x)
+        features = _Features(features)
+        features.rpn = rpn
+        return features
+
+    model.extract_feat = extract_feat
+    model.rpn_head.forward = _rpn_outputs
+    model.roi_head.bbox_head.forward = roi
+    _drop_parameters(model.rpn_head)
+    _drop_parameters(model.roi_head.bbox_head)
+
+
+def _identity(outputs: Any) -> Any:
+    return outputs
+
+
+def _rpn_outputs(features: _Features) -> Any:
+    return features.rpn
+
+
+def _drop_parameters(head: nn.Module) -> None:
+    for name, child in list(head.named_children()):
+        # What decoding has without parameters, such as GFL's integral, stays.
+        if next(child.parameters(), None) is not None:
+            delattr(head, name)
+    for name in list(head._parameters):
+        delattr(head, name)
+
+
+def _check(model: nn.Module) -> None:
+    problem = detector_problem(model)
+    if problem:
+        raise ValueError(f'{problem[0]}; {problem[1]}')
+
+
+def _flatten(value: Any, leaves: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        leaves.append(value)
+        return len(leaves) - 1
+    if isinstance(value, dict):
+        return {key: _flatten(item, leaves) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(item, leaves) for item in value]
+    if value is None:
+        return None
+    raise ValueError(
+        f'the head returns a {type(value).__name__}: tensors in lists, '
+        'tuples and dicts are allowed'
+    )
+
+
+def rebuild(structure: Any, tensors: list[Tensor]) -> Any:
+    """Put tensors where ``structure`` has their numbers."""
+    if isinstance(structure, dict):
+        return {k: rebuild(v, tensors) for k, v in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return [rebuild(item, tensors) for item in structure]
+    return None if structure is None else tensors[structure]
