@@ -1,20 +1,19 @@
 """Binarize a float model in place: which layers, and which activations.
 
-What the safe default keeps real is said once, in :func:`_default_reason` and
-the tables above it; what cannot be binarized, in :func:`_obstacle`.
+What cannot be binarized is said in :func:`_obstacle`. What should not be is
+for the caller to say; for detectors :mod:`surge_det.models.detector_policy`
+does.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
@@ -24,59 +23,10 @@ from .layers import SURGEConv2d, SURGELayer, SURGELinear
 DEFAULT_LAYER = {'shift': 0.0}
 DEFAULT_ACTIVATION = {'type': 'PReLU', 'init': 0.25}
 
-# The most that an image has, sliced as YOLOX does it included. A first
-# convolution with more inputs is that of a neck or a head converted alone.
-IMAGE_CHANNELS = 16
-
 ACTIVATIONS = {'PReLU': SlopePReLU, 'LeakyReLU': nn.LeakyReLU}
 
-# What stays real by its name; patterns see the name behind a dot.
-KEPT_NAMES = {
-    '*.conv_offset': 'predicts sampling positions',
-    '*.spatial_conv_offset': 'predicts sampling positions',
-    '*.sampling_offsets': 'predicts sampling positions',
-    '*.attention_weights': 'predicts attention weights',
-    '*.reference_points*': 'emits boxes',
-    '*.query_scale.*': 'scales queries, a ReLU of its own inside',
-    '*.bbox_embed*': 'emits boxes',
-    '*.class_embed*': 'emits classes',
-    '*.mask_embed*': 'emits masks',
-    '*.conv_pred.*': 'emits masks',
-    '*.reg_conf.*': 'sees probabilities, emits a quality',
-}
-# Modules that see pooled values, by class name for want of a common base.
-CHANNEL_ATTENTION = {
-    'ChannelAttention',
-    'DyReLU',
-    'SELayer',
-    'SqueezeExcitation',
-}
-# Layers of heads that are hidden although no norm or activation stands
-# beside them.
-HIDDEN_NAMES = (
-    '*.rpn_conv',
-    '*.shared_fcs.*',
-    '*.cls_fcs.*',
-    '*.reg_fcs.*',
-)
-# Names, because toolboxes have classes of their own for some of them.
-HIDDEN_ACTIVATIONS = {
-    'ELU',
-    'GELU',
-    'HSwish',
-    'Hardswish',
-    'LeakyReLU',
-    'Mish',
-    'PReLU',
-    'ReLU',
-    'ReLU6',
-    'SiLU',
-    'SlopePReLU',
-    'Swish',
-}
-
-# Set on a module whose own conversion is not to be changed by another one.
-SETTLED = '_binarization_is_settled'
+# Set on a part of a model that another conversion shall leave as it is.
+LEAVE_ALONE = '_binarize_leaves_alone'
 
 _EQUIVALENT: set[type] = {nn.Conv2d, nn.Linear}
 _FUNCTIONAL: set[type] = {nn.MultiheadAttention}
@@ -132,7 +82,8 @@ def binarize(
     *,
     include: Iterable[str] = ('*',),
     exclude: Iterable[str] = (),
-    defaults: bool = True,
+    keep_real: Callable[[Candidate], str | None] | None = None,
+    replace_relu: Callable[[Candidate, list[Candidate]], bool] | None = None,
     layer_cfg: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     activation_cfg: Mapping[str, Any] | None = DEFAULT_ACTIVATION,
@@ -145,25 +96,18 @@ def binarize(
     ``model.named_modules()``; a layer that is matched by any of its names is
     matched.
 
-    The safe default keeps real: the first convolution, 1×1 convolutions of
-    downsampling shortcuts, depthwise convolutions, channel attention,
-    predictors of sampling positions and attention weights, everything in a
-    head but its convolutions with a norm or an activation beside them and
-    the hidden layers of two-stage heads, and what cannot be binarized.
-
     What passed a ReLU has no negative values and constant sign. Therefore
-    ReLUs (and ReLU6s) give way to an activation that keeps negatives, in
-    every branch of the model that has a binarized layer: the branches of a
-    detector (a model with a ``backbone``) are its children, another model
-    is one branch. A ReLU that a head holds beside real layers only
-    stays, and so do those that are no modules.
+    ReLUs (and ReLU6s) give way to an activation that keeps negatives.
 
     Args:
         model: What to convert; it keeps its own identity.
         include: Patterns of the layers to binarize.
         exclude: Patterns of the layers (or ReLUs) to leave as they are.
-        defaults: Whether the safe default holds too. A layer that
-            ``include`` names without a wildcard is binarized all the same.
+        keep_real: Called with each layer that is asked for; returns why it
+            should stay real, or ``None``. A layer that ``include`` names
+            without a wildcard is binarized all the same.
+        replace_relu: Called with each ReLU and the binarized layers; returns
+            whether it may stand before one of them. By default all do.
         layer_cfg: Keywords of :class:`SURGEConv2d` and
             :class:`SURGELinear`, on top of ``DEFAULT_LAYER``; linear
             layers skip those that only convolutions have.
@@ -183,8 +127,6 @@ def binarize(
     """
     include = _patterns('include', include)
     exclude = _patterns('exclude', exclude)
-    if not isinstance(defaults, bool):
-        raise ValueError(f'defaults={defaults!r}: True or False is allowed')
     layer_cfg = _mapping('layer_cfg', layer_cfg)
     overrides = _mapping('overrides', overrides)
     for pattern, more in overrides.items():
@@ -195,12 +137,12 @@ def binarize(
     _check_matches(model, 'include', include, layers)
     _check_matches(model, 'exclude', exclude, layers + relus)
 
-    chosen, kept = _choose(model, layers, include, exclude, defaults)
+    chosen, kept = _choose(model, layers, include, exclude, keep_real)
     if not chosen:
         raise ValueError(
             f'nothing to binarize: include={list(include)}, '
-            f'exclude={list(exclude)}, defaults={defaults} leave none of '
-            f'{len(layers)} convolutions and linear layers'
+            f'exclude={list(exclude)} and what stays real by default leave '
+            f'none of {len(layers)} convolutions and linear layers'
         )
     _check_matches(model, 'overrides', overrides, chosen)
     # All of them before the first is put in, so that an error changes nothing.
@@ -213,8 +155,8 @@ def binarize(
             relu
             for relu in relus
             if not relu.matches(exclude)
-            and not relu.is_settled
-            and _meets_sign(model, relu, chosen)
+            and not relu.left_alone
+            and (replace_relu is None or replace_relu(relu, chosen))
         ]
     for relu in replaced:
         new = _activation(activation_cfg)
@@ -227,30 +169,47 @@ def binarize(
 
 
 @dataclass(eq=False)
-class _Candidate:
+class Candidate:
+    """A module that may be replaced.
+
+    Attributes:
+        module: The module.
+        names: Its names in the model, one for every place where it stands.
+        chains: For each name, what holds the module: from the model to the
+            module's parent.
+    """
+
     module: nn.Module
-    # One each for every place where it stands.
     names: list[str] = field(default_factory=list)
     chains: list[list[nn.Module]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
+        """The first name."""
         return self.names[0]
 
     @property
+    def model(self) -> nn.Module:
+        """The whole model."""
+        return self.chains[0][0]
+
+    @property
     def parents(self) -> list[nn.Module]:
+        """What holds the module directly, one for each name."""
         return [chain[-1] for chain in self.chains]
 
     @property
-    def is_settled(self) -> bool:
+    def left_alone(self) -> bool:
+        """Whether it stands in a part that this conversion leaves alone."""
         # The model itself may be converted again.
         return any(
-            hasattr(owner, SETTLED)
+            hasattr(owner, LEAVE_ALONE)
             for chain in self.chains
             for owner in chain[1:]
         )
 
     def matches(self, patterns: Iterable[str], lead: str = '') -> bool:
+        """Whether one of the names, after ``lead``, matches a pattern."""
         return any(
             fnmatchcase(lead + name, pattern)
             for name in self.names
@@ -258,13 +217,13 @@ class _Candidate:
         )
 
 
-def _candidates(model: nn.Module, kinds: tuple) -> Iterator[_Candidate]:
-    found: dict[nn.Module, _Candidate] = {}
+def _candidates(model: nn.Module, kinds: tuple) -> Iterator[Candidate]:
+    found: dict[nn.Module, Candidate] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not name or isinstance(module, SURGELayer):
             continue
         if isinstance(module, kinds):
-            candidate = found.setdefault(module, _Candidate(module))
+            candidate = found.setdefault(module, Candidate(module))
             candidate.names.append(name)
             candidate.chains.append(_ancestors(model, name))
     yield from found.values()
@@ -278,7 +237,7 @@ def _ancestors(model: nn.Module, name: str) -> list[nn.Module]:
     return chain
 
 
-def _put(model: nn.Module, candidate: _Candidate, new: nn.Module) -> None:
+def _put(model: nn.Module, candidate: Candidate, new: nn.Module) -> None:
     for name, parent in zip(candidate.names, candidate.parents):
         parent._modules[name.rpartition('.')[2]] = new
 
@@ -288,18 +247,17 @@ def _put(model: nn.Module, candidate: _Candidate, new: nn.Module) -> None:
 
 def _choose(
     model: nn.Module,
-    layers: list[_Candidate],
+    layers: list[Candidate],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    defaults: bool,
-) -> tuple[list[_Candidate], dict[str, str]]:
+    keep_real: Callable[[Candidate], str | None] | None,
+) -> tuple[list[Candidate], dict[str, str]]:
     """Split the candidates into those to binarize and those kept, with why."""
-    first = _first_convolutions(model)
     tied = _tied_parameters(model)
     chosen, kept, refused = [], {}, {}
     for layer in layers:
-        if layer.is_settled:
-            kept[layer.name] = 'settled by a conversion of its own part'
+        if layer.left_alone:
+            kept[layer.name] = 'its part has a conversion of its own'
         elif not layer.matches(include):
             kept[layer.name] = 'not included'
         elif layer.matches(exclude):
@@ -308,9 +266,9 @@ def _choose(
             asked = layer.matches([p for p in include if p != '*'])
             (refused if asked else kept)[layer.name] = reason
         elif (
-            defaults
+            keep_real is not None
             and not set(layer.names) & set(include)
-            and (reason := _default_reason(layer, first))
+            and (reason := keep_real(layer))
         ):
             kept[layer.name] = reason
         else:
@@ -326,17 +284,7 @@ def _choose(
     return chosen, kept
 
 
-def _first_convolutions(model: nn.Module) -> set[nn.Module]:
-    # A model may hold several detectors, as a student and its teacher.
-    detectors = [m for m in model.modules() if hasattr(m, 'backbone')]
-    found = set()
-    for part in (model, *detectors):
-        convolutions = (m for m in part.modules() if isinstance(m, nn.Conv2d))
-        found |= set(itertools.islice(convolutions, 1))
-    return found
-
-
-def _obstacle(layer: _Candidate, tied: set[int]) -> str | None:
+def _obstacle(layer: Candidate, tied: set[int]) -> str | None:
     """Say why a layer cannot be binarized, or ``None``."""
     module = layer.module
     if any(
@@ -384,95 +332,11 @@ def _tied_parameters(model: nn.Module) -> set[int]:
     return tied
 
 
-def _default_reason(layer: _Candidate, first: set[nn.Module]) -> str | None:
-    """Say why the safe default keeps a layer real, or ``None``."""
-    module = layer.module
-    if module in first and module.in_channels <= IMAGE_CHANNELS:
-        return 'first convolution'
-    if layer.matches(['*.downsample.*'], '.') and _is_pointwise(module):
-        return '1x1 downsample'
-    if _is_depthwise(module):
-        return 'depthwise'
-    if _is_channel_attention(layer):
-        return 'channel attention'
-    for pattern, reason in KEPT_NAMES.items():
-        if layer.matches([pattern], '.'):
-            return reason
-    if _is_in_head(layer) and not _is_hidden(layer):
-        return 'bare layer of a head: emits classes, boxes or masks'
-    return None
-
-
-def _is_pointwise(module: nn.Module) -> bool:
-    return getattr(module, 'kernel_size', (1, 1)) == (1, 1)
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return 1 < getattr(module, 'groups', 1) == module.in_channels
-
-
-def _is_channel_attention(layer: _Candidate) -> bool:
-    # A fully connected layer written as a convolution sees pooled values.
-    return (
-        isinstance(layer.module, nn.Conv2d)
-        and any(n.rpartition('.')[2].startswith('fc') for n in layer.names)
-    ) or any(
-        type(owner).__name__ in CHANNEL_ATTENTION
-        for chain in layer.chains
-        for owner in chain
-    )
-
-
-def _is_in_head(layer: _Candidate) -> bool:
-    return any(
-        'head' in part for name in layer.names for part in name.split('.')
-    ) or any(_is_head(m) for chain in layer.chains for m in chain)
-
-
-def _is_head(module: nn.Module) -> bool:
-    return type(module).__name__.endswith('Head')
-
-
-def _is_hidden(layer: _Candidate) -> bool:
-    """Tell a hidden layer of a head from one that may emit results."""
-    if layer.matches(HIDDEN_NAMES, '.'):
-        return True
-    if not isinstance(layer.module, nn.Conv2d):
-        return False
-    return any(_is_in_block(layer.module, parent) for parent in layer.parents)
-
-
-def _is_in_block(conv: nn.Module, parent: nn.Module) -> bool:
-    """Whether a norm, or in a block of one layer an activation, follows."""
-    children = list(parent.children())
-    behind = children[children.index(conv) + 1 :]
-    if not behind or _is_norm(behind[0]):
-        return bool(behind)
-    if isinstance(parent, nn.Sequential):
-        # The last one emits, whatever it is rectified with.
-        goes_on = any(isinstance(m, nn.Conv2d) for m in behind)
-        return goes_on and _is_activation(behind[0])
-    return all(
-        _is_norm(m) or _is_activation(m) for m in children if m is not conv
-    )
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return (
-        isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
-        or 'Norm' in type(module).__name__
-    )
-
-
-def _is_activation(module: nn.Module) -> bool:
-    return type(module).__name__ in HIDDEN_ACTIVATIONS
-
-
 # --- what becomes of them -------------------------------------------------
 
 
 def _to_surge(
-    layer: _Candidate,
+    layer: Candidate,
     layer_cfg: dict[str, Any],
     overrides: dict[str, Mapping[str, Any]],
 ) -> SURGELayer:
@@ -501,36 +365,6 @@ def _to_surge(
         return cls.from_float(layer.module, **settings)
     except ValueError as error:
         raise ValueError(f'{layer.name}: {error}') from error
-
-
-def _meets_sign(
-    model: nn.Module, relu: _Candidate, chosen: list[_Candidate]
-) -> bool:
-    """Whether a ReLU stands where its output may reach a binarized layer."""
-    branches = set().union(*(_branches(model, layer) for layer in chosen))
-    if not branches & _branches(model, relu):
-        return False
-    owners = [parent for parent in relu.parents if _is_head(parent)]
-    if not owners:
-        return True
-    # A head's own ReLU works on the layers that the head itself calls, which
-    # may be what emits boxes.
-    return any(
-        isinstance(m, SURGELayer)
-        for owner in owners
-        for child in owner.children()
-        for m in (child, *_list_items(child))
-    )
-
-
-def _branches(model: nn.Module, candidate: _Candidate) -> set[str]:
-    if not hasattr(model, 'backbone'):
-        return {''}
-    return {name.partition('.')[0] for name in candidate.names}
-
-
-def _list_items(module: nn.Module) -> list[nn.Module]:
-    return list(module) if isinstance(module, nn.ModuleList) else []
 
 
 def _activation(cfg: Mapping[str, Any]) -> nn.Module:
@@ -584,7 +418,7 @@ def _check_matches(
     model: nn.Module,
     argument: str,
     patterns: Iterable[str],
-    candidates: list[_Candidate],
+    candidates: list[Candidate],
 ) -> None:
     for pattern in patterns:
         if not any(c.matches([pattern]) for c in candidates):

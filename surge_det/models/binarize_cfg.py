@@ -4,9 +4,10 @@ A module's dict may carry it anywhere, the whole model's or one part's::
 
     model = dict(binarize_cfg=dict(exclude=['neck.*']))
 
-Its keywords are those of :func:`surge_det.core.binarize.binarize`; ``None``
-leaves the module as it is. What a part's own key says holds for that part,
-whatever the whole model's key says.
+Its keywords are those of
+:func:`surge_det.models.detector_policy.binarize_detector`; ``None`` leaves
+the module as it is. What a part's own key says holds for that part, whatever
+the whole model's key says.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from surge_det.core.binarize import (
-    SETTLED,
+    LEAVE_ALONE,
     Conversion,
     add_equivalent,
     add_functional,
-    binarize,
 )
 from surge_det.core.layers import named_surge_layers
+
+from .detector_policy import binarize_detector
 
 KEY = 'binarize_cfg'
 
@@ -61,7 +63,7 @@ def _binarizing(build: Callable) -> Callable:
         if settings is not None:
             _convert(module, settings, cfg.get('type'))
         # What a part says of itself holds, also for the whole model's key.
-        setattr(module, SETTLED, True)
+        setattr(module, LEAVE_ALONE, True)
         return module
 
     build_and_binarize.binarizes = True
@@ -73,7 +75,7 @@ def _convert(module: nn.Module, settings: Any, kind: Any) -> None:
     try:
         if not isinstance(settings, dict):
             raise ValueError('None or a dict is allowed')
-        conversion = binarize(module, **settings)
+        conversion = binarize_detector(module, **settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{name}: {KEY}={settings!r}: {error}') from error
     _report(name, conversion)

@@ -64,117 +64,37 @@ def surge_names(model):
     return [n for n, m in model.named_modules() if isinstance(m, SURGELayer)]
 
 
-# --- the safe default -----------------------------------------------------
+# --- what is binarized ------------------------------------------------------
 
 
-def test_default_keeps_the_first_convolution_and_what_a_head_emits():
-    model = Detector()
-    done = binarize(model)
-    assert done.binarized == surge_names(model)
-    assert done.binarized == [
-        'backbone.1.conv',
-        'neck.0',
-        'neck.1',
-        'bbox_head.convs.0.conv',
-        'bbox_head.convs.1.conv',
-        'bbox_head.reg.0',
-    ]
-    assert done.kept['backbone.0.conv'] == 'first convolution'
-    for name in ('cls', 'reg.2'):
-        assert 'emits' in done.kept[f'bbox_head.{name}']
-    assert len(done.kept) == 3
+def keep_first(layer):
+    return 'first convolution' if layer.name == '0' else None
 
 
-def test_each_detector_in_a_model_keeps_its_first_convolution():
-    pair = nn.ModuleDict({'student': Detector(), 'teacher': Detector()})
-    done = binarize(pair)
-    for name in pair:
-        assert done.kept[f'{name}.backbone.0.conv'] == 'first convolution'
-        assert f'{name}.backbone.1.conv' in done.binarized
+def keep_boxes(layer):
+    return 'emits' if layer.name == 'bbox_head.cls' else None
 
 
-def test_the_first_convolution_of_a_neck_sees_no_image():
-    neck = nn.Sequential(nn.Conv2d(64, 8, 1), nn.Conv2d(8, 8, 3))
-    assert binarize(neck).binarized == ['0', '1']
-    # An image that was sliced into twelve channels still is one.
-    sliced = nn.Sequential(nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 3))
-    assert binarize(sliced).kept == {'0': 'first convolution'}
+def test_what_stays_real_is_for_the_caller_to_say():
+    assert binarize(plain()).binarized == ['0', '2', '5']
+    done = binarize(plain(), keep_real=keep_first)
+    assert done.binarized == ['2', '5']
+    assert done.kept == {'0': 'first convolution'}
+    # A layer that is named is binarized all the same.
+    done = binarize(plain(), include=['0', '5'], keep_real=keep_first)
+    assert done.binarized == ['0', '5']
 
 
-def test_a_head_converted_alone_keeps_what_it_emits():
-    head = BoxHead()
-    done = binarize(head, include=['cls', '*'], exclude=['cls'])
-    assert 'emits' in done.kept['reg.2']
-    assert done.kept['cls'] == 'excluded'
+def test_which_relus_give_way_is_for_the_caller_to_say():
+    calls = []
 
+    def only_the_second(relu, binarized):
+        calls.append((relu.names, [layer.name for layer in binarized]))
+        return relu.name == '3'
 
-@pytest.mark.parametrize(
-    ('name', 'module', 'kept'),
-    [
-        ('layer1.downsample.0', nn.Conv2d(8, 8, 1), True),
-        ('layer1.downsample.0', nn.Conv2d(8, 8, 3), False),
-        ('downsamples.0', nn.Conv2d(8, 8, 1), False),
-        ('blocks.depthwise', nn.Conv2d(8, 8, 3, groups=8), True),
-        ('blocks.grouped', nn.Conv2d(8, 8, 3, groups=4), False),
-        ('blocks.one', nn.Conv2d(1, 8, 3), False),
-        ('stage.attention.fc', nn.Conv2d(8, 8, 1), True),
-        ('mlp.fc', nn.Linear(8, 8), False),
-        ('attn.sampling_offsets', nn.Linear(8, 8), True),
-        ('attn.attention_weights', nn.Linear(8, 8), True),
-        ('attn.value_proj', nn.Linear(8, 8), False),
-        ('conv2.conv_offset', nn.Conv2d(8, 8, 3), True),
-        ('reference_points_fc', nn.Linear(8, 2), True),
-        ('rpn_head.rpn_conv', nn.Conv2d(8, 8, 3), False),
-        ('rpn_head.rpn_cls', nn.Conv2d(8, 8, 1), True),
-        ('roi_head.bbox_head.0.shared_fcs.1', nn.Linear(8, 8), False),
-        ('roi_head.bbox_head.0.fc_cls', nn.Linear(8, 8), True),
-    ],
-)
-def test_default_by_name_and_kind(name, module, kept):
-    root = nn.Module()
-    root.stem = nn.Conv2d(3, 8, 3)
-    root.hidden = nn.Linear(8, 8)
-    *parents, leaf = name.split('.')
-    holder = root
-    for part in parents:
-        holder.add_module(part, nn.Module())
-        holder = holder.get_submodule(part)
-    holder.add_module(leaf, module)
-    done = binarize(root)
-    assert (name in done.kept) is kept
-    assert (name in done.binarized) is not kept
-
-
-def test_channel_attention_stays_real():
-    class SELayer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1 = block(8, 2, 1)
-
-    done = binarize(nn.Sequential(block(3, 8), block(8, 8), SELayer()))
-    assert done.binarized == ['1.conv']
-    assert done.kept['2.conv1.conv'] == 'channel attention'
-
-
-def test_last_convolution_of_a_sequence_emits_even_with_an_activation():
-    model = nn.Module()
-    model.stem = nn.Conv2d(3, 8, 3)
-    model.mask_head = nn.Sequential(
-        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
-    )
-    assert binarize(model).binarized == ['mask_head.0']
-
-
-def test_include_by_exact_name_overrules_the_default():
-    model = Detector()
-    done = binarize(model, include=['bbox_head.cls', 'neck.*'])
-    assert done.binarized == ['neck.0', 'neck.1', 'bbox_head.cls']
-    assert done.kept['backbone.1.conv'] == 'not included'
-
-
-def test_without_defaults_only_the_patterns_count():
-    model = plain()
-    assert binarize(model, defaults=False).binarized == ['0', '2', '5']
+    done = binarize(plain(), exclude=['5'], replace_relu=only_the_second)
+    assert done.activations == ['3']
+    assert calls == [(['1'], ['0', '2']), (['3'], ['0', '2'])]
 
 
 def test_exclude_wins_over_include():
@@ -338,7 +258,7 @@ def test_pattern_that_matches_nothing_is_named(argument, value):
     model = Detector()
     before = list(model.modules())
     with pytest.raises(ValueError, match=argument) as error:
-        binarize(model, **{argument: value})
+        binarize(model, keep_real=keep_boxes, **{argument: value})
     assert repr(list(value)[0]) in str(error.value)
     assert 'neck.' in str(error.value) or 'backbone.' in str(error.value)
     assert list(model.modules()) == before
@@ -352,7 +272,7 @@ def test_patterns_are_lists_of_names(value):
 
 def test_nothing_left_is_an_error():
     with pytest.raises(ValueError, match='nothing to binarize'):
-        binarize(nn.Sequential(nn.Conv2d(3, 4, 3)))
+        binarize(nn.Sequential(nn.Conv2d(3, 4, 3)), keep_real=keep_first)
 
 
 def test_a_second_conversion_has_other_candidates():
@@ -361,7 +281,7 @@ def test_a_second_conversion_has_other_candidates():
     layer = model[2]
     with pytest.raises(ValueError, match="include: '2' matches none"):
         binarize(model, include=['2'])
-    assert binarize(model).binarized == ['5']
+    assert binarize(model, keep_real=keep_first).binarized == ['5']
     assert model[2] is layer
 
 
@@ -391,58 +311,16 @@ def test_shared_layers_stay_shared_and_match_by_any_name(pattern):
     assert model.levels[1].activate is model.levels[0].activate
 
     model = Levels()
-    done = binarize(model, include=['*'], exclude=[pattern], defaults=False)
+    done = binarize(model, include=['*'], exclude=[pattern], keep_real=None)
     assert done.kept == {'levels.0.conv': 'excluded'}
 
 
 # --- ReLUs ----------------------------------------------------------------
 
 
-def test_relus_give_way_in_branches_with_binarized_layers_only():
-    model = Detector()
-    done = binarize(model, include=['backbone.1.conv'])
-    assert done.activations == ['backbone.0.activate', 'backbone.1.activate']
-    assert isinstance(model.backbone[0].activate, SlopePReLU)
-    assert type(model.bbox_head.convs[0].activate) is nn.ReLU
-
-
-def test_a_model_without_backbone_is_one_branch():
-    model = plain()
-    done = binarize(model, include=['5'])
-    assert done.activations == ['1', '3']
-    assert [type(model[i]) for i in (1, 3)] == [SlopePReLU] * 2
-
-
-def test_relu_of_a_head_stays_beside_real_layers():
-    # A head may rectify its boxes with it.
-    model = Detector()
-    done = binarize(model)
-    assert type(model.bbox_head.relu) is nn.ReLU
-    assert 'bbox_head.convs.0.activate' in done.activations
-    assert 'bbox_head.reg.1' in done.activations
-
-    model = Detector()
-    done = binarize(model, include=['bbox_head.cls'])
-    assert 'bbox_head.relu' in done.activations
-
-
 def test_excluded_relu_stays():
     done = binarize(plain(), exclude=['3'])
     assert done.activations == ['1']
-
-
-def test_other_activations_keep_negatives_and_stay():
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.SiLU(),
-        nn.Conv2d(4, 4, 3),
-        nn.GELU(),
-        nn.LeakyReLU(),
-        nn.Hardswish(),
-    )
-    kept = [model[i] for i in (1, 3, 4, 5)]
-    assert binarize(model).activations == []
-    assert [model[i] for i in (1, 3, 4, 5)] == kept
 
 
 def test_activation_cfg():
@@ -596,7 +474,7 @@ def test_converted_model_sees_both_signs_and_learns():
 def test_asking_for_all_does_not_ask_for_the_impossible(include):
     model = plain()
     model[2] = nn.Conv2d(4, 4, 3, padding_mode='circular')
-    done = binarize(model, include=include)
+    done = binarize(model, include=include, keep_real=keep_first)
     assert "padding_mode='circular'" in done.kept['2']
     # By its name the first convolution is binarized all the same.
     assert ('0' in done.binarized) == ('0' in include)
@@ -608,7 +486,6 @@ def test_asking_for_all_does_not_ask_for_the_impossible(include):
         (dict(layer_cfg=3), 'layer_cfg=3'),
         (dict(overrides=3), 'overrides=3'),
         (dict(overrides={'2': 3}), r"overrides\['2'\]=3"),
-        (dict(defaults='no'), "defaults='no'"),
         (dict(activation_cfg=dict(type='PReLU', init=0.0)), 'init=0.0'),
         (
             dict(activation_cfg=dict(type='LeakyReLU', negative_slope=0)),

@@ -205,7 +205,7 @@ def test_layers_are_those_of_the_conv_cfg_route():
 
 def test_wrappers_of_mmcv_are_covered():
     model = nn.Sequential(Linear(4, 4), Conv2d(4, 4, 1), Conv2d(4, 4, 1))
-    done = binarize_cfg.binarize(model, include=['[02]'])
+    done = binarize_cfg.binarize_detector(model, include=['[02]'])
     assert done.binarized == ['0', '2']
     assert [type(m) for m in model] == [SURGELinear, Conv2d, SURGEConv2d]
 

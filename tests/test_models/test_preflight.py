@@ -16,7 +16,7 @@ from mmengine.logging import MessageHub
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
-from surge_det.core.binarize import binarize
+from surge_det.models.detector_policy import binarize_detector
 from surge_det.models.preflight import preflight
 
 
@@ -313,7 +313,7 @@ def test_tool_names_blind_layers_and_fails(config, tmp_path):
 
 def test_tool_succeeds_with_a_checkpoint(config, tmp_path, main, capsys):
     model = MODELS.build(fcos(relu_before_extra_convs=False))
-    binarize(model)
+    binarize_detector(model)
     checkpoint = tmp_path / 'last.pth'
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
     fixed = ['--cfg-options', 'model.neck.relu_before_extra_convs=False']
