@@ -1,54 +1,51 @@
-"""Tables of results, for a file and for the terminal."""
+"""Tables on the terminal, by rich, and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 
-def markdown_table(
-    header: Sequence[object],
-    rows: Iterable[Sequence[object]],
-    align: Sequence[str] | None = None,
-) -> str:
-    """Make a Markdown table.
-
-    Args:
-        header: The titles of the columns.
-        rows: The cells of each row, as many as titles.
-        align: ``'left'``, ``'right'`` or ``'center'`` for each column;
-            default: none.
-    """
-    marks = {'left': ':--', 'right': '--:', 'center': ':-:'}
-    rule = [marks[side] for side in align] if align else ['---'] * len(header)
-    lines = [' | '.join(map(str, cells)) for cells in (header, *rows)]
-    lines = [f'| {line} |' for line in lines]
-    return '\n'.join([lines[0], f'|{"|".join(rule)}|', *lines[1:]])
-
-
 def print_table(
-    header: Sequence[object],
-    rows: Iterable[Sequence[object]],
-    title: str | None = None,
+    header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1
 ) -> None:
-    """Print a table to the terminal; all columns but the first at the right.
+    """Print a table, as wide as it is where the output is no terminal.
 
     Args:
-        header: The titles of the columns.
-        rows: The cells of each row, as many as titles.
-        title: A line above the table.
+        header: Titles of the columns.
+        rows: Their cells; an empty row is a line between parts.
+        left: How many columns are aligned left; the others are numbers.
     """
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify='left', box=box.SIMPLE)
-    for place, text in enumerate(header):
-        side = 'right' if place else 'left'
-        table.add_column(str(text), justify=side, overflow='fold')
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, title in enumerate(header):
+        justify = 'left' if i < left else 'right'
+        table.add_column(Text(title), justify=justify, overflow='fold')
     for row in rows:
-        table.add_row(*map(str, row))
-    console = Console(markup=False, highlight=False)
-    # A file or a pipe has no width that lines would have to fit in.
+        if row:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        else:
+            table.add_section()
+    console = Console()
     if not console.is_terminal:
-        console.width = 10_000
+        unlimited = console.options.update(width=10_000)
+        console.width = Measurement.get(console, unlimited, table).maximum
     console.print(table)
+
+
+def markdown_table(
+    header: Sequence[object], rows: Iterable[Sequence[object]]
+) -> str:
+    """Return a table in Markdown, without a newline at its end.
+
+    Args:
+        header: Titles of the columns.
+        rows: Their cells.
+    """
+    lines = [f'| {" | ".join(map(str, cells))} |' for cells in (header, *rows)]
+    lines.insert(1, '|---' * len(header) + '|')
+    return '\n'.join(lines)
