@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from . import checks
 
 
 class LearnedShift(nn.Module):
@@ -73,9 +74,7 @@ class SlopePReLU(nn.PReLU):
     """
 
     def __init__(self, init: float = 0.25) -> None:
-        if not isinstance(init, (int, float)) or not math.isfinite(init):
-            raise ValueError(f'init={init!r} is not allowed: a finite number')
-        super().__init__(1, init)
+        super().__init__(1, checks.number('init', init))
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any

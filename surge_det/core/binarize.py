@@ -7,7 +7,6 @@ does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from . import checks
 from .activations import SlopePReLU
 from .layers import SURGEConv2d, SURGELayer, SURGELinear
 
@@ -376,24 +376,21 @@ def _check_activation(cfg: Mapping[str, Any] | None) -> None:
     if cfg is None:
         return
     if not isinstance(cfg, Mapping) or cfg.get('type') not in ACTIVATIONS:
-        raise ValueError(
-            f'activation_cfg={cfg!r} is not allowed: None or a dict with a '
-            f'type of {sorted(ACTIVATIONS)}'
+        checks.refuse(
+            'activation_cfg',
+            cfg,
+            f'None or a dict with a type of {sorted(ACTIVATIONS)}',
         )
     try:
         _activation(cfg)
     except TypeError as error:
         raise ValueError(f'activation_cfg={cfg!r}: {error}') from error
     for name in ('init', 'negative_slope'):
-        slope = cfg.get(name, 0.25)
-        if (
-            not isinstance(slope, (int, float))
-            or not 0 < abs(slope) < math.inf
-        ):
+        if cfg.get(name, 0.25) == 0:
             raise ValueError(
-                f'activation_cfg={cfg!r}: {name}={slope!r} is not allowed: a '
-                'finite number that is not 0, for 0 is a ReLU'
+                f'activation_cfg={cfg!r}: {name}={cfg[name]!r} is a ReLU'
             )
+        checks.number(f'activation_cfg: {name}', cfg.get(name, 0.25))
 
 
 # --- patterns -------------------------------------------------------------
@@ -402,15 +399,13 @@ def _check_activation(cfg: Mapping[str, Any] | None) -> None:
 def _patterns(argument: str, value: Iterable[str]) -> tuple[str, ...]:
     patterns = () if isinstance(value, str) else tuple(value)
     if not all(isinstance(p, str) for p in patterns) or isinstance(value, str):
-        raise ValueError(
-            f'{argument}={value!r} is not allowed: a list of name patterns'
-        )
+        checks.refuse(argument, value, 'a list of name patterns')
     return patterns
 
 
 def _mapping(argument: str, value: Any) -> dict[str, Any]:
     if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f'{argument}={value!r} is not allowed: a dict')
+        checks.refuse(argument, value, 'a dict')
     return dict(value or {})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import refuse
 from .estimators import Estimator
 from .sign import binary_sign
 
@@ -42,9 +43,7 @@ def estimating_error(estimator: Any, z: Tensor) -> Tensor:
         ValueError: If ``estimator`` has no ``surrogate``.
     """
     if not has_surrogate(estimator):
-        raise ValueError(
-            f'estimator={estimator!r} is not allowed: it has no surrogate(x)'
-        )
+        refuse('estimator', estimator, 'it has no surrogate(x)')
     if z.dtype != torch.float64:
         z = z.float()
     difference = binary_sign(z) - estimator.surrogate(z)

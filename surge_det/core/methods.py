@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from .checks import refuse
+
 _SCHEDULED = {
     name: {
         'activation_estimator': {'type': estimator},
@@ -62,9 +64,7 @@ def method_cfg(name: str) -> dict[str, Any]:
     composed = base != name
     if base not in METHODS or (composed and base in _ALONE):
         with_surge = [_PREFIX + n for n in METHODS if n not in _ALONE]
-        raise ValueError(
-            f'name={name!r} is not allowed: one of {[*METHODS, *with_surge]}'
-        )
+        refuse('name', name, f'one of {[*METHODS, *with_surge]}')
     keywords = copy.deepcopy(METHODS[base])
     if composed:
         keywords['compensate'] = True

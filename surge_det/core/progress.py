@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+from . import checks
 
 # Where a layer keeps what is no submodule of it.
 _ESTIMATORS = ('activation_estimator', 'weight_estimator')
@@ -33,7 +34,7 @@ class Scheduled:
         Raises:
             ValueError: If ``p`` is not in [0, 1].
         """
-        self.progress = _check_progress(p)
+        self.progress = checks.number('p', p, low=0, high=1)
         self.told = True
 
     def scheduled(self) -> dict[str, float]:
@@ -57,7 +58,7 @@ def set_progress(model: nn.Module, p: float) -> int:
     Raises:
         ValueError: If ``p`` is not in [0, 1].
     """
-    p = _check_progress(p)
+    p = checks.number('p', p, low=0, high=1)
     parts = list(_parts(model, 'set_progress'))
     for part in parts:
         part.set_progress(p)
@@ -106,14 +107,3 @@ def _parts(model: nn.Module, method: str) -> Iterator[Any]:
             if id(part) not in seen and callable(getattr(part, method, None)):
                 seen.add(id(part))
                 yield part
-
-
-def _check_progress(p: float) -> float:
-    if (
-        not isinstance(p, (int, float))
-        or isinstance(p, bool)
-        or not math.isfinite(p)
-        or not 0 <= p <= 1
-    ):
-        raise ValueError(f'p={p!r} is not allowed: a number in [0, 1]')
-    return float(p)

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from .. import checks
 from ..progress import Scheduled
 from .base import Estimator, register_estimator
 
@@ -49,23 +50,11 @@ class ReSTE(Scheduled, Estimator):
     def __init__(
         self, o_end: float = 3.0, m: float = 0.1, t: float = 1.5
     ) -> None:
-        for name, value, low, text in (
-            ('o_end', o_end, 1, 'a finite number >= 1'),
-            ('m', m, 0, 'a finite number > 0'),
-            ('t', t, 0, 'a finite number > m'),
-        ):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not math.isfinite(value)
-                or value < low
-            ):
-                raise ValueError(f'{name}={value!r} is not allowed: {text}')
-        if not 0 < m < t:
-            raise ValueError(f'm={m!r}, t={t!r} are not allowed: 0 < m < t')
-        self.o_end = float(o_end)
-        self.m = float(m)
-        self.t = float(t)
+        self.o_end = checks.number('o_end', o_end, low=1)
+        self.m = checks.number('m', m, above=0)
+        self.t = checks.number('t', t, above=0)
+        if m >= t:
+            checks.refuse('m', m, f'a number below t={t}')
 
     @property
     def o(self) -> float:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-import struct
 
 import torch
 from torch import Tensor
 
+from .. import checks
 from .base import Estimator, register_estimator
 
 _WIDE = (torch.float32, torch.float64)
-
-
-def _next_above(value: float, dtype: torch.dtype) -> float:
-    """Return the number of a type that follows a positive one."""
-    if dtype == torch.float64:
-        return math.nextafter(value, math.inf)
-    # Neighbours of one sign have neighbouring bits.
-    (bits,) = struct.unpack('<i', struct.pack('<f', value))
-    return struct.unpack('<f', struct.pack('<i', bits + 1))[0]
 
 
 @register_estimator
@@ -50,17 +41,16 @@ class STE(Estimator):
     """
 
     def __init__(self, clip: float | None = 1.0) -> None:
-        if clip is not None and (
-            isinstance(clip, bool)
-            or not isinstance(clip, (int, float))
-            or math.isnan(clip)
-            or clip <= 0
-        ):
-            raise ValueError(
-                f'clip={clip!r} is not allowed: a number > 0, or None for no '
-                'clipping'
-            )
+        if clip is not None and clip != math.inf:
+            checks.number('clip', clip, above=0)
         self.clip = clip
+        # The number after `clip`, by type.
+        self._ends = {
+            dtype: torch.tensor(clip or 0, dtype=dtype, device='cpu')
+            .nextafter(torch.tensor(math.inf, dtype=dtype, device='cpu'))
+            .item()
+            for dtype in _WIDE
+        }
 
     @property
     def is_identity(self) -> bool:
@@ -91,7 +81,7 @@ class STE(Estimator):
             return super().times_derivative(x, grad)
         # One pass instead of four. That window is open and this one closed.
         # (Where x is NaN the gradient may pass.)
-        end = _next_above(self.clip, x.dtype)
+        end = self._ends[x.dtype]
         return torch.ops.aten.hardtanh_backward(grad, x, -end, end)
 
     def surrogate(self, x: Tensor) -> Tensor:

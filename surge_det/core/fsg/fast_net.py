@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import checks
+
 _NONLINEARITIES = {None: None, 'tanh': torch.tanh, 'relu': torch.relu}
 
 
@@ -38,19 +40,8 @@ class FastNet(nn.Module):
         self, hidden: int = 100, nonlinearity: str | None = None
     ) -> None:
         super().__init__()
-        if (
-            not isinstance(hidden, int)
-            or isinstance(hidden, bool)
-            or hidden < 1
-        ):
-            raise ValueError(
-                f'hidden={hidden!r} is not allowed: an integer >= 1'
-            )
-        if nonlinearity not in _NONLINEARITIES:
-            raise ValueError(
-                f'nonlinearity={nonlinearity!r} is not allowed: one of '
-                f'{list(_NONLINEARITIES)}'
-            )
+        checks.integer('hidden', hidden, 1)
+        checks.one_of('nonlinearity', nonlinearity, _NONLINEARITIES)
         self.nonlinearity = nonlinearity
         self.linear1 = nn.Linear(1, hidden, bias=False)
         self.linear2 = nn.Linear(hidden, hidden, bias=False)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import checks
+
 # Up to here a loop over the tokens is faster than a parallel scan.
 _SHORT = 16
 
@@ -77,18 +79,8 @@ class SlowNet(nn.Module):
             ('expand', expand),
             ('blocks_at_once', blocks_at_once),
         ):
-            if (
-                not isinstance(value, int)
-                or isinstance(value, bool)
-                or value < 1
-            ):
-                raise ValueError(
-                    f'{name}={value!r} is not allowed: an integer >= 1'
-                )
-        if not isinstance(independent, bool):
-            raise ValueError(
-                f'independent={independent!r}: True or False is allowed'
-            )
+            checks.integer(name, value, 1)
+        checks.boolean('independent', independent)
         self.block_size = block_size
         self.independent = independent
         self.blocks_at_once = blocks_at_once

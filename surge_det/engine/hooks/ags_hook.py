@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from surge_det.core import checks
 from surge_det.core.layers import SURGELayer
 from surge_det.engine.optim.ags_optim_wrapper import (
     AGS_REMEDY,
@@ -56,10 +57,8 @@ class AGSHook(Hook):
 
     def __init__(self, interval: int | None = None, top: int = 3) -> None:
         check_interval(interval)
-        if not isinstance(top, int) or isinstance(top, bool) or top < 0:
-            raise ValueError(f'top={top!r} is not allowed: an integer >= 0')
         self.interval = interval
-        self.top = top
+        self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
         self._told_unreached = False
 

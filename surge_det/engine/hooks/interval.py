@@ -5,6 +5,8 @@ from __future__ import annotations
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 
+from surge_det.core import checks
+
 _DEFAULT_INTERVAL = 10  # LoggerHook's
 
 
@@ -14,14 +16,8 @@ def check_interval(interval: object) -> None:
     Raises:
         ValueError: If ``interval`` is neither ``None`` nor an integer >= 1.
     """
-    if interval is not None and (
-        not isinstance(interval, int)
-        or isinstance(interval, bool)
-        or interval < 1
-    ):
-        raise ValueError(
-            f'interval={interval!r} is not allowed: None or an integer >= 1'
-        )
+    if interval is not None:
+        checks.integer('interval', interval, 1)
 
 
 def logs_now(

@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
+from surge_det.core import checks
 from surge_det.core.indicators import (
     estimating_error,
     gradient_variance,
@@ -61,12 +62,8 @@ class SURGEProgressHook(Hook):
         self, interval: int | None = None, indicators: bool = False
     ) -> None:
         check_interval(interval)
-        if not isinstance(indicators, bool):
-            raise ValueError(
-                f'indicators={indicators!r}: True or False is allowed'
-            )
         self.interval = interval
-        self.indicators = indicators
+        self.indicators = checks.boolean('indicators', indicators)
         self._handles: list[Any] = []
         self._seen: dict[str, list[Tensor]] = defaultdict(list)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 
+from surge_det.core import checks
+
 _DECAYS = ('constant', 'linear', 'cosine')
 
 
@@ -52,30 +54,20 @@ class AGSSchedule:
     overrides: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.eta is not None:
-            self.eta = _non_negative('eta', self.eta, 'None or ')
-        if (
-            not isinstance(self.warmup_iters, int)
-            or isinstance(self.warmup_iters, bool)
-            or self.warmup_iters < 0
-        ):
-            raise ValueError(
-                f'ags: warmup_iters={self.warmup_iters!r} is not allowed: '
-                'an integer >= 0'
-            )
-        self.warmup_start = _non_negative('warmup_start', self.warmup_start)
-        if self.decay not in _DECAYS:
-            raise ValueError(
-                f'ags: decay={self.decay!r} is not allowed: one of {_DECAYS}'
-            )
-        self.decay_end = _non_negative('decay_end', self.decay_end)
+        self.eta = checks.number('ags: eta', self.eta, low=0, or_none=True)
+        checks.integer('ags: warmup_iters', self.warmup_iters, 0)
+        for name in ('warmup_start', 'decay_end'):
+            value = checks.number(f'ags: {name}', getattr(self, name), low=0)
+            setattr(self, name, value)
+        checks.one_of('ags: decay', self.decay, _DECAYS)
         if not isinstance(self.overrides, dict):
-            raise ValueError(
-                f'ags: overrides={self.overrides!r} is not allowed: '
-                'a dict of name pattern -> eta'
+            checks.refuse(
+                'ags: overrides', self.overrides, 'a dict of pattern -> eta'
             )
         self.overrides = {
-            str(pattern): _non_negative(f'overrides[{pattern!r}]', eta)
+            str(pattern): checks.number(
+                f'ags: overrides[{pattern!r}]', eta, low=0
+            )
             for pattern, eta in self.overrides.items()
         }
 
@@ -95,7 +87,7 @@ class AGSSchedule:
         if cfg is None:
             return cls()
         if not isinstance(cfg, dict):
-            raise ValueError(f'ags={cfg!r} is not allowed: a dict or None')
+            checks.refuse('ags', cfg, 'a dict or None')
         allowed = [f.name for f in fields(cls)]
         unknown = sorted(set(cfg) - set(allowed))
         if unknown:
@@ -158,16 +150,3 @@ class AGSSchedule:
                 )
             etas.update(dict.fromkeys(matched, eta))
         return etas
-
-
-def _non_negative(name: str, value: object, also: str = '') -> float:
-    if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
-    ):
-        raise ValueError(
-            f'ags: {name}={value!r} is not allowed: {also}a finite number >= 0'
-        )
-    return float(value)

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from surge_det.core import checks
 from surge_det.core.fsg import FSG, check_settings
 
 from .ags_optim_wrapper import (
@@ -60,9 +61,7 @@ class FSGMixin:
     def __init__(self, *args, fsg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if fsg is not None and not isinstance(fsg, dict):
-            raise ValueError(
-                f'fsg={fsg!r} is not allowed: a dict of settings, or None'
-            )
+            checks.refuse('fsg', fsg, 'a dict of settings, or None')
         check_settings(**(fsg or {}))
         self._fsg_settings = dict(fsg or {})
         self._fsg_state: dict | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from torch import nn
 
+from surge_det.core import checks
 from surge_det.core.layers import SURGELayer
 
 from .ags_optim_wrapper import AGS_REMEDY, AGSMixin
@@ -79,16 +79,7 @@ class SURGEOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         for key in _FACTORS:
             value = self.paramwise_cfg.get(key, 1.0)
-            if (
-                not isinstance(value, (int, float))
-                or isinstance(value, bool)
-                or not math.isfinite(value)
-                or value < 0
-            ):
-                raise ValueError(
-                    f'paramwise_cfg: {key}={value!r} is not allowed: '
-                    'a finite number >= 0'
-                )
+            checks.number(f'paramwise_cfg: {key}', value, low=0)
             base, name = (
                 (self.base_lr, 'lr')
                 if key.endswith('lr_mult')

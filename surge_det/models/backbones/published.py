@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from surge_det.core import checks
 from surge_det.core.layers import named_surge_layers
 
 _SIGN = (
@@ -405,10 +406,7 @@ def convert_published(
     """
     if layout == 'auto':
         layout = detect_layout(state_dict)
-    elif layout not in _LAYOUTS:
-        raise ValueError(
-            f'layout={layout!r} is not allowed: auto or one of {list(LAYOUTS)}'
-        )
+    checks.one_of('layout', layout, LAYOUTS)
     rules = _LAYOUTS[layout]
     ours = backbone.state_dict()
     sources = rules.match(state_dict)

@@ -12,6 +12,7 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 
+from surge_det.core import checks
 from surge_det.core.activations import LearnedShift, RPReLU
 
 from .pretrained import check_pretrained_convs
@@ -230,11 +231,7 @@ class SURGEResNet(ResNet):
         norm_eval: bool = False,
         **kwargs: Any,
     ) -> None:
-        if depth not in self.arch_settings:
-            raise ValueError(
-                f'depth={depth!r} is not allowed: one of '
-                f'{sorted(self.arch_settings)}'
-            )
+        checks.one_of('depth', depth, sorted(self.arch_settings))
         for name in (
             'dcn',
             'plugins',
@@ -244,15 +241,13 @@ class SURGEResNet(ResNet):
             'pretrained',
         ):
             if kwargs.get(name):
-                raise ValueError(
-                    f'{name}={kwargs[name]!r} is not allowed: SURGEResNet '
-                    'has one form of stem, block and shortcut'
+                checks.refuse(
+                    name,
+                    kwargs[name],
+                    'SURGEResNet has one form of stem, block and shortcut',
                 )
-        if kwargs.get('style', 'pytorch') != 'pytorch':
-            raise ValueError(
-                f"style={kwargs['style']!r} is not allowed: 'pytorch' (the "
-                "3x3 convolution has the stride, as in torchvision's weights)"
-            )
+        # The 3x3 convolution has the stride, as in torchvision's weights.
+        checks.one_of('style', kwargs.get('style', 'pytorch'), ['pytorch'])
         super().__init__(
             depth,
             conv_cfg=conv_cfg or dict(type='SURGEConv2d'),

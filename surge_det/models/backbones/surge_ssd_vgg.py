@@ -12,6 +12,7 @@ from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from surge_det.core import checks
 from surge_det.core.activations import LearnedShift, RPReLU
 
 from .pretrained import check_pretrained_convs
@@ -139,11 +140,7 @@ class SURGESSDVGG(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
-        if depth not in self.arch_settings:
-            raise ValueError(
-                f'depth={depth!r} is not allowed: one of '
-                f'{sorted(self.arch_settings)}'
-            )
+        checks.one_of('depth', depth, sorted(self.arch_settings))
         super().__init__(
             init_cfg
             or [

@@ -7,6 +7,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surge_det.core import checks
+
 
 @MODELS.register_module()
 class SURGEImageClassifier(BaseModel):
@@ -43,19 +45,11 @@ class SURGEImageClassifier(BaseModel):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        for name, value, low in (
-            ('num_classes', num_classes, 2),
-            ('in_channels', in_channels, 1),
-        ):
-            if not isinstance(value, int) or value < low:
-                raise ValueError(
-                    f'{name}={value!r} is not allowed: an integer >= {low}'
-                )
-        if not 0 <= label_smooth < 1:
-            raise ValueError(
-                f'label_smooth={label_smooth!r} is not allowed: 0 <= '
-                'label_smooth < 1'
-            )
+        checks.integer('num_classes', num_classes, 2)
+        checks.integer('in_channels', in_channels, 1)
+        checks.number('label_smooth', label_smooth, low=0)
+        if label_smooth >= 1:
+            checks.refuse('label_smooth', label_smooth, 'a number < 1')
         super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
         self.fc = nn.Linear(in_channels, num_classes)
@@ -83,10 +77,7 @@ class SURGEImageClassifier(BaseModel):
         Raises:
             ValueError: For another mode, or labels that are missing.
         """
-        if mode not in ('tensor', 'loss', 'predict'):
-            raise ValueError(
-                f"mode={mode!r} is not allowed: 'tensor', 'loss', 'predict'"
-            )
+        checks.one_of('mode', mode, ('tensor', 'loss', 'predict'))
         x = self.backbone(inputs)[-1]
         logits = self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
         if mode == 'tensor':
