@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
-import torch.utils.checkpoint as cp
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
-from mmengine.model import BaseModule, Sequential
+from mmengine.model import Sequential
 from torch import Tensor, nn
 
 from surge_det.core import checks
-from surge_det.core.activations import LearnedShift, RPReLU
+from surge_det.core.activations import RPReLU
 
+from .blocks import SURGEBlock, avg_pool, build_shortcut
 from .pretrained import check_pretrained_convs
 
 
-class SURGEBasicBlock(BaseModule):
+class SURGEBasicBlock(SURGEBlock):
     """Two 1-bit 3x3 convolutions, a shortcut around each.
 
     Each half is shift, sign, 1-bit convolution, BN, plus shortcut, RPReLU:
@@ -30,10 +29,7 @@ class SURGEBasicBlock(BaseModule):
         stride: Of the first half.
         dilation: Of the first half.
         downsample: Shortcut of the first half, or ``None`` for identity.
-        conv_cfg: Type and keywords of the 3x3 convolutions.
-        norm_cfg: Norm layer.
-        with_cp: Whether to trade time for memory by gradient checkpointing.
-        init_cfg: Initialization, as in mmengine.
+        **kwargs: Arguments of :class:`SURGEBlock`.
 
     Shape:
         (N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride)).
@@ -48,51 +44,22 @@ class SURGEBasicBlock(BaseModule):
         stride: int,
         dilation: int,
         downsample: nn.Module | None,
-        conv_cfg: dict,
-        norm_cfg: dict,
-        with_cp: bool = False,
-        init_cfg: dict | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(init_cfg)
-        self.with_cp = with_cp
-        self.shift1 = LearnedShift(in_channels)
-        self.conv1 = build_conv_layer(
-            conv_cfg,
-            in_channels,
-            channels,
-            3,
-            stride=stride,
-            padding=dilation,
-            dilation=dilation,
-            bias=False,
-        )
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, 1)
-        self.add_module(self.norm1_name, norm1)
+        super().__init__(**kwargs)
+        self.add_conv(1, in_channels, channels, 3, stride, dilation)
         self.downsample = downsample
         self.act1 = RPReLU(channels)
-        self.shift2 = LearnedShift(channels)
-        self.conv2 = build_conv_layer(
-            conv_cfg, channels, channels, 3, padding=1, bias=False
-        )
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, channels, 2)
-        self.add_module(self.norm2_name, norm2)
+        self.add_conv(2, channels, channels, 3)
         self.act2 = RPReLU(channels)
 
     def _forward(self, x: Tensor) -> Tensor:
-        norm1 = getattr(self, self.norm1_name)
-        norm2 = getattr(self, self.norm2_name)
         identity = x if self.downsample is None else self.downsample(x)
-        x = self.act1(norm1(self.conv1(self.shift1(x))) + identity)
-        return self.act2(norm2(self.conv2(self.shift2(x))) + x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply; shapes as in the class."""
-        if self.with_cp and x.requires_grad:
-            return cp.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        x = self.act1(self.convolve(1, x) + identity)
+        return self.act2(self.convolve(2, x) + x)
 
 
-class SURGEBottleneck(BaseModule):
+class SURGEBottleneck(SURGEBlock):
     """1-bit 1x1, 3x3 and 1x1 convolutions, shortcuts where widths allow.
 
     Each third is shift, sign, 1-bit convolution, BN, plus shortcut, RPReLU.
@@ -107,10 +74,7 @@ class SURGEBottleneck(BaseModule):
         stride: Of the 3x3 convolution.
         dilation: Of the 3x3 convolution.
         downsample: The block's shortcut, or ``None`` for identity.
-        conv_cfg: Type and keywords of the three convolutions.
-        norm_cfg: Norm layer.
-        with_cp: Whether to trade time for memory by gradient checkpointing.
-        init_cfg: Initialization, as in mmengine.
+        **kwargs: Arguments of :class:`SURGEBlock`.
 
     Shape:
         (N, C_in, H, W) to (N, 4 * C, ceil(H / stride), ceil(W / stride)).
@@ -125,59 +89,24 @@ class SURGEBottleneck(BaseModule):
         stride: int,
         dilation: int,
         downsample: nn.Module | None,
-        conv_cfg: dict,
-        norm_cfg: dict,
-        with_cp: bool = False,
-        init_cfg: dict | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(init_cfg)
-        self.with_cp = with_cp
+        super().__init__(**kwargs)
         out_channels = self.expansion * channels
-        self.shift1 = LearnedShift(in_channels)
-        self.conv1 = build_conv_layer(
-            conv_cfg, in_channels, channels, 1, bias=False
-        )
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, 1)
-        self.add_module(self.norm1_name, norm1)
+        self.add_conv(1, in_channels, channels, 1)
         self.act1 = RPReLU(channels)
-        self.shift2 = LearnedShift(channels)
-        self.conv2 = build_conv_layer(
-            conv_cfg,
-            channels,
-            channels,
-            3,
-            stride=stride,
-            padding=dilation,
-            dilation=dilation,
-            bias=False,
-        )
-        self.norm2_name, norm2 = build_norm_layer(norm_cfg, channels, 2)
-        self.add_module(self.norm2_name, norm2)
-        self.pool = nn.Identity() if stride == 1 else _avg_pool(stride)
+        self.add_conv(2, channels, channels, 3, stride, dilation)
+        self.pool = nn.Identity() if stride == 1 else avg_pool(stride)
         self.act2 = RPReLU(channels)
-        self.shift3 = LearnedShift(channels)
-        self.conv3 = build_conv_layer(
-            conv_cfg, channels, out_channels, 1, bias=False
-        )
-        self.norm3_name, norm3 = build_norm_layer(norm_cfg, out_channels, 3)
-        self.add_module(self.norm3_name, norm3)
+        self.add_conv(3, channels, out_channels, 1)
         self.downsample = downsample
         self.act3 = RPReLU(out_channels)
 
     def _forward(self, x: Tensor) -> Tensor:
-        norm1 = getattr(self, self.norm1_name)
-        norm2 = getattr(self, self.norm2_name)
-        norm3 = getattr(self, self.norm3_name)
         identity = x if self.downsample is None else self.downsample(x)
-        x = self.act1(norm1(self.conv1(self.shift1(x))))
-        x = self.act2(norm2(self.conv2(self.shift2(x))) + self.pool(x))
-        return self.act3(norm3(self.conv3(self.shift3(x))) + identity)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply; shapes as in the class."""
-        if self.with_cp and x.requires_grad:
-            return cp.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        x = self.act1(self.convolve(1, x))
+        x = self.act2(self.convolve(2, x) + self.pool(x))
+        return self.act3(self.convolve(3, x) + identity)
 
 
 @MODELS.register_module()
@@ -286,7 +215,7 @@ class SURGEResNet(ResNet):
         for i in range(num_blocks):
             downsample = None
             if i == 0 and (stride != 1 or inplanes != width):
-                downsample = _downsample(inplanes, width, stride, norm_cfg)
+                downsample = build_shortcut(inplanes, width, stride, norm_cfg)
             blocks.append(
                 block(
                     inplanes if i == 0 else width,
@@ -294,9 +223,9 @@ class SURGEResNet(ResNet):
                     stride if i == 0 else 1,
                     dilation,
                     downsample,
-                    conv_cfg,
-                    norm_cfg,
-                    with_cp,
+                    conv_cfg=conv_cfg,
+                    norm_cfg=norm_cfg,
+                    with_cp=with_cp,
                 )
             )
         return Sequential(*blocks)
@@ -311,25 +240,3 @@ class SURGEResNet(ResNet):
         """Initialize, and say what a pretrained checkpoint left random."""
         with check_pretrained_convs(self):
             super().init_weights()
-
-
-def _avg_pool(stride: int) -> nn.AvgPool2d:
-    # As many rows and columns as the convolution's.
-    return nn.AvgPool2d(
-        stride, stride, ceil_mode=True, count_include_pad=False
-    )
-
-
-def _downsample(
-    in_channels: int,
-    channels: int,
-    stride: int,
-    norm_cfg: dict,
-) -> nn.Sequential:
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if stride != 1:
-        layers['pool'] = _avg_pool(stride)
-    # Named as in torchvision, which has no pool.
-    layers['0'] = nn.Conv2d(in_channels, channels, 1, bias=False)
-    layers['1'] = build_norm_layer(norm_cfg, channels)[1]
-    return nn.Sequential(layers)

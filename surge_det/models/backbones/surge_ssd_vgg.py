@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch.utils.checkpoint as cp
 from mmcv.cnn import VGG, build_conv_layer, build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule, Sequential
@@ -13,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core import checks
-from surge_det.core.activations import LearnedShift, RPReLU
+from surge_det.core.activations import RPReLU
 
+from .blocks import SURGEBlock, build_shortcut
 from .pretrained import check_pretrained_convs
-from .surge_resnet import _downsample
 
 _FEATURE = re.compile(r'features\.(\d+)\.weight')
 
 
-class SURGEVGGBlock(BaseModule):
+class SURGEVGGBlock(SURGEBlock):
     """One 1-bit 3x3 convolution with a shortcut around it.
 
     Shift, sign, 1-bit convolution, BN, plus shortcut, RPReLU: one half of
@@ -32,52 +31,27 @@ class SURGEVGGBlock(BaseModule):
         channels: C_out.
         stride: 1, with C_in = C_out and the identity as shortcut, or more:
             then the shortcut is average pool, real 1x1 convolution, BN.
-        conv_cfg: Type and keywords of the 3x3 convolution.
-        norm_cfg: Norm layer.
-        with_cp: Whether to trade time for memory by gradient checkpointing.
+        **kwargs: Arguments of :class:`SURGEBlock`.
 
     Shape:
         (N, C_in, H, W) to (N, C_out, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        conv_cfg: dict,
-        norm_cfg: dict,
-        with_cp: bool = False,
+        self, in_channels: int, channels: int, stride: int, **kwargs: Any
     ) -> None:
-        super().__init__()
-        self.with_cp = with_cp
-        self.shift = LearnedShift(in_channels)
-        self.conv = build_conv_layer(
-            conv_cfg,
-            in_channels,
-            channels,
-            3,
-            stride=stride,
-            padding=1,
-            bias=False,
-        )
-        self.norm = build_norm_layer(norm_cfg, channels)[1]
+        super().__init__(**kwargs)
+        self.add_conv('', in_channels, channels, 3, stride, norm_name='norm')
         self.downsample = None
         if stride != 1:
-            self.downsample = _downsample(
-                in_channels, channels, stride, norm_cfg
+            self.downsample = build_shortcut(
+                in_channels, channels, stride, self.norm_cfg
             )
         self.act = RPReLU(channels)
 
     def _forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act(self.norm(self.conv(self.shift(x))) + shortcut)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply; shapes as in the class."""
-        if self.with_cp and x.requires_grad:
-            return cp.checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        return self.act(self.convolve('', x) + shortcut)
 
 
 @MODELS.register_module()
@@ -169,9 +143,9 @@ class SURGESSDVGG(BaseModule):
                         in_channels,
                         channels,
                         stride,
-                        conv_cfg,
-                        norm_cfg,
-                        with_cp,
+                        conv_cfg=conv_cfg,
+                        norm_cfg=norm_cfg,
+                        with_cp=with_cp,
                     )
                 )
                 in_channels = channels
