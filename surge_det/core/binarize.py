@@ -25,8 +25,8 @@ DEFAULT_ACTIVATION = {'type': 'PReLU', 'init': 0.25}
 
 ACTIVATIONS = {'PReLU': SlopePReLU, 'LeakyReLU': nn.LeakyReLU}
 
-# Set on a part of a model that another conversion shall leave as it is.
-LEAVE_ALONE = '_binarize_leaves_alone'
+# Set on a part that the conversion of the whole model leaves as it is.
+HAS_OWN_CONVERSION = '_has_own_conversion'
 
 _EQUIVALENT: set[type] = {nn.Conv2d, nn.Linear}
 _FUNCTIONAL: set[type] = {nn.MultiheadAttention}
@@ -155,7 +155,7 @@ def binarize(
             relu
             for relu in relus
             if not relu.matches(exclude)
-            and not relu.left_alone
+            and not relu.has_own_conversion
             and (replace_relu is None or replace_relu(relu, chosen))
         ]
     for relu in replaced:
@@ -199,11 +199,11 @@ class Candidate:
         return [chain[-1] for chain in self.chains]
 
     @property
-    def left_alone(self) -> bool:
-        """Whether it stands in a part that this conversion leaves alone."""
+    def has_own_conversion(self) -> bool:
+        """Whether it stands in a part that is converted by itself."""
         # The model itself may be converted again.
         return any(
-            hasattr(owner, LEAVE_ALONE)
+            hasattr(owner, HAS_OWN_CONVERSION)
             for chain in self.chains
             for owner in chain[1:]
         )
@@ -256,7 +256,7 @@ def _choose(
     tied = _tied_parameters(model)
     chosen, kept, refused = [], {}, {}
     for layer in layers:
-        if layer.left_alone:
+        if layer.has_own_conversion:
             kept[layer.name] = 'its part has a conversion of its own'
         elif not layer.matches(include):
             kept[layer.name] = 'not included'

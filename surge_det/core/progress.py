@@ -17,13 +17,16 @@ _ESTIMATORS = ('activation_estimator', 'weight_estimator')
 class Scheduled:
     """Base of estimators and binarizers that change with progress.
 
-    A subclass computes what moves from ``self.progress``, a plain number:
-    it is in no state dict, and a resumed run sets it again from the
-    iteration. ``told`` is whether it ever was set.
+    A subclass computes what moves from ``self.progress``, a plain number. It
+    is in no state dict: a resumed run sets it again from the iteration.
+
+    Attributes:
+        progress: 0 at the start of training, 1 at the end.
+        progress_was_set: Whether :meth:`set_progress` was ever called.
     """
 
     progress: float = 0.0
-    told: bool = False
+    progress_was_set: bool = False
 
     def set_progress(self, p: float) -> None:
         """Say how much of the training is done.
@@ -35,7 +38,7 @@ class Scheduled:
             ValueError: If ``p`` is not in [0, 1].
         """
         self.progress = checks.number('p', p, low=0, high=1)
-        self.told = True
+        self.progress_was_set = True
 
     def scheduled(self) -> dict[str, float]:
         """Return what moves, by its symbol in the source, to be logged."""
@@ -43,10 +46,10 @@ class Scheduled:
 
 
 def set_progress(model: nn.Module, p: float) -> int:
-    """Tell everything in a model that has a schedule how far training is.
+    """Set the progress of everything in a model that has a schedule.
 
-    Every estimator and binarizer of a binarized layer and every other
-    submodule that has a ``set_progress(p)`` gets it, each object once.
+    That is every estimator and binarizer of a binarized layer and every
+    other submodule with a ``set_progress(p)``, each object once.
 
     Args:
         model: Any module, in a wrapper or not.
@@ -58,7 +61,7 @@ def set_progress(model: nn.Module, p: float) -> int:
     Raises:
         ValueError: If ``p`` is not in [0, 1].
     """
-    p = checks.number('p', p, low=0, high=1)
+    checks.number('p', p, low=0, high=1)
     parts = list(_parts(model, 'set_progress'))
     for part in parts:
         part.set_progress(p)
@@ -66,7 +69,7 @@ def set_progress(model: nn.Module, p: float) -> int:
 
 
 def scheduled_values(model: nn.Module) -> dict[str, float]:
-    """Return where everything with a schedule stands.
+    """Return the present values of everything with a schedule.
 
     Args:
         model: Any module, in a wrapper or not.
@@ -82,8 +85,8 @@ def scheduled_values(model: nn.Module) -> dict[str, float]:
     return {name: sum(v) / len(v) for name, v in values.items()}
 
 
-def left_alone(model: nn.Module) -> list[str]:
-    """Return the classes with a schedule that nobody has told the progress.
+def without_progress(model: nn.Module) -> list[str]:
+    """Return the classes with a schedule whose progress was never set.
 
     Args:
         model: Any module, in a wrapper or not.
@@ -91,9 +94,12 @@ def left_alone(model: nn.Module) -> list[str]:
     Returns:
         Their names, each once, sorted.
     """
-    parts = _parts(model, 'set_progress')
     return sorted(
-        {type(p).__name__ for p in parts if not getattr(p, 'told', True)}
+        {
+            type(part).__name__
+            for part in _parts(model, 'set_progress')
+            if not getattr(part, 'progress_was_set', True)
+        }
     )
 
 

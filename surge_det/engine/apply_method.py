@@ -6,20 +6,14 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
+import surge_det.models  # noqa: F401  # registers what is looked up
 from surge_det.core.fsg import check_settings
 from surge_det.core.methods import METHODS, method_cfg
 
 LAYERS = ('SURGEConv2d', 'SURGELinear')
-# Parts of this package that are 1-bit without being told so.
-ONE_BIT_PARTS = (
-    'SURGEFPN',
-    'SURGERPNHead',
-    'SURGEResNet',
-    'SURGESSDNeck',
-    'SURGESSDVGG',
-)
 # What a layer binarizes at all is the config's affair (as in the first of
 # two steps), unless the method is about that.
 _BINARIZES = ('binarize_weight', 'binarize_activation')
@@ -106,8 +100,7 @@ def apply_method(cfg: Config, name: str) -> Config:
         raise ValueError(
             f'method {name!r}: the config has no 1-bit layers to give it to: '
             f'neither a conv_cfg or linear_cfg of type {" or ".join(LAYERS)} '
-            f'nor one of {", ".join(ONE_BIT_PARTS)} nor a binarize_cfg in '
-            'its model'
+            'nor a part such as SURGEResNet nor a binarize_cfg in its model'
         )
     for where, place in places:
         _replace(place, keywords, where, name)
@@ -132,8 +125,9 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
     if kind in LAYERS:
         yield where, node
         return
-    if kind in ONE_BIT_PARTS and not node.get('conv_cfg'):
-        node.conv_cfg = ConfigDict(type='SURGEConv2d')
+    default = getattr(_registered(kind), 'default_conv_cfg', None)
+    if default and not node.get('conv_cfg'):
+        node.conv_cfg = ConfigDict(default)
     for key in list(node):
         inner = f'{where}.{key}'
         if key != 'binarize_cfg':
@@ -152,6 +146,10 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
         if not settings.get('layer_cfg'):
             settings.layer_cfg = ConfigDict()
         yield f'{inner}.layer_cfg', settings.layer_cfg
+
+
+def _registered(kind: Any) -> type | None:
+    return MODELS.get(kind) if isinstance(kind, str) else kind
 
 
 def _replace(

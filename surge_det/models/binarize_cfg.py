@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, Registry
 from torch import nn
 
 from surge_det.core.binarize import (
-    LEAVE_ALONE,
+    HAS_OWN_CONVERSION,
     Conversion,
     add_equivalent,
     add_functional,
@@ -63,7 +63,7 @@ def _binarizing(build: Callable) -> Callable:
         if settings is not None:
             _convert(module, settings, cfg.get('type'))
         # What a part says of itself holds, also for the whole model's key.
-        setattr(module, LEAVE_ALONE, True)
+        setattr(module, HAS_OWN_CONVERSION, True)
         return module
 
     build_and_binarize.binarizes = True

@@ -18,7 +18,7 @@ from surge_det.core import (
     scheduled_values,
     set_progress,
 )
-from surge_det.core.progress import Scheduled, left_alone
+from surge_det.core.progress import Scheduled, without_progress
 
 
 class Counter(nn.Module):
@@ -180,15 +180,15 @@ def test_unknown_methods_are_named_with_what_is_allowed(bad):
     assert "'surge+float'" not in text.removeprefix(f'name={bad!r}')
 
 
-def test_who_was_never_told_is_named():
+def test_classes_whose_progress_was_never_set_are_named():
     model = nn.Sequential(
         SURGEConv2d(2, 3, 3, **method_cfg('reste')),
         SURGEConv2d(3, 3, 3, **method_cfg('recu')),
         SURGEConv2d(3, 3, 3, **method_cfg('ste')),
     )
-    assert left_alone(model) == ['ReCU', 'ReSTE']
+    assert without_progress(model) == ['ReCU', 'ReSTE']
     set_progress(model, 0.0)
-    assert left_alone(model) == []
+    assert without_progress(model) == []
 
 
 def test_a_schedule_that_logs_nothing():

@@ -1,4 +1,3 @@
-import inspect
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
-from surge_det import models
 from surge_det.core.layers import named_surge_layers
 from surge_det.core.methods import METHODS, method_cfg
-from surge_det.engine import apply_method as method_module
 from surge_det.engine.apply_method import apply_method
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -171,17 +168,11 @@ def test_a_part_without_conv_cfg_is_a_place():
     expected = dict(type='SURGEConv2d', **method_cfg('reste'))
     for part in ('backbone', 'neck', 'rpn_head'):
         assert model[part].conv_cfg == expected
-
-
-def test_every_part_that_is_one_bit_by_default_is_known():
-    found = {
-        name
-        for folder in (models.backbones, models.necks, models.dense_heads)
-        for name in folder.__all__
-        if "conv_cfg or dict(type='SURGEConv2d')"
-        in inspect.getsource(getattr(folder, name))
-    }
-    assert found == set(method_module.ONE_BIT_PARTS)
+    cfg = read('surge_ssd300_vgg16_voc')
+    for part in ('backbone', 'neck'):
+        cfg.model[part].pop('conv_cfg', None)
+    model = apply_method(cfg, 'reste').model
+    assert model.backbone.conv_cfg == model.neck.conv_cfg == expected
 
 
 def test_schedules_are_told_the_progress():

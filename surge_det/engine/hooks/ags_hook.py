@@ -60,12 +60,12 @@ class AGSHook(Hook):
         self.interval = interval
         self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
-        self._told_unreached = False
+        self._warned_of_unreached = False
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers; warn where AGS was lost."""
         self._layers = compensated_layers(runner.model)
-        self._told_unreached = False
+        self._warned_of_unreached = False
         wrapper = runner.optim_wrapper
         wrappers = (
             list(wrapper.values())
@@ -95,8 +95,8 @@ class AGSHook(Hook):
         ):
             return
         values = self._read()
-        if not self._told_unreached:
-            self._told_unreached = True
+        if not self._warned_of_unreached:
+            self._warned_of_unreached = True
             self._warn_unreached(runner, values)
         if not values:
             return

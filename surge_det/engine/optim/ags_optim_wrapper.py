@@ -6,19 +6,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
 from surge_det.core import AGS
 from surge_det.core.layers import SURGELayer, named_surge_layers
-from surge_det.core.progress import left_alone
+from surge_det.core.progress import without_progress
 
 from .ags_schedule import AGSSchedule
+from .amp_optim_wrapper import AnyDeviceAmpOptimWrapper
 
 AGS_REMEDY = (
     "Set optim_wrapper.type to 'AGSOptimWrapper', or for mixed precision to "
@@ -114,23 +113,20 @@ class AGSMixin:
         self._ags_model = model
         self._ags_factor = None
         self._ags_etas = []
-        if not layers:
-            if not self._needs_replica:
-                return
+        if layers:
+            etas = {n: layer.ags.base_eta for n, layer in layers.items()}
+            if self.ags_schedule.eta is not None:
+                etas = dict.fromkeys(layers, self.ags_schedule.eta)
+            etas |= self.ags_schedule.override_etas(layers)
+            self._ags_etas = [(layers[n].ags, eta) for n, eta in etas.items()]
+            self._set_eta()
+        elif self._needs_replica:
             print_log(
                 f'{type(self).__name__}: the model has no SURGE layer with a '
                 'replica; AGS has nothing to do.',
                 logger='current',
                 level=logging.WARNING,
             )
-            return
-        overrides = self.ags_schedule.override_etas(layers)
-        for name, layer in layers.items():
-            eta = overrides.get(name, self.ags_schedule.eta)
-            if eta is None:
-                eta = layer.ags.base_eta
-            self._ags_etas.append((layer.ags, eta))
-        self._set_eta()
 
     def initialize_count_status(
         self, model: nn.Module, init_counts: int, max_counts: int
@@ -199,9 +195,10 @@ class AGSMixin:
 
     def _check_schedules(self, model: nn.Module) -> None:
         # A config that sets `custom_hooks` anew has lost the hook.
-        names = [] if self._schedules_checked else left_alone(model)
+        if self._schedules_checked:
+            return
         self._schedules_checked = True
-        if names:
+        if names := without_progress(model):
             print_log(
                 f'{", ".join(names)}: changes over a run, but training began '
                 'without saying how far it is, so it stands at the start; add '
@@ -212,11 +209,10 @@ class AGSMixin:
 
     def _set_eta(self) -> None:
         factor = self.ags_schedule.factor(self._inner_count, self._max_counts)
-        if factor == self._ags_factor:
-            return
-        for ags, eta in self._ags_etas:
-            ags.eta = eta * factor
-        self._ags_factor = factor
+        if factor != self._ags_factor:
+            for ags, eta in self._ags_etas:
+                ags.eta = eta * factor
+            self._ags_factor = factor
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -236,41 +232,8 @@ class AGSOptimWrapper(AGSMixin, OptimWrapper):
     """
 
 
-class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
-    # mmengine's wrapper asserts an accelerator, though its autocast knows
-    # the CPU.
-    def __init__(
-        self,
-        loss_scale: float | str | dict = 'dynamic',
-        dtype: str | torch.dtype | None = None,
-        use_fsdp: bool = False,
-        **kwargs,
-    ) -> None:
-        if get_device() != 'cpu':
-            super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
-            return
-        if dtype not in (None, 'bfloat16', torch.bfloat16):
-            raise ValueError(
-                f'dtype={dtype!r} is not allowed for automatic mixed '
-                "precision on CPU: 'bfloat16' or None"
-            )
-        OptimWrapper.__init__(self, **kwargs)
-        # bfloat16 has float32's range, so there is nothing to scale.
-        self.loss_scaler = torch.amp.GradScaler('cpu', enabled=False)
-        self._scale_update_param = None
-        self.cast_dtype = torch.bfloat16
-
-    def state_dict(self) -> dict:
-        state = super().state_dict()
-        # A disabled scaler's state is empty, which an enabled one that
-        # resumes from it refuses.
-        if not state['loss_scaler']:
-            del state['loss_scaler']
-        return state
-
-
 @OPTIM_WRAPPERS.register_module()
-class AGSAmpOptimWrapper(AGSMixin, _AnyDeviceAmpOptimWrapper):
+class AGSAmpOptimWrapper(AGSMixin, AnyDeviceAmpOptimWrapper):
     r"""mmengine's ``AmpOptimWrapper`` with AGS scheduled from the config.
 
     Runs on CPU too: autocast in bfloat16, without a loss scale.

@@ -14,11 +14,8 @@ from torch import nn
 from surge_det.core import checks
 from surge_det.core.fsg import FSG, check_settings
 
-from .ags_optim_wrapper import (
-    AGSMixin,
-    _AnyDeviceAmpOptimWrapper,
-    binarized_layers,
-)
+from .ags_optim_wrapper import AGSMixin, binarized_layers
+from .amp_optim_wrapper import AnyDeviceAmpOptimWrapper
 
 
 class FSGMixin:
@@ -215,7 +212,7 @@ class FSGOptimWrapper(FSGMixin, AGSMixin, OptimWrapper):
 
 
 @OPTIM_WRAPPERS.register_module()
-class FSGAmpOptimWrapper(FSGMixin, AGSMixin, _AnyDeviceAmpOptimWrapper):
+class FSGAmpOptimWrapper(FSGMixin, AGSMixin, AnyDeviceAmpOptimWrapper):
     """mmengine's ``AmpOptimWrapper`` with FSG, as ``AGSAmpOptimWrapper``.
 
     The hypernetworks compute in full precision.

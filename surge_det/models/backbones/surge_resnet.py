@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones import ResNet
@@ -147,6 +147,9 @@ class SURGEResNet(ResNet):
             here is not allowed.
     """
 
+    # Also read by surge_det.engine.apply_method.
+    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
+
     arch_settings = {
         18: (SURGEBasicBlock, (2, 2, 2, 2)),
         34: (SURGEBasicBlock, (3, 4, 6, 3)),
@@ -179,7 +182,7 @@ class SURGEResNet(ResNet):
         checks.one_of('style', kwargs.get('style', 'pytorch'), ['pytorch'])
         super().__init__(
             depth,
-            conv_cfg=conv_cfg or dict(type='SURGEConv2d'),
+            conv_cfg=conv_cfg or self.default_conv_cfg,
             norm_eval=norm_eval,
             **{**kwargs, 'zero_init_residual': False},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import VGG, build_conv_layer, build_norm_layer
 from mmdet.registry import MODELS
@@ -103,6 +103,9 @@ class SURGESSDVGG(BaseModule):
         ValueError: If ``depth`` is not allowed.
     """
 
+    # Also read by surge_det.engine.apply_method.
+    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
+
     arch_settings = VGG.arch_settings
 
     def __init__(
@@ -122,7 +125,7 @@ class SURGESSDVGG(BaseModule):
                 dict(type='Constant', val=1, layer='_BatchNorm'),
             ]
         )
-        conv_cfg = conv_cfg or dict(type='SURGEConv2d')
+        conv_cfg = conv_cfg or self.default_conv_cfg
         norm_cfg = norm_cfg or dict(type='BN')
         self.norm_eval = norm_eval
 

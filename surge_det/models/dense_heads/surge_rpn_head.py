@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import RPNHead
@@ -28,10 +28,13 @@ class SURGERPNHead(RPNHead):
         deltas (N, 4 * anchors, H, W).
     """
 
+    # Also read by surge_det.engine.apply_method.
+    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
+
     def __init__(
         self, in_channels: int, conv_cfg: dict | None = None, **kwargs: Any
     ) -> None:
-        self.hidden_conv_cfg = conv_cfg or dict(type='SURGEConv2d')
+        self.hidden_conv_cfg = conv_cfg or self.default_conv_cfg
         super().__init__(in_channels, **kwargs)
 
     def _init_layers(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from mmcv.cnn import ConvModule
 from mmdet.models.necks import FPN
@@ -35,6 +35,9 @@ class SURGEFPN(FPN):
         ValueError: If ReLUs would stand before a sign.
     """
 
+    # Also read by surge_det.engine.apply_method.
+    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
+
     def __init__(
         self,
         in_channels: list[int],
@@ -44,7 +47,7 @@ class SURGEFPN(FPN):
         act_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        conv_cfg = conv_cfg or dict(type='SURGEConv2d')
+        conv_cfg = conv_cfg or self.default_conv_cfg
         if act_cfg is None:
             act_cfg = dict(type='PReLU', num_parameters=out_channels)
         if act_cfg['type'] in ('ReLU', 'ReLU6'):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from mmdet.models.necks import SSDNeck
 from mmdet.registry import MODELS
@@ -43,6 +43,9 @@ class SURGESSDNeck(SSDNeck):
     Raises:
         ValueError: If an argument is not allowed; it is named.
     """
+
+    # Also read by surge_det.engine.apply_method.
+    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class SURGESSDNeck(SSDNeck):
             level_strides,
             level_paddings,
             l2_norm_scale=l2_norm_scale,
-            conv_cfg=conv_cfg or dict(type='SURGEConv2d'),
+            conv_cfg=conv_cfg or self.default_conv_cfg,
             norm_cfg=norm_cfg or dict(type='BN'),
             act_cfg=act_cfg,
             # mmdet appends the rule for L2Norm.
