@@ -1,5 +1,6 @@
 """For the tests of ``tools/compare.py``."""
 
+import argparse
 import csv
 import os
 import signal
@@ -11,6 +12,15 @@ def rows(out):
     """What is in the CSV of a comparison."""
     with open(out / 'runs.csv', newline='') as file:
         return list(csv.DictReader(file))
+
+
+def arguments(compare, args):
+    """Parse and check a command line."""
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    parsed = parser.parse_args(args)
+    compare.check(parsed)
+    return parsed
 
 
 def interrupt(compare, args, mark):

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 # A training that takes no time. It behaves by seed and learning rate: 0.04
-# fails, 0.03 stays on the way until it is ended, 0.05 takes 100 MiB and waits
-# for a file. Each call leaves a line.
+# fails, 0.03 stays on the way until it is ended, 0.05 takes 100 MiB for a
+# second. Each call leaves a line.
 TRAIN = """
 import json, os, pathlib, runpy, sys, time
 config, _, folder, *rest = sys.argv[1:]
@@ -25,8 +25,7 @@ if lr == 0.04:
     sys.exit('loss is upside down')
 if lr == 0.05:
     held = b'x' * (100 << 20)
-    while not (folder / 'go_on').exists():
-        time.sleep(0.02)
+    time.sleep(1)
 surge = cfg['model']['backbone']['conv_cfg'].get('compensate', True)
 final = 0.5 + 0.1 * seed + (0.03 - 0.02 * seed) * surge
 log = folder / '20260101_000000' / 'vis_data'
@@ -99,7 +98,8 @@ def calls(compare, drawn_data, tmp_path, monkeypatch):
     (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
     (tmp_path / 'tools' / 'test.py').write_text(TEST)
     monkeypatch.setattr('surge_det.cli.compare.runs.TOOLS', tmp_path / 'tools')
-    monkeypatch.setattr('surge_det.cli.compare.work.POLL', 0.02)
+    for name in ('runs', 'scheduler'):
+        monkeypatch.setattr(f'surge_det.cli.compare.{name}.POLL', 0.02)
     # The toolbox lays out what it writes, which takes longest.
     monkeypatch.setattr(
         'mmengine.config.Config.dump',
@@ -124,7 +124,9 @@ def calls(compare, drawn_data, tmp_path, monkeypatch):
 def undrawn(compare, monkeypatch):
     """Leave out the pictures, which take longest."""
     for name in ('draw_curves', 'draw_differences'):
-        monkeypatch.setattr(compare, name, lambda *_: None)
+        monkeypatch.setattr(
+            f'surge_det.cli.compare.pictures.{name}', lambda *_: None
+        )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-import fcntl
+import math
 import os
 import re
 import threading
@@ -6,7 +6,7 @@ import time
 
 import pytest
 from command_line import ROOT
-from compare_runs import interrupt, rows
+from compare_runs import arguments, interrupt, rows
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -134,18 +134,21 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     assert [r['resumed'] for r in rows(out)] == ['0', '0', '0']
 
 
+def only_run(compare, args):
+    from surge_det.cli.compare.candidates import make_candidates
+
+    (candidate,) = make_candidates(arguments(compare, args))
+    ((run,),) = candidate.runs
+    return run
+
+
 @pytest.mark.usefixtures('undrawn')
 def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
-    from surge_det.cli.compare import runs
-
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
     args.append(str(tmp_path))
-    (entry,) = compare.plan(compare.parse_args(args))
-    run = runs.make_run(entry, 0, tmp_path)
-    run.folder.parent.mkdir()
-    with open(run.folder.with_suffix('.lock'), 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert run.begin(0, dict(os.environ), False) is False
+    run = only_run(compare, args)
+    with run.lock() as lock:
+        assert run.lock() is None
         threading.Timer(0.5, lock.close).start()
         start = time.monotonic()
         assert compare.main(args) == 0
@@ -154,27 +157,15 @@ def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
 
 
 def test_memory_is_that_of_the_training(compare, calls, tmp_path):
-    from surge_det.cli.compare import runs
-
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
-    args += ['--out', str(tmp_path)]
-    (entry,) = compare.plan(compare.parse_args(args))
-    run = runs.make_run(entry, 0, tmp_path)
-    assert run.begin(0, dict(os.environ), False)
-    deadline = time.monotonic() + 60
-    while (run.peak or 0) < 100 and time.monotonic() < deadline:
-        assert not run.poll()
-        time.sleep(0.02)
-    (run.folder / 'go_on').touch()
-    while not run.poll() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    run = only_run(compare, [*args, '--out', str(tmp_path)])
+    run.execute(dict(os.environ), run.lock(), threading.Event())
     # Not of the process that this test runs in, which has the toolbox in it.
     assert 100 < run.result.memory < 150
 
 
 def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
-    from surge_det.cli.compare.plan import Entry
-    from surge_det.cli.compare.runs import Result, make_run
+    from surge_det.cli.compare.runs import TrainingResult, make_run
 
     cfg = Config(
         dict(
@@ -184,7 +175,7 @@ def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
             randomness=dict(deterministic=True),
         )
     )
-    run = make_run(Entry('ste', cfg, 0.001), 3, tmp_path)
+    run = make_run('ste', 0.001, 3, cfg, tmp_path)
     # Were they others, all comparisons that were begun would start anew.
     assert run.folder == tmp_path / 'ste' / 'seed3-ba4c587832'
     run.folder.mkdir(parents=True)
@@ -194,71 +185,68 @@ def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
         '"cuda_memory": null, "resumed": false}'
     )
     assert run.load()
-    assert run.result == Result(
-        [(2, 0.5), (4, 0.75)], 'epoch', 8.5, 0.25, 900.0, None, False
+    assert run.result == TrainingResult(
+        [[2, 0.5], [4, 0.75]], 'epoch', 8.5, 0.25, 900.0, None, False
     )
-    assert (run.score, run.minutes) == (0.75, 8.5)
+    assert run.result.score == 0.75
 
 
-def test_time_left(compare, tmp_path, monkeypatch):
-    from surge_det.cli.compare import work
-    from surge_det.cli.compare.plan import Entry
-    from surge_det.cli.compare.runs import Evaluation, Result, Run
+@pytest.mark.parametrize(
+    ('log', 'share'),
+    [
+        ('not yet', 0),
+        # 30 of 4 x 40 iterations.
+        ('x\nEpoch(train) [1][ 30/40]  lr: 1\nEpoch(val) [1][2/2]', 30 / 160),
+        ('Epoch(train) [1][40/40]\nEpoch(train)  [3][20/40]', 100 / 160),
+        ('Iter(train) [ 75/100]  lr: 1', 0.75),
+        ('Epoch(test)  [30/40]    eta: 0:00:10', 0.75),
+    ],
+)
+def test_share_of_a_running_process(compare, tmp_path, log, share):
+    from surge_det.cli.compare.runs import Run
 
-    cfg = Config(dict(train_cfg=dict(max_epochs=4)))
+    run = Run(tmp_path, Config(dict(train_cfg=dict(max_epochs=4))), 'a', 1, 0)
+    assert run.share() == 0
+    run.log.write_text(log)
+    assert run.share() == share
 
-    def make(name, seed, share=None, minutes=None, age=0.0):
-        run = Run(
-            Entry(name, cfg, None),
-            seed,
-            tmp_path / f'{name}{seed}',
-            cfg,
-        )
-        run.folder.mkdir(exist_ok=True)
-        if minutes:
-            run.result = Result(
-                [(1, 0.5)], 'epoch', minutes, 1, 1, None, False
-            )
-        elif share is not None:
-            run.process, run.start = object(), 1000.0 - age
-            run.log.write_text(share)
-        return run
 
-    monkeypatch.setattr(work.time, 'monotonic', lambda: 1000.0)
-    runs = [make('ste', 0), make('surge', 0)]
-    assert work.remaining(runs, 2) is None
-    # 30 of 4 x 40 iterations took 90 s: 390 s are left of it, 480 in all.
-    by_epoch = 'x\nEpoch(train) [1][ 30/40]  lr: 1\nEpoch(val) [1][2/2]'
-    runs = [make('ste', 0, by_epoch, age=90.0), make('surge', 0)]
-    assert runs[0].share() == 30 / 160
-    assert work.remaining(runs, 1) == pytest.approx(390 + 480)
-    assert work.remaining(runs, 2) == pytest.approx((390 + 480) / 2)
-    by_iteration = 'Iter(train) [ 75/100]  lr: 1'
-    runs = [
-        make('ste', 0, minutes=2),
-        make('ste', 1),
-        make('surge', 0, by_iteration, age=300.0),
-        make('surge', 1, 'not yet', age=100.0),
-    ]
-    # ste 120 s; surge 400 s: 100 and 300 of them left.
-    assert work.remaining(runs, 2) == pytest.approx((120 + 100 + 300) / 2)
-    text = work.summary(runs, 2)
-    assert text.startswith('1 of 4 done, 0 failed; about 0 h 05 min left; ')
-    assert text.endswith('running: surge seed 0 75 %, surge seed 1 0 %')
+def test_time_left(compare, tmp_path):
+    from rich.progress import Progress
 
-    # Evaluations: a tenth of a training until one has been timed.
-    runs = [make('ste', 0, minutes=2), make('surge', 0, minutes=4)]
-    tasks = [*runs, *(Evaluation(run, 'val', cfg) for run in runs)]
-    assert work.remaining(tasks, 1) == pytest.approx(2 * 0.1 * 180)
-    tasks[2].process, tasks[2].start = object(), 970.0
-    tasks[2].log.write_text('Epoch(test)  [30/40]    eta: 0:00:10')
-    # 10 s of it are left, 40 s of the other.
-    assert work.remaining(tasks, 1) == pytest.approx(10 + 40)
-    text = work.summary(tasks, 1)
-    assert text.startswith('2 of 4 done, 0 failed; about 0 h 01 min left; ')
-    assert text.endswith('running: ste seed 0 on val 75 %')
-    tasks[2].score, tasks[2].minutes = 0.5, 0.5
-    assert work.remaining(tasks, 1) == pytest.approx(30)
+    from surge_det.cli.compare.runs import (
+        Evaluation,
+        EvaluationResult,
+        Run,
+        TrainingResult,
+    )
+    from surge_det.cli.compare.scheduler import show
+
+    now = [0.0]
+    progress = Progress(
+        get_time=lambda: now[0], disable=True, speed_estimate_period=math.inf
+    )
+    progress.add_task('')
+    cfg = Config(dict(train_cfg=dict(max_epochs=1)))
+    runs = [Run(tmp_path / str(i), cfg, f'm{i}', 1, 0) for i in range(3)]
+    tasks = [*runs, Evaluation(runs[0].folder, cfg, runs[0], 'val')]
+    done = TrainingResult([(1, 0.5)], 'epoch', 8.0, 1, 1, None, False)
+    runs[0].folder.mkdir()
+    # What an earlier call has finished says nothing about the time.
+    runs[1].result = done
+    bars = {runs[0]: progress.add_task('m0', total=1)}
+    assert show(progress, tasks, bars) == '1 of 4 done, 0 failed'
+    for now[0], iterations in ((100.0, 10), (200.0, 20)):
+        runs[0].log.write_text(f'Epoch(train) [1][ {iterations}/40]')
+        text = show(progress, tasks, bars)
+    assert progress.tasks[1].completed == 0.5
+    # 1.6 trainings of 400 s: an evaluation is a tenth of one.
+    assert text == '1 of 4 done, 0 failed, about 0:10:40 left'
+    runs[0].result, now[0] = done, 400.0
+    assert show(progress, tasks, {}).endswith(' about 0:07:20 left')
+    runs[2].failure = 'diverged'
+    tasks[3].result = EvaluationResult(0.5, 1)
+    assert show(progress, tasks, {}) == '3 of 4 done, 1 failed'
 
 
 @pytest.mark.parametrize(
@@ -273,19 +261,19 @@ def test_time_left(compare, tmp_path, monkeypatch):
     ],
 )
 def test_threads_are_one_number(compare, monkeypatch, given, expected):
-    from surge_det.cli.compare import work
+    from surge_det.cli.compare import scheduler
 
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(work.os, 'cpu_count', lambda: 6)
-    env = work.environment(0, 2)
+    monkeypatch.setattr(scheduler.os, 'cpu_count', lambda: 6)
+    env = scheduler.environment(0, 2)
     assert {k: v for k, v in env.items() if '_NUM_THREADS' in k} == expected
 
 
 def test_split(compare, tmp_path):
-    from surge_det.cli.compare.plan import choose_split, on_lr_split
+    from surge_det.cli.compare.configs import choose_split, lr_split_config
 
     lists = tmp_path / 'lists'
     lists.mkdir()
@@ -320,32 +308,32 @@ def test_split(compare, tmp_path):
 
     # The other split is for choosing: what is validated on stays.
     cfg = make()
-    own = on_lr_split(cfg, 'val')
+    own = lr_split_config(cfg, 'val')
     assert own.test_dataloader.dataset.ann_file == 'lists/val.txt'
     assert own.test_evaluator == dict(type='VOCMetric')
     assert own.test_cfg == dict(type='TestLoop')
     assert cfg.to_dict() == make().to_dict()
     with pytest.raises(ValueError, match=r'--lr-split test: .*test\.txt is'):
-        on_lr_split(make(), 'test')
+        lr_split_config(make(), 'test')
     choose_split(cfg, 'val')
-    assert on_lr_split(cfg, 'test').val_dataloader.dataset.ann_file == (
+    assert lr_split_config(cfg, 'test').val_dataloader.dataset.ann_file == (
         'lists/test.txt'
     )
     with pytest.raises(ValueError, match='--lr-split val: 2 of 2 images'):
-        on_lr_split(make(train='lists/trainval.txt'), 'val')
+        lr_split_config(make(train='lists/trainval.txt'), 'val')
     (lists / 'test.txt').write_text('d')
     with pytest.raises(ValueError, match='1 of 2 .* are reported on'):
-        on_lr_split(make(), 'val')
+        lr_split_config(make(), 'val')
     # Whatever the split, nothing is chosen on training images.
     (lists / 'train.txt').write_text('a d')
     with pytest.raises(ValueError, match='1 of 1 images .* are trained on'):
-        on_lr_split(make(val='lists/val.txt'), 'test')
+        lr_split_config(make(val='lists/val.txt'), 'test')
 
     (lists / 'val.txt').unlink()
     with pytest.raises(ValueError, match=r'there is no .*val\.txt'):
         choose_split(make(), 'val')
     with pytest.raises(ValueError, match=r'--lr-split val: there is no .*val'):
-        on_lr_split(make(), 'val')
+        lr_split_config(make(), 'val')
 
     for name in ('val', 'test'):
         (lists / f'instances_{name}2017.json').touch()
@@ -372,13 +360,28 @@ def test_split(compare, tmp_path):
             + ['--methods', 'ste'],
             '--methods: one config, not 2',
         ),
-        ([SURGE, '--methods', 'ste', '--baseline', 'ede'], "'ede': one of"),
-        ([SURGE, '--methods', 'ste', '--lr', 'ede=0.1'], "--lr 'ede=0.1'"),
-        ([SURGE, '--methods', 'ste', '--lr', 'ste=0'], "--lr 'ste=0'"),
-        ([SURGE, '--methods', 'ste', '--lr', '0.1'], "--lr '0.1'"),
-        ([SURGE, '--lr-grid', '0.1'], '--lr-grid [0.1]: two or more'),
-        ([SURGE, '--lr-grid', '0.1', '0.1'], '--lr-grid [0.1, 0.1]'),
-        ([SURGE, '--lr-grid', '0.1', '-1'], '--lr-grid [0.1, -1.0]'),
+        (
+            [SURGE, '--methods', 'ste', '--baseline', 'ede'],
+            "--baseline 'ede': one of",
+        ),
+        (
+            [SURGE, '--methods', 'ste', '--lr', 'ede=0.1'],
+            "--lr 'ede': one of ['ste']",
+        ),
+        (
+            [SURGE, '--methods', 'ste', '--lr', 'ste=0'],
+            "--lr: '0' is not allowed: a number > 0",
+        ),
+        (
+            [SURGE, '--methods', 'ste', '--lr', '0.1'],
+            "--lr: '0.1' is not METHOD=VALUE",
+        ),
+        ([SURGE, '--lr-grid', '0.1'], '--lr-grid 0.1: two or more'),
+        (
+            [SURGE, '--lr-grid', '0.1', '0.1'],
+            '--lr-grid: one of [0.1, 0.1] is given twice',
+        ),
+        ([SURGE, '--lr-grid', '0.1', '-1'], "--lr-grid: '-1' is not allowed"),
         ([SURGE, '--lr-split', 'test'], '--lr-split test: only with'),
     ],
 )
@@ -397,10 +400,12 @@ def test_nothing_starts_where_a_run_could_not(
         (['--methods', 'ste', 'sge'], "name='sge' is not allowed"),
         (['--split', 'val'], 'there is no '),
     ):
-        assert compare.main([*args, *wrong]) == 2
+        with pytest.raises(SystemExit, match='2'):
+            compare.main([*args, *wrong])
         assert said in capsys.readouterr().err
     monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path / 'nowhere'))
-    assert compare.main(args) == 2
+    with pytest.raises(SystemExit, match='2'):
+        compare.main(args)
     assert 'nowhere' in capsys.readouterr().err
     assert calls() == []
 
@@ -456,26 +461,25 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
 
     # The evaluation that chooses rates is of the last epoch's weights, by
     # the settings of validation: on the same images it gives the same.
-    from surge_det.cli.compare.plan import on_lr_split
-    from surge_det.cli.compare.runs import Evaluation, make_run
-    from surge_det.cli.compare.work import environment
+    from surge_det.cli.compare.candidates import make_candidates
+    from surge_det.cli.compare.configs import lr_split_config
+    from surge_det.cli.compare.runs import Evaluation
+    from surge_det.cli.compare.scheduler import environment
 
-    run = make_run(compare.plan(compare.parse_args(args))[1], 0, tmp_path)
+    ((run,),) = make_candidates(arguments(compare, args))[1].runs
     assert run.load()
     split = next(drawn_data.glob('shapes/ImageSets/Main')) / 'val.txt'
     split.write_text('none_of_the_others')
     try:
-        cfg = on_lr_split(run.cfg, 'val')
+        cfg = lr_split_config(run.cfg, 'val')
     finally:
         split.unlink()
     listed = cfg.test_dataloader.dataset.ann_file
     cfg.test_dataloader.dataset.ann_file = listed.replace('val', 'test')
-    evaluation = Evaluation(run, 'val', cfg)
-    assert evaluation.begin(0, environment(0, 1), False)
-    while not evaluation.poll():
-        time.sleep(0.1)
+    evaluation = Evaluation(run.folder, cfg, run, 'val')
+    evaluation.execute(environment(0, 1), run.lock(), threading.Event())
     assert evaluation.failure is None
-    assert evaluation.score == pytest.approx(run.score, abs=1e-4)
-    again = Evaluation(run, 'val', cfg)
+    assert evaluation.result.score == pytest.approx(run.result.score, abs=1e-4)
+    again = Evaluation(run.folder, cfg, run, 'val')
     assert again.load()
-    assert again.score == evaluation.score
+    assert again.result == evaluation.result

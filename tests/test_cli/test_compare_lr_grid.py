@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 from command_line import ROOT
-from compare_runs import interrupt, rows
+from compare_runs import arguments, interrupt, rows
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -137,7 +137,8 @@ def test_what_can_no_longer_be_evaluated(grid, calls, tmp_path, capsys, left):
         (folder / 'last_checkpoint').write_text('epoch_4.pth')
         said = 'not that of epoch 5'
     capsys.readouterr()
-    assert grid(*args) == 2
+    with pytest.raises(SystemExit, match='2'):
+        grid(*args)
     error = capsys.readouterr().err
     assert said in error
     assert str(folder) in error
@@ -268,42 +269,35 @@ def test_nothing_starts_where_rates_can_not_be_chosen(
             '--lr-split val: 2 of 2 images',
         ),
     ):
-        assert grid(*args, *more) == 2
+        with pytest.raises(SystemExit, match='2'):
+            grid(*args, *more)
         assert said in capsys.readouterr().err
     # There are only a training and a test split.
     monkeypatch.setenv('SURGE_DATA_ROOT', str(drawn_data))
-    assert grid(*args) == 2
+    with pytest.raises(SystemExit, match='2'):
+        grid(*args)
     assert '--lr-split val: there is no ' in capsys.readouterr().err
     assert calls() == []
 
 
-def test_expected_work(compare, grid, calls, scores, tmp_path):
-    from surge_det.cli.compare.choice import enter
-    from surge_det.cli.compare.runs import Evaluation
-    from surge_det.cli.compare.work import outlook
+def test_expected_tasks(compare, grid, calls):
+    from surge_det.cli.compare.candidates import make_candidates
+    from surge_det.cli.compare.runs import Evaluation, EvaluationResult
 
-    def look():
-        more = ['--lr', 'ede=1', '--seeds', '0', '1', '2']
-        args = grid.arguments('ste ede', '0.001 0.002 0.004', *more)
-        args = compare.parse_args(args)
-        entered = enter(compare.plan(args), args.seeds, args.out, 'val')
-        for each in entered:
-            each.load()
-        return entered
-
-    contenders = look()
-    # 3 rates, their evaluations, 2 more seeds; 3 seeds of the fixed one.
-    tasks = outlook(contenders)
-    assert len(tasks) == len({id(t) for t in tasks}) == 3 + 3 + 2 + 3
-    trials = contenders[0].trials
-    trials[0].failure = 'diverged'
-    assert len(outlook(contenders)) == 3 + 2 + 2 + 3
-    for evaluation, score in zip(contenders[0].evaluations[1:], (0.5, 0.25)):
-        evaluation.score = score
-    contenders[0].choose(print)
-    tasks = outlook(contenders)
-    assert len(tasks) == len({id(t) for t in tasks}) == 3 + 2 + 2 + 3
-    later = [t for t in tasks if not isinstance(t, Evaluation)]
-    assert {t.entry.lr for t in later if t.seed and t.entry.name == 'ste'} == {
-        0.002
-    }
+    more = ['--lr', 'ede=1', '--seeds', '0', '1', '2']
+    args = grid.arguments('ste ede', '0.001 0.002 0.004', *more)
+    tuned, fixed = make_candidates(arguments(compare, args))
+    assert fixed.expected_tasks() == fixed.compared
+    assert len(fixed.compared) == 3
+    # 3 rates, their evaluations, 2 more seeds.
+    tasks = tuned.expected_tasks()
+    assert len(tasks) == len({*tasks}) == 3 + 3 + 2
+    tuned.trials[0].failure = 'diverged'
+    assert len(tuned.expected_tasks()) == 3 + 2 + 2
+    for evaluation, score in zip(tuned.evaluations[1:], (0.5, 0.25)):
+        evaluation.result = EvaluationResult(score, 1)
+    tuned.choose()
+    tasks = tuned.expected_tasks()
+    assert len(tasks) == len({*tasks}) == 3 + 2 + 2
+    later = [t for t in tasks if not isinstance(t, Evaluation) and t.seed]
+    assert [run.lr for run in later] == [0.002, 0.002]

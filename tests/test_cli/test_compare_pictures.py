@@ -12,9 +12,8 @@ from mmengine.config import Config
 def drawn(compare, monkeypatch):
     """Draw, and return the axes with what is in them."""
     from surge_det.cli.compare import pictures
-    from surge_det.cli.compare.choice import Contender
-    from surge_det.cli.compare.plan import Entry
-    from surge_det.cli.compare.runs import Result, Run
+    from surge_det.cli.compare.candidates import Candidate
+    from surge_det.cli.compare.runs import Run, TrainingResult
 
     kept = []
     monkeypatch.setattr(
@@ -22,17 +21,17 @@ def drawn(compare, monkeypatch):
     )
 
     def draw(finals, out, what, *args):
-        contenders = []
+        candidates, cfg = [], Config({})
         for name, of_seeds in finals.items():
-            entry = Entry(name, Config({}), 0.1)
-            runs = [Run(entry, s, Path(), Config({})) for s in of_seeds]
+            runs = [Run(Path(), cfg, name, 0.1, seed) for seed in of_seeds]
             for run in runs:
                 final = of_seeds[run.seed]
                 scores = [(1, final / 2), (2, final)]
-                run.result = Result(scores, 'epoch', 1, 1, 1, None, False)
-            contenders.append(Contender(name, [runs], []))
-            contenders[-1].chosen = 0
-        getattr(pictures, what)(contenders, *args, out)
+                run.result = TrainingResult(
+                    scores, 'epoch', 1, 1, 1, None, False
+                )
+            candidates.append(Candidate(name, [runs], [], chosen=0))
+        getattr(pictures, what)(candidates, *args, out)
         assert out.stat().st_size > 5_000
         (axes,) = kept[-1].axes
         return axes

@@ -1,7 +1,7 @@
-"""The parts of ``tools/compare.py``.
+"""The command ``compare``.
 
-``plan``: a config for everything that is compared. ``runs``: one training or
-evaluation as a process. ``choice``: a method's runs and the choice of its
-learning rate. ``work``: all of it, some at a time. ``report`` and
-``pictures``: what came out.
+``configs``: the config of each method. ``runs``: a training or an evaluation
+as a process. ``candidates``: a method's runs and the choice of its learning
+rate. ``scheduler``: runs them, some at a time. ``report`` and ``pictures``:
+the results.
 """

@@ -34,83 +34,73 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
+from surge_det.cli.common import add_cfg_options, fail
 
-# isort: split
-from surge_det.cli.common import add_cfg_options
-from surge_det.cli.compare.choice import Contender, enter
-from surge_det.cli.compare.pictures import draw_curves, draw_differences
-from surge_det.cli.compare.plan import plan
-from surge_det.cli.compare.report import grid_table, table, write_csv
-from surge_det.cli.compare.runs import Evaluation, told
-from surge_det.cli.compare.work import do_all, outlook
-from surge_det.core.methods import METHODS
-from surge_det.datasets import check_data
+if TYPE_CHECKING:
+    from surge_det.cli.compare.candidates import Candidate
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog=__doc__.partition('\n')[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG')
-    parser.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add('configs', nargs='+', type=Path, metavar='CONFIG')
+    add(
         '--methods',
         nargs='+',
         metavar='METHOD',
-        help=f'of the one config: {", ".join(METHODS)}, and surge+METHOD',
+        help='of the one config, such as float, ste, surge, surge+reste; a '
+        'wrong name lists all',
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
-    parser.add_argument(
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    add('--jobs', type=int, default=1, help='runs at a time')
+    add(
         '--baseline',
         metavar='METHOD',
         help='what the others are compared with; default: ste, or the first',
     )
-    parser.add_argument(
+    add(
         '--lr',
         nargs='+',
+        type=_method_rate,
         default=[],
         metavar='METHOD=VALUE',
         help="learning rate, where it is not the config's",
     )
-    parser.add_argument(
+    add(
         '--lr-grid',
         nargs='+',
-        type=float,
+        type=_rate,
         default=[],
         metavar='RATE',
         help='choose the learning rate of each method that --lr does not fix '
         'from these, with the first seed',
     )
-    parser.add_argument(
+    add(
         '--lr-split',
         choices=['val', 'test'],
         help='of the data to choose learning rates on; default: val',
     )
-    parser.add_argument(
+    add(
         '--split',
         choices=['val', 'test'],
         help='of the data to evaluate on; default: the one that the config '
         'validates on',
     )
-    parser.add_argument(
+    add(
         '--resume',
         action='store_true',
         help='go on with half runs from their last checkpoint; other random '
         'numbers than in a whole run',
     )
-    parser.add_argument(
+    add(
         '--work-dir',
         type=Path,
         metavar='DIR',
         help='logs and checkpoints of the runs; default: as --out',
     )
-    parser.add_argument(
+    add(
         '--out',
         type=Path,
         default=Path('work_dirs/compare'),
@@ -118,112 +108,132 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='tables, CSV and pictures',
     )
     add_cfg_options(parser)
-    args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error(f'--jobs {args.jobs}: at least 1')
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not allowed: a number > 0'
+        )
+    return rate
+
+
+def _method_rate(text: str) -> tuple[str, float]:
+    method, _, rate = text.rpartition('=')
+    if not method:
+        raise argparse.ArgumentTypeError(f'{text!r} is not METHOD=VALUE')
+    return method, _rate(rate)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check the arguments as a whole and fill in defaults.
+
+    Raises:
+        ValueError: If some are wrong.
+    """
+    args.lr, args.lr_grid = dict(args.lr), sorted(args.lr_grid)
     for config in args.configs:
         if not config.is_file():
-            parser.error(f'config {str(config)!r} does not exist')
+            raise ValueError(f'config {str(config)!r} does not exist')
     if args.methods and len(args.configs) > 1:
-        parser.error(
+        raise ValueError(
             f'--methods: one config, not {len(args.configs)}; without '
             '--methods the configs themselves are compared'
         )
-    args.names = args.methods or [config.stem for config in args.configs]
+    names = args.methods or [config.stem for config in args.configs]
+    if args.baseline is None:
+        args.baseline = 'ste' if 'ste' in names else names[0]
     for option, values in (
-        ('--methods' if args.methods else 'CONFIG', args.names),
+        ('--methods' if args.methods else 'CONFIG', names),
         ('--seeds', args.seeds),
+        ('--lr-grid', args.lr_grid),
     ):
         if len(set(values)) < len(values):
-            parser.error(f'{option}: one of {values} is given twice')
-    if args.baseline is None:
-        args.baseline = 'ste' if 'ste' in args.names else args.names[0]
-    if args.baseline not in args.names:
-        parser.error(f'--baseline {args.baseline!r}: one of {args.names}')
-    rates = {}
-    for item in args.lr:
-        name, _, value = item.rpartition('=')
-        try:
-            rate = float(value)
-        except ValueError:
-            rate = math.nan
-        if name not in args.names or not _rate(rate):
-            parser.error(
-                f'--lr {item!r}: METHOD=VALUE with a method of {args.names} '
-                'and a number > 0'
-            )
-        rates[name] = rate
-    args.lr = rates
-    grid = args.lr_grid
-    if grid and (
-        len(set(grid)) < max(len(grid), 2) or not all(map(_rate, grid))
-    ):
-        parser.error(
-            f'--lr-grid {grid}: two or more different numbers > 0 to choose '
-            'from'
+            raise ValueError(f'{option}: one of {values} is given twice')
+    for option, given in (('--baseline', [args.baseline]), ('--lr', args.lr)):
+        for name in given:
+            if name not in names:
+                raise ValueError(f'{option} {name!r}: one of {names}')
+    if args.jobs < 1:
+        raise ValueError(f'--jobs {args.jobs}: at least 1')
+    if len(args.lr_grid) == 1:
+        raise ValueError(
+            f'--lr-grid {args.lr_grid[0]}: two or more rates to choose from'
         )
-    if args.lr_split and not grid:
-        parser.error(f'--lr-split {args.lr_split}: only with --lr-grid')
-    args.lr_grid = sorted(grid)
+    if args.lr_split and not args.lr_grid:
+        raise ValueError(f'--lr-split {args.lr_split}: only with --lr-grid')
     args.lr_split = args.lr_split or 'val'
-    return args
-
-
-def _rate(value: float) -> bool:
-    return 0 < value < math.inf
 
 
 def write_report(
-    contenders: Sequence[Contender], args: argparse.Namespace
+    candidates: Sequence[Candidate], args: argparse.Namespace
 ) -> None:
     """Write tables, CSV and pictures of what is done so far."""
+    from surge_det.cli.compare import pictures, report
+
     head = 'method' if args.methods else 'config'
-    text = table(contenders, args.seeds, args.baseline, head)
+    text = report.table(candidates, args.seeds, args.baseline, head)
     (args.out / 'table.md').write_text(text + '\n')
-    if any(each.evaluations for each in contenders):
-        text = grid_table(contenders, args.lr_grid, head)
+    if any(each.evaluations for each in candidates):
+        text = report.grid_table(candidates, args.lr_grid, head)
         (args.out / 'lr_grid.md').write_text(text + '\n')
-    data = contenders[0].runs[0][0].cfg.val_dataloader.dataset
+    data = candidates[0].runs[0][0].cfg.val_dataloader.dataset
     split = args.split or Path(data.get('ann_file') or '').stem
-    write_csv(contenders, args.seeds, args.out / 'runs.csv', split, head)
-    draw_curves(contenders, args.out / 'map_over_epochs.png')
-    draw_differences(contenders, args.baseline, args.out / 'differences.png')
+    file = args.out / 'runs.csv'
+    report.write_csv(candidates, args.seeds, file, split, head)
+    pictures.draw_curves(candidates, args.out / 'map_over_epochs.png')
+    file = args.out / 'differences.png'
+    pictures.draw_differences(candidates, args.baseline, file)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool.
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
 
     Returns:
-        The exit status: 1 if a run that is compared is missing, 2 if nothing
-        could start, 130 after an interruption.
+        The exit status: 1 if a run that is compared is missing, 130 after an
+        interruption.
     """
-    args = parse_args(argv)
     try:
-        work_dir = args.work_dir or args.out
-        contenders = enter(plan(args), args.seeds, work_dir, args.lr_split)
-        kept = [task for each in contenders for task in each.load()]
-        for task in kept:
-            print(f'{told(task)} (kept)')
-        for each in contenders:
-            each.choose(print)
-        for task in outlook(contenders):
+        check(args)
+    except ValueError as error:
+        fail(error)
+
+    from surge_det.cli.compare.candidates import (
+        expected_tasks,
+        make_candidates,
+    )
+    from surge_det.cli.compare.runs import Run, describe
+    from surge_det.cli.compare.scheduler import run_all
+    from surge_det.datasets import check_data
+
+    try:
+        candidates = make_candidates(args)
+        for each in candidates:
+            each.load()
+        for each in candidates:
+            each.choose()
+        for task in expected_tasks(candidates):
             if task.open:
-                evaluated = isinstance(task, Evaluation)
-                modes = ('test',) if evaluated else ('train', 'val')
+                modes = (
+                    ('train', 'val') if isinstance(task, Run) else ('test',)
+                )
                 check_data(task.cfg, modes)
     except (FileNotFoundError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        fail(error)
     args.out.mkdir(parents=True, exist_ok=True)
 
     def report() -> None:
-        write_report(contenders, args)
+        write_report(candidates, args)
 
     try:
-        do_all(contenders, args.jobs, args.resume, report)
+        run_all(candidates, args.jobs, args.resume, report)
     except KeyboardInterrupt:
-        tasks = outlook(contenders)
-        done = sum(task.finished for task in tasks)
+        tasks = expected_tasks(candidates)
+        done = sum(task.result is not None for task in tasks)
         print(
             f'\ninterrupted: {done} of {len(tasks)} runs are finished and '
             'kept; the same command does the rest'
@@ -231,19 +241,28 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     report()
     print(f'\n{(args.out / "table.md").read_text()}')
-    if any(each.evaluations for each in contenders):
+    if any(each.evaluations for each in candidates):
         print((args.out / 'lr_grid.md').read_text())
     print(f'Tables, runs.csv and pictures: {args.out}')
-    missing = False
-    for each in contenders:
-        if each.failure:
-            print(f'error: {each.name}: {each.failure}', file=sys.stderr)
-        for run in each.compared:
-            if run.failure:
-                print(f'error: {told(run)}', file=sys.stderr)
-        missing |= not all(run.finished for run in each.compared)
-        missing |= bool(each.failure)
-    return 1 if missing else 0
+    failures = [
+        f'{each.name}: {each.failure}' for each in candidates if each.failure
+    ]
+    compared = [run for each in candidates for run in each.compared]
+    failures += [describe(run) for run in compared if run.failure]
+    for failure in failures:
+        print(f'error: {failure}', file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command as a program of its own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.partition('\n')[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
-"""What came out of a comparison, as pictures."""
+"""The results of a comparison as pictures."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,53 +11,46 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
-from .choice import Contender
-from .report import differences, half_width
+from surge_det.paired import draw_difference, estimate, plus_minus
+
+from .candidates import Candidate
 
 # Dark enough for white paper, in an order that keeps neighbours apart.
 _COLORS = (
-    '#1f77b4',
-    '#d62728',
-    '#2ca02c',
-    '#9467bd',
-    '#ff7f0e',
-    '#17a2b8',
-    '#8c564b',
-    '#e377c2',
-    '#6b6b6b',
-    '#a8a800',
-    '#000000',
-    '#7cb518',
+    *('#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#ff7f0e', '#17a2b8'),
+    *('#8c564b', '#e377c2', '#6b6b6b', '#a8a800', '#000000', '#7cb518'),
 )
 _MARKERS = 'osD^vPX<>'
 # Beyond this multiple of the usual extent a method is an arrow at the edge.
 _FAR = 4.0
 
 
-def draw_curves(contenders: Sequence[Contender], path: Path) -> None:
+def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
     """Draw mAP over epochs: mean of the seeds, band of ± 1 std.
 
     Each curve has its name at its end.
     """
-    curves = {}
-    step_name = 'epoch'
-    for place, contender in enumerate(contenders):
-        results = [r.result for r in contender.compared if r.result]
-        if results:
-            step_name = results[0].step_name
-            curves[place] = [dict(result.scores) for result in results]
+    results = {
+        place: [*candidate.results.values()]
+        for place, candidate in enumerate(candidates)
+        if candidate.results
+    }
     figure, axes = plt.subplots(
-        figsize=(9, max(5.0, 1.6 + 0.36 * len(curves))), layout='constrained'
+        figsize=(9, max(5.0, 1.6 + 0.36 * len(results))), layout='constrained'
     )
+    axes.set_xlabel('epoch')
     ends = []
-    for place, of_seeds in curves.items():
-        steps = sorted({step for curve in of_seeds for step in curve})
-        columns = [[c[s] for c in of_seeds if s in c] for s in steps]
-        means = [statistics.mean(column) for column in columns]
-        spreads = [statistics.stdev(c) if len(c) > 1 else 0 for c in columns]
-        name = contenders[place].name
+    for place, of_seeds in results.items():
+        curves = [dict(result.scores) for result in of_seeds]
+        axes.set_xlabel(of_seeds[0].step_name)
+        steps = sorted({step for curve in curves for step in curve})
+        points = [estimate([c[s] for c in curves if s in c]) for s in steps]
+        means, stds, _ = np.transpose(points)
+        name = candidates[place].name
         color = _COLORS[place % len(_COLORS)]
         axes.plot(
             steps,
@@ -66,19 +60,15 @@ def draw_curves(contenders: Sequence[Contender], path: Path) -> None:
             color=color,
             linestyle='--' if name == 'float' else '-',
         )
+        # Many bands over one another hide the curves.
+        alpha = 0.15 if len(results) < 6 else 0.06
+        stds = np.nan_to_num(stds)
         axes.fill_between(
-            steps,
-            [m - s for m, s in zip(means, spreads)],
-            [m + s for m, s in zip(means, spreads)],
-            # Many bands over one another hide the curves.
-            alpha=0.15 if len(curves) < 6 else 0.06,
-            color=color,
-            linewidth=0,
+            steps, means - stds, means + stds, alpha=alpha, color=color, lw=0
         )
-        text = f'{name} {means[-1]:.3f} (n={len(of_seeds)})'
+        text = f'{name} {means[-1]:.3f} (n={len(curves)})'
         ends.append((means[-1], steps[-1], text, color))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel(step_name)
     axes.set_ylabel('mAP (mean; band: ± 1 std over seeds)')
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
@@ -96,22 +86,13 @@ def _label_ends(
     ends = sorted(ends)
     low, high = axes.get_ylim()
     least = (high - low) * min(0.045, 1 / len(ends))
-    # Groups of labels that touch stand around the mean of their ends.
-    groups: list[list[float]] = []
-    for end, *_ in ends:
-        groups.append([end])
-        while len(groups) > 1 and (
-            _span(groups[-1], least, low, high)[0]
-            < _span(groups[-2], least, low, high)[1]
-        ):
-            last = groups.pop()
-            groups[-1] += last
-    places = []
-    for group in groups:
-        bottom, _ = _span(group, least, low, high)
-        places += [bottom + (i + 0.5) * least for i in range(len(group))]
-    right = max(step for _, step, *_ in ends)
-    for (end, step, text, color), place in zip(ends, places):
+    # Labels as close to their ends as `least` between two of them allows.
+    offsets = least * (np.arange(len(ends)) + 0.5)
+    free = [end for end, *_ in ends] - offsets
+    bottoms = np.clip(
+        isotonic_regression(free).x, low, high - least * len(ends)
+    )
+    for (end, step, text, color), place in zip(ends, bottoms + offsets):
         axes.annotate(
             text,
             (step, end),
@@ -127,21 +108,13 @@ def _label_ends(
             ),
         )
     left, _ = axes.get_xlim()
+    right = max(step for _, step, *_ in ends)
     axes.set_xlim(min(left, right - 0.5), right + 0.02 * (right - left))
     axes.set_ylim(low, high)
 
 
-def _span(
-    group: Sequence[float], least: float, low: float, high: float
-) -> tuple[float, float]:
-    size = least * len(group)
-    bottom = statistics.mean(group) - size / 2
-    bottom = min(max(bottom, low), high - size)
-    return bottom, bottom + size
-
-
 def draw_differences(
-    contenders: Sequence[Contender], baseline: str, path: Path
+    candidates: Sequence[Candidate], baseline: str, path: Path
 ) -> None:
     """Draw the paired differences to the baseline.
 
@@ -150,69 +123,34 @@ def draw_differences(
     does not squeeze the others, neither do intervals of two pairs, which
     may run over the edge.
     """
-    base = next(c for c in contenders if c.name == baseline)
-    pairs = {c.name: differences(c, base) for c in contenders if c is not base}
-    extents = []
-    for values in pairs.values():
-        if values:
-            reach = max(map(abs, values))
-            if len(values) > 2:
-                half = half_width(values)
-                reach = max(reach, abs(statistics.mean(values)) + half)
-            extents.append(reach)
-    limit = 0.01
-    if extents:
-        limit = max(
-            min(max(extents), _FAR * statistics.median(extents)), limit
-        )
+    base = next(c for c in candidates if c.name == baseline)
     figure, axes = plt.subplots(
-        figsize=(7, 1.3 + 0.42 * len(contenders)), layout='constrained'
+        figsize=(7, 1.3 + 0.42 * len(candidates)), layout='constrained'
     )
     axes.axvline(0, color='0.6', linewidth=1)
-    for place, contender in enumerate(contenders):
-        if contender is base:
-            axes.plot(0, place, 'D', color='0.4', markersize=5)
-            continue
-        values = pairs[contender.name]
-        if not values:
-            continue
-        mean = statistics.mean(values)
-        at = min(max(mean, -limit), limit)
-        text = f'{mean:+.3f}'
-        if at != mean:
-            axes.plot(at, place, '<' if at < 0 else '>', color='C0')
-        else:
-            half = half_width(values) if len(values) > 1 else 0
-            text += f' ± {half:.3f}' if len(values) > 1 else ''
-            axes.plot(
-                values,
-                [place + 0.2] * len(values),
-                'o',
-                color='C1',
-                alpha=0.6,
-                markersize=4,
-                markeredgewidth=0,
-            )
-            axes.errorbar(
-                mean,
-                place,
-                xerr=half or None,
-                fmt='o',
-                color='C0',
-                capsize=3,
-                markersize=5,
-            )
-        axes.annotate(
-            text,
-            (at, place),
-            xytext=(0, 5),
-            textcoords='offset points',
-            ha='center',
-            fontsize=7,
-        )
+    pairs = [None if c is base else c.differences(base) for c in candidates]
+    extents = []
+    for differences in filter(None, pairs):
+        extents.append(max(map(abs, differences)))
+        if len(differences) > 2:
+            mean, _, half_width = estimate(differences)
+            extents[-1] = max(extents[-1], abs(mean) + half_width)
+    limit = 0.01
+    if extents:
+        far = _FAR * statistics.median(extents)
+        limit = max(min(max(extents), far), limit)
+    for place, differences in enumerate(pairs):
+        text = None
+        if differences:
+            mean, _, half_width = estimate(differences)
+            if abs(mean) > limit:
+                half_width = math.nan
+            text = plus_minus(mean, half_width, '+.3f')
+        if differences != []:
+            draw_difference(axes, place, differences, text, limit, each=True)
     names = [
-        f'{c.name} (n={len(pairs[c.name])})' if c is not base else c.name
-        for c in contenders
+        c.name if differences is None else f'{c.name} (n={len(differences)})'
+        for c, differences in zip(candidates, pairs)
     ]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.7)

@@ -1,4 +1,4 @@
-"""What came out of a comparison, as tables."""
+"""The results of a comparison as tables."""
 
 from __future__ import annotations
 
@@ -7,30 +7,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy import stats
+from surge_det.cli.tables import markdown_table
+from surge_det.paired import estimate, plus_minus
 
-from .choice import Contender
+from .candidates import Candidate
 from .runs import Evaluation, Run
 
 
-def half_width(values: Sequence[float]) -> float:
-    """Half of the mean's 95 % interval, by Student's t; two values or more."""
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return float(stats.t.ppf(0.975, len(values) - 1)) * error
-
-
-def differences(contender: Contender, base: Contender) -> list[float]:
-    """MAP minus the baseline's, for each seed that both have."""
-    theirs = {r.seed: r.score for r in base.compared if r.finished}
-    return [
-        r.score - theirs[r.seed]
-        for r in contender.compared
-        if r.finished and r.seed in theirs
-    ]
-
-
 def table(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     seeds: Sequence[int],
     baseline: str,
     head: str,
@@ -42,116 +27,86 @@ def table(
     both have, seconds per iteration (median), peak memory of the process and
     on the GPU (largest), minutes (median).
     """
-    results = {
-        c.name: {r.seed: r.result for r in c.compared if r.result}
-        for c in contenders
-    }
-    base = next(c for c in contenders if c.name == baseline)
-    seeds = sorted(seeds)
-    on_cuda = any(
-        result.cuda_memory
-        for mine in results.values()
-        for result in mine.values()
-    )
-    titles = [
-        head,
-        'lr',
-        *(f'seed {s}' for s in seeds),
-        'mean ± std',
-        f'minus {baseline}',
-        's/iter',
-        'memory, MiB',
-        *(['GPU, MiB'] if on_cuda else []),
-        'minutes',
-    ]
-    lines = [_row(titles), '|---' * len(titles) + '|']
-    for contender in contenders:
-        mine = results[contender.name]
-        finals = [result.final for result in mine.values()]
-        mean = difference = '—'
-        costs = ['—'] * (4 if on_cuda else 3)
-        if finals:
-            mean = f'{statistics.mean(finals):.3f}'
-            costs = [
-                f'{statistics.median(r.iteration for r in mine.values()):.3f}',
-                f'{max(r.memory for r in mine.values()):.0f}',
-                f'{statistics.median(r.minutes for r in mine.values()):.1f}',
-            ]
-            if on_cuda:
-                cuda = max(r.cuda_memory or 0 for r in mine.values())
-                costs.insert(2, f'{cuda:.0f}')
-        if len(finals) > 1:
-            mean += f' ± {statistics.stdev(finals):.3f}'
-        pairs = differences(contender, base)
-        if pairs and contender is not base:
-            difference = f'{statistics.mean(pairs):+.3f}'
-            if len(pairs) > 1:
-                difference += f' ± {half_width(pairs):.3f}'
-        compared = contender.compared
-        rate = compared[0].entry.lr if compared else None
-        cells = [
-            contender.name,
-            '—' if rate is None else f'{rate:g}',
-            *(f'{mine[s].final:.3f}' if s in mine else '—' for s in seeds),
-            mean,
-            difference,
-            *costs,
-        ]
-        lines.append(_row(cells))
-    return '\n'.join(lines)
+    base = next(c for c in candidates if c.name == baseline)
+    titles = [head, 'lr', *(f'seed {seed}' for seed in sorted(seeds))]
+    titles += ['mean ± std', f'minus {baseline}', 's/iter', 'memory, MiB']
+    if any(r.cuda_memory for c in candidates for r in c.results.values()):
+        titles.append('GPU, MiB')
+    titles.append('minutes')
+    rows = []
+    for candidate in candidates:
+        row = dict.fromkeys(titles, '—')
+        row[head] = candidate.name
+        if candidate.compared and candidate.compared[0].lr is not None:
+            row['lr'] = f'{candidate.compared[0].lr:g}'
+        results = candidate.results.values()
+        for seed, result in candidate.results.items():
+            row[f'seed {seed}'] = f'{result.score:.3f}'
+        if results:
+            mean, std, _ = estimate([r.score for r in results])
+            row['mean ± std'] = plus_minus(mean, std)
+            seconds = statistics.median(r.iteration for r in results)
+            row['s/iter'] = f'{seconds:.3f}'
+            row['memory, MiB'] = f'{max(r.memory for r in results):.0f}'
+            minutes = statistics.median(r.minutes for r in results)
+            row['minutes'] = f'{minutes:.1f}'
+            if 'GPU, MiB' in row:
+                cuda = max(r.cuda_memory or 0 for r in results)
+                row['GPU, MiB'] = f'{cuda:.0f}'
+        differences = candidate.differences(base)
+        if differences and candidate is not base:
+            mean, _, half_width = estimate(differences)
+            row[f'minus {baseline}'] = plus_minus(mean, half_width, '+.3f')
+        rows.append(row.values())
+    return markdown_table(titles, rows)
 
 
 def grid_table(
-    contenders: Sequence[Contender], grid: Sequence[float], head: str
+    candidates: Sequence[Candidate], grid: Sequence[float], head: str
 ) -> str:
     """Make a Markdown table of the learning rates that were tried.
 
     Args:
-        contenders: All that is compared; one of them at least chooses.
+        candidates: All that is compared; one of them at least chooses.
         grid: The rates.
         head: Title of the first column.
     """
     rates = sorted(grid)
-    tuned = [c for c in contenders if c.evaluations]
-    lines = [
-        _row([head, *(f'{rate:g}' for rate in rates)]),
-        '|---' * (1 + len(rates)) + '|',
-    ]
-    for contender in tuned:
-        cells = {e.entry.lr: _tried(e) for e in contender.evaluations}
-        if contender.compared:
-            chosen = contender.compared[0].entry.lr
+    tuned = [c for c in candidates if c.evaluations]
+    rows = []
+    for candidate in tuned:
+        cells = {e.run.lr: _score(e) for e in candidate.evaluations}
+        if candidate.compared:
+            chosen = candidate.compared[0].lr
             cells[chosen] = f'**{cells[chosen]}**'
-            if contender.at_edge:
+            if candidate.at_edge:
                 cells[chosen] += ' (edge)'
-        lines.append(_row([contender.name, *(cells[r] for r in rates)]))
+        rows.append([candidate.name, *(cells[rate] for rate in rates)])
+    text = markdown_table([head, *(f'{rate:g}' for rate in rates)], rows)
     first = tuned[0].evaluations[0]
     data = first.cfg.test_dataloader.dataset.get('ann_file')
-    text = (
-        f'mAP on {data} after the last epoch, seed {first.run.seed}, for '
+    text += (
+        f'\n\nmAP on {data} after the last epoch, seed {first.run.seed}, for '
         'each learning rate. Bold: chosen, and used for all seeds; of equal '
         'ones the smallest is. (edge): no larger, or no smaller, rate was '
         'evaluated, and the best may lie there.'
     )
     fixed = [
-        f'{c.name} {c.runs[0][0].entry.lr:g}'
-        for c in contenders
-        if not c.evaluations
+        f'{c.name} {c.runs[0][0].lr:g}' for c in candidates if c not in tuned
     ]
     if fixed:
         text += f' Not chosen but given: {", ".join(fixed)}.'
-    return '\n'.join([*lines, '', text])
+    return text
 
 
-def _tried(evaluation: Evaluation) -> str:
-    if evaluation.finished:
-        return f'{evaluation.score:.3f}'
-    failed = evaluation.failure or evaluation.run.failure
-    return 'failed' if failed else 'open'
+def _score(evaluation: Evaluation) -> str:
+    if evaluation.result:
+        return f'{evaluation.result.score:.3f}'
+    return 'failed' if evaluation.failed else 'open'
 
 
 def write_csv(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     seeds: Sequence[int],
     path: Path,
     split: str,
@@ -163,66 +118,55 @@ def write_csv(
     (or not yet) the chosen one. ``mAP`` is on ``split``, ``lr_split_mAP`` on
     the split that rates are chosen on.
     """
-    rows = [row for c in contenders for row in _rows_of(c, seeds)]
-    results = [run.result for run, *_ in rows if run and run.result]
-    steps = sorted({step for r in results for step, _ in r.scores})
+    runs = [r for c in candidates for r in (*c.compared, *c.trials)]
+    results = [run.result for run in runs if run.result]
     step_name = min({r.step_name for r in results} or {'epoch'})
-    with open(path, 'w', newline='') as file:
-        writer = csv.writer(file)
-        titles = [head, 'role', 'seed', 'lr', 'split', 'status', 'mAP']
-        titles += ['lr_split_mAP', 's_per_iter', 'memory_mib']
-        titles += ['cuda_memory_mib', 'minutes', 'resumed']
-        titles += [f'mAP_{step_name}_{step}' for step in steps]
-        writer.writerow(titles)
-        for run, evaluation, name, role, seed, status in rows:
-            lr = run.entry.lr if run else ''
-            row = [name, role, seed, lr, split, status]
-            result = run.result if run else None
-            if result is None:
-                writer.writerow(row + [''] * (len(titles) - len(row)))
-                continue
-            scores = dict(result.scores)
-            tried = evaluation is not None and evaluation.finished
-            row += [f'{result.final:.4f}']
-            row += [f'{evaluation.score:.4f}' if tried else '']
-            row += [f'{result.iteration:.4f}', f'{result.memory:.0f}']
-            row += [result.cuda_memory, f'{result.minutes:.2f}']
-            row += [int(result.resumed)]
-            row += [f'{scores[s]:.4f}' if s in scores else '' for s in steps]
-            writer.writerow(row)
-
-
-def _rows_of(
-    contender: Contender, seeds: Sequence[int]
-) -> list[tuple[Run | None, Evaluation | None, str, str, int, str]]:
-    """Run, its evaluation, name, role, seed, status, for each row."""
-    evaluations = {id(e.run): e for e in contender.evaluations}
+    steps = sorted({step for r in results for step, _ in r.scores})
     rows = []
+    for candidate in candidates:
+        known = {head: candidate.name, 'split': split}
+        scores = {
+            id(e.run): f'{e.result.score:.4f}'
+            for e in candidate.evaluations
+            if e.result
+        }
+        compared = sorted(candidate.compared, key=lambda run: run.seed)
+        if not compared:
+            status = 'failed' if candidate.failure else 'open'
+            rows += [
+                known | dict(role='compared', seed=seed, status=status)
+                for seed in sorted(seeds)
+            ]
+        others = [run for run in candidate.trials if run not in compared]
+        for run in [*compared, *others]:
+            row = known | _run_columns(run)
+            row['role'] = 'compared' if run in compared else 'lr grid'
+            if run.result:
+                row['lr_split_mAP'] = scores.get(id(run), '')
+                for step, score in run.result.scores:
+                    row[f'mAP_{step_name}_{step}'] = f'{score:.4f}'
+            rows.append(row)
+    titles = [head, 'role', 'seed', 'lr', 'split', 'status', 'mAP']
+    titles += ['lr_split_mAP', 's_per_iter', 'memory_mib', 'cuda_memory_mib']
+    titles += ['minutes', 'resumed']
+    titles += [f'mAP_{step_name}_{step}' for step in steps]
+    with open(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, titles)
+        writer.writeheader()
+        writer.writerows(rows)
 
-    def add(run: Run, role: str) -> None:
-        status = 'failed' if run.failure else 'open'
-        rows.append(
-            (
-                run,
-                evaluations.get(id(run)),
-                contender.name,
-                role,
-                run.seed,
-                'done' if run.finished else status,
-            )
-        )
 
-    for run in sorted(contender.compared, key=lambda run: run.seed):
-        add(run, 'compared')
-    if not contender.compared:
-        status = 'failed' if contender.failure else 'open'
-        for seed in sorted(seeds):
-            rows.append((None, None, contender.name, 'compared', seed, status))
-    for run in contender.trials:
-        if run not in contender.compared:
-            add(run, 'lr grid')
-    return rows
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f'| {" | ".join(cells)} |'
+def _run_columns(run: Run) -> dict[str, object]:
+    row = dict(seed=run.seed, lr=run.lr)
+    if run.result is None:
+        return row | dict(status='failed' if run.failure else 'open')
+    result = run.result
+    return row | dict(
+        status='done',
+        mAP=f'{result.score:.4f}',
+        s_per_iter=f'{result.iteration:.4f}',
+        memory_mib=f'{result.memory:.0f}',
+        cuda_memory_mib=result.cuda_memory,
+        minutes=f'{result.minutes:.2f}',
+        resumed=int(result.resumed),
+    )

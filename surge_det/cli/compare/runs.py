@@ -1,4 +1,4 @@
-"""One training, or one evaluation, as a process with what it gave."""
+"""One training, or one evaluation, as a process with its result."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import math
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, ClassVar
@@ -22,22 +25,21 @@ from mmengine.config import Config
 
 from surge_det.cli.plot_run import MAP, read_curves
 
-from .plan import Entry
-
 TOOLS = Path(__file__).resolve().parents[3] / 'tools'
-MIB = 2**20
 LAST_LINES = 8
-_TRAINED = re.compile(
-    r'(?:Epoch\(train\)\s*\[(?P<epoch>\d+)\]|Iter\(train\)\s*)'
-    r'\[\s*(?P<done>\d+)/(?P<all>\d+)\]'
+# Seconds between two looks at a process, and that one has to end when asked.
+POLL, GRACE = 0.2, 10.0
+_PROGRESS = re.compile(
+    r'(?:Epoch|Iter)\((?:train|test)\)\s*(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\]'
 )
-_TESTED = re.compile(r'\(test\)\s*\[\s*(?P<done>\d+)/(?P<all>\d+)\]')
 _MAP = re.compile(rf'(^|/)({MAP})$')
+# What mmengine formats configs with is not made for threads.
+_DUMP_LOCK = threading.Lock()
 
 
 @dataclass
-class Result:
-    """What a finished run gave.
+class TrainingResult:
+    """The result of a training.
 
     ``scores`` are (step, mAP). ``iteration`` is in seconds, data loading
     included: the median of what was logged. ``memory`` is the largest
@@ -55,160 +57,146 @@ class Result:
     resumed: bool
 
     @property
-    def final(self) -> float:
+    def score(self) -> float:
         """The mAP of the last epoch."""
         return self.scores[-1][1]
 
 
-@dataclass(eq=False, kw_only=True)
-class Task:
-    """A process of the comparison, to be done, running or done.
+@dataclass
+class EvaluationResult:
+    """The result of an evaluation."""
 
-    Subclasses have ``name`` (for people), ``log``, ``score`` (mAP) and
-    ``minutes`` (None until it is done), ``home`` (the folder of the run it
-    belongs to), ``load``, ``share``, ``_prepare`` and ``_take``.
-    """
-
-    what: ClassVar[str]
-
-    slot: int = -1
-    start: float = 0.0
-    peak: float | None = None
-    process: subprocess.Popen | None = None
-    lock: IO | None = None
-    failure: str | None = None
-    resumed: bool = False
+    mAP: float
+    minutes: float
+    ann_file: str | None = None
+    checkpoint: str | None = None
 
     @property
-    def finished(self) -> bool:
-        """Whether it is done and gave what it should."""
-        return self.score is not None
+    def score(self) -> float:
+        """The mAP."""
+        return self.mAP
+
+
+@dataclass(eq=False)
+class Task:
+    """A process of the comparison, and its result.
+
+    ``folder`` is that of the run it belongs to. Neither ``result`` nor
+    ``failure`` is there until the process has ended.
+    """
+
+    kind: ClassVar[str]
+    result_type: ClassVar[type]
+
+    folder: Path
+    cfg: Config = field(repr=False)
+    result: TrainingResult | EvaluationResult | None = field(
+        default=None, init=False
+    )
+    failure: str | None = field(default=None, init=False)
 
     @property
     def open(self) -> bool:
         """Whether it neither is done nor has failed."""
-        return not (self.finished or self.failure)
+        return not (self.result or self.failure)
 
-    def begin(self, slot: int, env: Mapping[str, str], resume: bool) -> bool:
-        """Start the process; False if another process is at this run."""
-        self.home.parent.mkdir(parents=True, exist_ok=True)
-        # The process holds the lock too: it may outlive this one.
-        lock = open(self.home.with_suffix('.lock'), 'w')  # noqa: SIM115
+    def load(self) -> bool:
+        """Take over the result of an earlier call, if there is one."""
+        if self.result_file.is_file():
+            known = json.loads(self.result_file.read_text())
+            self.result = self.result_type(**known)
+        return self.result is not None
+
+    def lock(self) -> IO | None:
+        """Lock the run; None if another process works on it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(self.folder.with_suffix('.lock'), 'w')  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            return False
-        if self.load():
-            lock.close()
-            return True
-        try:
-            command = self._prepare(resume)
-        except FileNotFoundError as error:
-            self.failure = str(error)
-            lock.close()
-            return True
-        with open(self.log, 'a') as log:
-            self.process = subprocess.Popen(
-                command,
-                env=env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[lock.fileno()],
-                # Ctrl-C reaches this process alone, which ends the others.
-                start_new_session=True,
-            )
-        self.lock, self.slot, self.start = lock, slot, time.monotonic()
-        return True
+            return None
+        return lock
 
-    def poll(self) -> bool:
-        """Whether the process has ended; then take what it gave."""
-        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
-        if not pid:
-            # Not right behind the start, where it is that of no program yet.
-            self.peak = resident_peak(self.process.pid) or self.peak
-            return False
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        minutes = (time.monotonic() - self.start) / 60
-        unit = 1 if sys.platform == 'darwin' else 1024
-        try:
-            if self.process.returncode:
-                raise RuntimeError(
-                    f'{self.what} ended with status {self.process.returncode}'
-                )
-            # The second is at least this tool's own, which it started with.
-            memory = self.peak or usage.ru_maxrss * unit / MIB
-            self._take(minutes, memory)
-        except (OSError, RuntimeError, ValueError) as error:
-            lines = self.log.read_text(errors='replace').splitlines()
-            tail = '\n'.join(f'    {x}' for x in lines[-LAST_LINES:])
-            self.failure = f'{error}; {self.log} ends with:\n{tail}'
-        self.lock.close()
-        return True
+    def execute(
+        self, env: Mapping[str, str], lock: IO, stop: threading.Event
+    ) -> None:
+        """Run the process until it ends; set ``result`` or ``failure``.
 
-    def _place(self, pattern: re.Pattern) -> re.Match | None:
-        """Find the last mention of a place in what the process wrote."""
-        with open(self.log, 'rb') as file:
+        Args:
+            env: Environment variables of the process.
+            lock: Of the run; it is released at the end.
+            stop: Ends the process early, without result and failure.
+        """
+        start = time.monotonic()
+        with lock:
+            try:
+                command = self._prepare()
+                status, memory = _run(command, env, self.log, lock, stop)
+                if status and stop.is_set():
+                    return
+                if status:
+                    raise RuntimeError(
+                        f'{self.kind} ended with status {status}'
+                    )
+                minutes = (time.monotonic() - start) / 60
+                result = self._read_result(minutes, memory)
+                # Never half a file.
+                half = self.result_file.with_suffix('.half')
+                half.write_text(json.dumps(asdict(result), indent=1))
+                half.replace(self.result_file)
+                self.result = result
+            except (OSError, RuntimeError, ValueError) as error:
+                self.failure = f'{error}{self._last_lines()}'
+
+    def _last_lines(self) -> str:
+        if not self.log.is_file():
+            return ''
+        lines = self.log.read_text(errors='replace').splitlines()
+        text = '\n'.join(f'    {line}' for line in lines[-LAST_LINES:])
+        return f'; {self.log} ends with:\n{text}'
+
+    def share(self) -> float:
+        """How much is done, from 0 to 1, by the log."""
+        text = b''
+        with suppress(FileNotFoundError), open(self.log, 'rb') as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 20_000, 0))
-            text = file.read().decode(errors='replace')
-        places = list(pattern.finditer(text))
-        return places[-1] if places else None
+            text = file.read()
+        places = _PROGRESS.findall(text.decode(errors='replace'))
+        if not places:
+            return 0.0
+        epoch, done, total = places[-1]
+        share = int(done) / int(total)
+        if not epoch:
+            return share
+        return (int(epoch) - 1 + share) / self.cfg.train_cfg.max_epochs
 
 
 @dataclass(eq=False)
 class Run(Task):
-    """One training of the comparison."""
+    """The training of a method (or config) with one learning rate and seed.
 
-    what = 'training'
+    ``from_grid`` says that the rate is one of several to choose from.
+    """
 
-    entry: Entry
+    kind = 'training'
+    result_type = TrainingResult
+
+    method: str
+    lr: float | None
     seed: int
-    folder: Path
-    cfg: Config = field(repr=False)
-    result: Result | None = None
+    from_grid: bool = False
+    resumed: bool = False
 
-    @property
-    def name(self) -> str:
-        """Of the run, for people."""
-        rate = f' lr {self.entry.lr:g}' if self.entry.from_grid else ''
-        return f'{self.entry.name}{rate} seed {self.seed}'
+    def __post_init__(self) -> None:
+        """Name what belongs to it."""
+        rate = f' lr {self.lr:g}' if self.from_grid else ''
+        self.name = f'{self.method}{rate} seed {self.seed}'
+        self.log = self.folder / 'train.log'
+        self.result_file = self.folder / 'result.json'
+        self.pointer = self.folder / 'last_checkpoint'
 
-    @property
-    def home(self) -> Path:
-        """Where all is that belongs to the run."""
-        return self.folder
-
-    @property
-    def log(self) -> Path:
-        """What the training wrote to its terminal."""
-        return self.folder / 'train.log'
-
-    @property
-    def score(self) -> float | None:
-        """The mAP of the last epoch."""
-        return self.result.final if self.result else None
-
-    @property
-    def minutes(self) -> float | None:
-        """Wall time of the training."""
-        return self.result.minutes if self.result else None
-
-    @property
-    def _done(self) -> Path:
-        return self.folder / 'result.json'
-
-    def load(self) -> bool:
-        """Take over the result of an earlier call, if there is one."""
-        if not self._done.is_file():
-            return False
-        known = json.loads(self._done.read_text())
-        known['scores'] = [tuple(score) for score in known['scores']]
-        self.result = Result(**known)
-        return True
-
-    def _prepare(self, resume: bool) -> list[str]:
-        self.resumed = resume and (self.folder / 'last_checkpoint').is_file()
+    def _prepare(self) -> list[str]:
         if not self.resumed:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
@@ -217,52 +205,32 @@ class Run(Task):
             old.unlink()
         # Not in the folder, where mmengine writes one of this name.
         config = self.folder.with_suffix('.py')
-        self.cfg.dump(config)
-        command = [sys.executable, str(TOOLS / 'train.py'), str(config)]
-        command += ['--work-dir', str(self.folder)]
+        command = _command('train', self.cfg, config, self.folder)
         return command + (['--resume'] if self.resumed else [])
 
-    def _take(self, minutes: float, memory: float) -> None:
-        result = self._read(minutes, memory)
-        _write(asdict(result), self._done)
-        self.result = result
-
-    def _read(self, minutes: float, memory: float) -> Result:
+    def _read_result(self, minutes: float, memory: float) -> TrainingResult:
         curves = read_curves(self.folder)
         if not curves.scores:
             raise RuntimeError('no mAP was logged')
         times, cuda = [], []
         for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
             for line in path.read_text().splitlines():
-                try:
+                # Half a last line of a run that was resumed is no JSON.
+                with suppress(ValueError):
                     record = json.loads(line)
-                except ValueError:
-                    # Half a last line of a run that was resumed; elsewhere
-                    # `read_curves` has refused it.
-                    continue
-                if 'loss' in record and 'time' in record:
-                    times.append(record['time'])
-                    cuda.append(record.get('memory'))
-        return Result(
-            scores=curves.scores,
-            step_name=curves.step_name,
-            minutes=minutes,
+                    if 'loss' in record and 'time' in record:
+                        times.append(record['time'])
+                        cuda.append(record.get('memory'))
+        return TrainingResult(
+            curves.scores,
+            curves.step_name,
+            minutes,
             # Logged means of a window; the first one has the start in it.
-            iteration=statistics.median(times[1:] or times),
-            memory=memory,
-            cuda_memory=max(cuda) if all(cuda) else None,
-            resumed=self.resumed,
+            statistics.median(times[1:] or times),
+            memory,
+            max(cuda) if all(cuda) else None,
+            self.resumed,
         )
-
-    def share(self) -> float:
-        """How much of the training is done, from 0 to 1, by its log."""
-        found = self._place(_TRAINED)
-        if not found:
-            return 0.0
-        part = int(found['done']) / int(found['all'])
-        if found['epoch'] is None:
-            return part
-        return (int(found['epoch']) - 1 + part) / self.cfg.train_cfg.max_epochs
 
     def checkpoint(self) -> Path:
         """Find the checkpoint of the last epoch.
@@ -270,15 +238,14 @@ class Run(Task):
         Raises:
             FileNotFoundError: If there is none; the message says what to do.
         """
-        pointer = self.folder / 'last_checkpoint'
-        named = pointer.read_text().strip() if pointer.is_file() else ''
+        named = self.pointer.read_text() if self.pointer.is_file() else ''
         # By its name in the folder, which may have been moved.
-        path = self.folder / Path(named).name
-        if not named or not path.is_file():
+        path = self.folder / Path(named.strip()).name
+        if not path.is_file():
             raise FileNotFoundError(
                 f'{self.name}: no checkpoint in {self.folder} to evaluate; '
                 'delete that folder, so that it is trained again, or fix the '
-                f'rate by --lr {self.entry.name}=VALUE'
+                f'rate by --lr {self.method}=VALUE'
             )
         stem = re.fullmatch(r'(epoch|iter)_(\d+)', path.stem)
         last = stem and self.cfg.train_cfg.get(f'max_{stem[1]}s')
@@ -295,118 +262,129 @@ class Run(Task):
 class Evaluation(Task):
     """The evaluation of a run's last checkpoint on another split."""
 
-    what = 'evaluation'
+    kind = 'evaluation'
+    result_type = EvaluationResult
 
     run: Run
     split: str
-    cfg: Config = field(repr=False)
-    score: float | None = None
-    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Name what belongs to it."""
+        self.name = f'{self.run.name} on {self.split}'
+        self.work_dir = self.folder / f'evaluation_{self.split}'
+        self.log = self.work_dir.with_suffix('.log')
+        self.result_file = self.work_dir.with_suffix('.json')
 
     @property
-    def name(self) -> str:
-        """Of the evaluation, for people."""
-        return f'{self.run.name} on {self.split}'
+    def failed(self) -> Task | None:
+        """The training or the evaluation, whichever has failed."""
+        return next((t for t in (self.run, self) if t.failure), None)
 
-    @property
-    def entry(self) -> Entry:
-        """What is evaluated."""
-        return self.run.entry
-
-    @property
-    def home(self) -> Path:
-        """The folder of the run."""
-        return self.run.folder
-
-    @property
-    def log(self) -> Path:
-        """What the evaluation wrote to its terminal."""
-        return self._folder.with_suffix('.log')
-
-    @property
-    def _folder(self) -> Path:
-        return self.home / f'evaluation_{self.split}'
-
-    @property
-    def _done(self) -> Path:
-        return self._folder.with_suffix('.json')
-
-    def load(self) -> bool:
-        """Take over the result of an earlier call, if there is one."""
-        if not self._done.is_file():
-            return False
-        known = json.loads(self._done.read_text())
-        self.score, self.minutes = known['mAP'], known['minutes']
-        return True
-
-    def _prepare(self, resume: bool) -> list[str]:
-        checkpoint = self.run.checkpoint()
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def _prepare(self) -> list[str]:
         self.log.unlink(missing_ok=True)
-        config = self._folder.with_suffix('.py')
-        self.cfg.dump(config)
-        command = [sys.executable, str(TOOLS / 'test.py'), str(config)]
-        return [*command, str(checkpoint), '--work-dir', str(self._folder)]
+        shutil.rmtree(self.work_dir, ignore_errors=True)
+        config = self.work_dir.with_suffix('.py')
+        checkpoint = self.run.checkpoint()
+        return _command('test', self.cfg, config, self.work_dir, checkpoint)
 
-    def _take(self, minutes: float, memory: float) -> None:
+    def _read_result(self, minutes: float, memory: float) -> EvaluationResult:
         # mmengine's logger hook writes what was measured to
         # TIMESTAMP/TIMESTAMP.json.
         found = {}
-        for path in sorted(self._folder.glob('*/*.json')):
+        for path in sorted(self.work_dir.glob('*/*.json')):
             found.update(json.loads(path.read_text()))
         scores = [v for k, v in found.items() if _MAP.search(k)]
         if not scores or not math.isfinite(scores[0]):
             raise RuntimeError(
                 f'no mAP was measured on {self.split}: {found or "nothing"}'
             )
-        data = self.cfg.test_dataloader.dataset.get('ann_file')
-        _write(
-            {
-                'mAP': scores[0],
-                'minutes': minutes,
-                'ann_file': data,
-                'checkpoint': self.run.checkpoint().name,
-            },
-            self._done,
+        ann_file = self.cfg.test_dataloader.dataset.get('ann_file')
+        checkpoint = self.run.checkpoint().name
+        return EvaluationResult(scores[0], minutes, ann_file, checkpoint)
+
+
+def _command(
+    name: str, cfg: Config, config: Path, work_dir: Path, *args: Path
+) -> list[str]:
+    """Write a config; return the command that trains or tests with it."""
+    with _DUMP_LOCK:
+        cfg.dump(config)
+    command = [sys.executable, TOOLS / f'{name}.py', config, *args]
+    return [*map(str, command), '--work-dir', str(work_dir)]
+
+
+def _run(
+    command: list[str],
+    env: Mapping[str, str],
+    log: Path,
+    lock: IO,
+    stop: threading.Event,
+) -> tuple[int, float]:
+    """Run a process until it ends; return its status and memory in MiB."""
+    with open(log, 'a') as output:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            # The process holds the lock too: it may outlive this one.
+            pass_fds=[lock.fileno()],
+            # Ctrl-C reaches this process alone, which ends the others.
+            start_new_session=True,
         )
-        self.score, self.minutes = scores[0], minutes
+    peak = None
+    while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+        # Not right after the start, where it is that of no program yet.
+        peak = _peak_memory(process.pid) or peak
+        if stop.wait(POLL):
+            _end(process)
+            return process.returncode, 0.0
+    _, status, usage = ended
+    process.returncode = os.waitstatus_to_exitcode(status)
+    # The second is at least this program's own, which it started with.
+    unit = 2**20 if sys.platform == 'darwin' else 2**10
+    return process.returncode, peak or usage.ru_maxrss / unit
 
-    def share(self) -> float:
-        """How much of the evaluation is done, from 0 to 1, by its log."""
-        found = self._place(_TESTED)
-        return int(found['done']) / int(found['all']) if found else 0.0
 
-
-def _write(known: dict, path: Path) -> None:
-    half = path.with_suffix('.half')
-    half.write_text(json.dumps(known, indent=1))
-    half.replace(path)
-
-
-def resident_peak(pid: int) -> float | None:
+def _peak_memory(pid: int) -> float | None:
     """Largest resident size of a process so far in MiB, where Linux tells."""
-    try:
-        status = Path(f'/proc/{pid}/status').read_text()
-    except OSError:
-        return None
-    found = re.search(r'VmHWM:\s+(\d+) kB', status)
-    return int(found[1]) * 1024 / MIB if found else None
+    with suppress(OSError):
+        text = Path(f'/proc/{pid}/status').read_text()
+        if found := re.search(r'VmHWM:\s+(\d+) kB', text):
+            return int(found[1]) / 1024
+    return None
 
 
-def make_run(entry: Entry, seed: int, work_dir: Path) -> Run:
-    """Name the run of one seed by all that decides its figures."""
-    cfg = Config(entry.cfg.to_dict())
+def _end(process: subprocess.Popen) -> None:
+    """End a process, with its data loading processes."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
+
+
+def make_run(
+    method: str,
+    lr: float | None,
+    seed: int,
+    cfg: Config,
+    work_dir: Path,
+    from_grid: bool = False,
+) -> Run:
+    """Make a run whose folder is named by all that its result depends on."""
+    cfg = Config(cfg.to_dict())
     cfg.setdefault('randomness', {})
     cfg.randomness.seed = seed
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=repr)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    return Run(
-        entry, seed, work_dir / entry.name / f'seed{seed}-{digest}', cfg
-    )
+    folder = work_dir / method / f'seed{seed}-{digest}'
+    return Run(folder, cfg, method, lr, seed, from_grid)
 
 
-def told(task: Task) -> str:
-    """Say how a run or an evaluation went."""
+def describe(task: Task) -> str:
+    """Say how a training or an evaluation went."""
     if task.failure:
         return f'{task.name}: FAILED, {task.failure}'
-    return f'{task.name}: mAP {task.score:.3f}, {task.minutes:.1f} min'
+    result = task.result
+    return f'{task.name}: mAP {result.score:.3f}, {result.minutes:.1f} min'

@@ -1,49 +1,34 @@
-"""What is compared: a config for each method and learning rate."""
+"""Learning rate and split of the data in a config."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
 
 from mmengine.config import Config
-
-from surge_det.cli.common import read_config
-from surge_det.datasets import merge_options
-from surge_det.engine.apply_method import apply_method
 
 _SPLIT = re.compile(r'train(?:val)?|val|test')
 
 
-class Entry(NamedTuple):
-    """What is compared: a method, or a config, and its learning rate.
-
-    ``from_grid`` says that this rate is one of several to choose from.
-    """
-
-    name: str
-    cfg: Config
-    lr: float | None
-    from_grid: bool = False
-
-
-def settle(
-    cfg: Config, name: str, lr: float | None, option: str = '--lr'
+def set_learning_rate(
+    cfg: Config, lr: float | None, source: str
 ) -> float | None:
-    """Give a config its learning rate; return the one it has then.
+    """Give a config a learning rate; return the one it has then.
+
+    Args:
+        cfg: A config with one optimizer, if there is a rate to set.
+        lr: The rate; None leaves the config's own.
+        source: The option that asks for it.
 
     Raises:
-        ValueError: If it has no single one.
+        ValueError: If the config has no single rate.
     """
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
     if lr is not None:
         if optimizer is None:
             raise ValueError(
-                f'{option} {name}={lr}: the config has no '
-                'optim_wrapper.optimizer'
+                f'{source}={lr}: the config has no optim_wrapper.optimizer'
             )
         optimizer.lr = lr
     return optimizer.get('lr') if optimizer else None
@@ -64,7 +49,7 @@ def choose_split(cfg: Config, split: str) -> None:
         _refuse_trained(cfg, path, option)
 
 
-def on_lr_split(cfg: Config, split: str) -> Config:
+def lr_split_config(cfg: Config, split: str) -> Config:
     """Return a config that tests on the split that chooses learning rates.
 
     Its test data and evaluator are those of validation, with the file that
@@ -154,30 +139,3 @@ def _lists(dataset: object) -> Iterator[Path]:
         yield from _lists(dataset.get('dataset') or dataset.get('datasets'))
         if dataset.get('ann_file'):
             yield Path(dataset.get('data_root') or '', dataset['ann_file'])
-
-
-def plan(args: argparse.Namespace) -> list[Entry]:
-    """Make a config of everything that is compared.
-
-    A method (or config) that gets its learning rate from ``args.lr_grid``
-    has an entry for each rate, in their order.
-
-    Raises:
-        ValueError: If a config does not admit a method or an option.
-    """
-    entries = []
-    for path in args.configs:
-        cfg = read_config(path)
-        merge_options(cfg, args.cfg_options)
-        if args.split:
-            choose_split(cfg, args.split)
-        for method in args.methods or [None]:
-            name = method or path.stem
-            of_grid = bool(args.lr_grid) and name not in args.lr
-            option = '--lr-grid' if of_grid else '--lr'
-            for rate in args.lr_grid if of_grid else [args.lr.get(name)]:
-                # Not shared, because the rate is written into it.
-                own = apply_method(cfg, method) if method else deepcopy(cfg)
-                lr = settle(own, name, rate, option)
-                entries.append(Entry(name, own, lr, of_grid))
-    return entries
