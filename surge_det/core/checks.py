@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any, NoReturn
 
 
@@ -97,6 +98,24 @@ def positive_integers(name: str, value: Any) -> None:
     values = value if isinstance(value, (tuple, list)) else (value,)
     if not all(is_integer(v) and v > 0 for v in values):
         refuse(name, value, 'whole numbers > 0')
+
+
+def from_settings(cls: type, settings: dict[str, Any], name: str) -> Any:
+    """Build a dataclass from a dict of settings, as a config has it.
+
+    Args:
+        cls: The dataclass.
+        settings: Values of its fields.
+        name: What the settings belong to.
+
+    Raises:
+        ValueError: If there is no such field, or the class refuses a value.
+    """
+    allowed = [field.name for field in fields(cls)]
+    unknown = sorted(settings.keys() - set(allowed))
+    if unknown:
+        raise ValueError(f'{name}: unknown {unknown}; allowed are {allowed}')
+    return cls(**settings)
 
 
 def boolean(name: str, value: Any) -> bool:

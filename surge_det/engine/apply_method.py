@@ -10,7 +10,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
 import surge_det.models  # noqa: F401  # registers what is looked up
-from surge_det.core.fsg import check_settings
+from surge_det.core import checks
+from surge_det.core.fsg import FSGConfig
 from surge_det.core.methods import METHODS, method_cfg
 
 LAYERS = ('SURGEConv2d', 'SURGELinear')
@@ -56,7 +57,7 @@ def _use_fsg(cfg: Config) -> None:
     # A config that says how weights become tokens says it all.
     if 'slow' not in own:
         own = {**copy.deepcopy(_FSG_SETTINGS), **own}
-    check_settings(**own)
+    checks.from_settings(FSGConfig, own, 'fsg')
     wrapper.fsg = own
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import math
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import checks
 from ..layers import SURGELayer, named_surge_layers
-from .fast_net import FastNet
+from .config import FSGConfig
 from .history import DTYPES, GradientHistory
-from .slow_net import SlowNet
 
 # Elements of a tensor that a user is warned of: 1 GiB of float32.
 _LARGE = 2**28
@@ -112,16 +111,7 @@ class FSG:
     Args:
         model: A model with binarized layers, or its layers by name. Those
             whose weights are binarized and trained take part.
-        alpha: Share of the slow network, in [0, 1].
-        history_length: How many gradients a layer keeps, L >= 1.
-        history_dtype: Type that they are kept in: a ``torch.dtype`` or its
-            name, ``'float32'``, ``'bfloat16'``, ``'float16'`` or
-            ``'float64'``. Both networks see gradients rounded to it; small
-            ones are zero in float16.
-        fast_lr: Learning rate of the fast network's Adam, > 0.
-        slow_lr: Learning rate of the slow network's Adam, > 0.
-        fast: Arguments of :class:`FastNet`.
-        slow: Arguments of :class:`SlowNet` but ``num_layers``.
+        **settings: Settings of :class:`FSGConfig`.
 
     Raises:
         ValueError: If an argument is unknown or out of range, or the model
@@ -132,30 +122,14 @@ class FSG:
     def __init__(
         self,
         model: nn.Module | Mapping[str, SURGELayer],
-        alpha: float = 0.9,
-        history_length: int = 5,
-        history_dtype: str | torch.dtype = 'float32',
-        fast_lr: float = 1e-2,
-        slow_lr: float = 1e-3,
-        fast: dict | None = None,
-        slow: dict | None = None,
+        **settings: Any,
     ) -> None:
-        check_settings(
-            alpha=alpha,
-            history_length=history_length,
-            history_dtype=history_dtype,
-            fast_lr=fast_lr,
-            slow_lr=slow_lr,
-            fast=fast,
-            slow=slow,
-        )
+        config = checks.from_settings(FSGConfig, settings, 'fsg')
+        if isinstance(model, nn.Module):
+            model = dict(named_surge_layers(model))
         found = {
             name: layer
-            for name, layer in (
-                model.items()
-                if isinstance(model, Mapping)
-                else named_surge_layers(model)
-            )
+            for name, layer in model.items()
             if layer.binarize_weight and layer.weight.requires_grad
         }
         if not found:
@@ -163,23 +137,24 @@ class FSG:
                 'model: FSG needs at least one binarized layer whose weights '
                 'are binarized and trained'
             )
-        self.alpha = float(alpha)
+        self.alpha = float(config.alpha)
         first = next(iter(found.values())).weight
         dtype = (
             torch.float64 if first.dtype == torch.float64 else torch.float32
         )
-        fast_net, slow_net = _build_nets(fast, slow, len(found))
+        fast_net, slow_net = config.build_nets(len(found))
         self.fast_net = fast_net.to(first.device, dtype)
         self.slow_net = slow_net.to(first.device, dtype)
         self.fast_optimizer = torch.optim.Adam(
-            self.fast_net.parameters(), lr=fast_lr
+            self.fast_net.parameters(), lr=config.fast_lr
         )
         self.slow_optimizer = torch.optim.Adam(
-            self.slow_net.parameters(), lr=slow_lr
+            self.slow_net.parameters(), lr=config.slow_lr
         )
-        kept = DTYPES.get(history_dtype, history_dtype)
+        length, dtype = config.history_length, config.history_dtype
+        dtype = DTYPES.get(dtype, dtype)
         self._layers = {
-            name: _Layer(layer, i, GradientHistory(history_length, kept))
+            name: _Layer(layer, i, GradientHistory(length, dtype))
             for i, (name, layer) in enumerate(found.items())
         }
         # What is no shape of a network's parameter, and changes a run.
@@ -189,7 +164,7 @@ class FSG:
             'slow.independent': slow_net.independent,
         }
         self._begun = False
-        self._warn_of_size(history_length)
+        self._warn_of_size(length)
 
     def _warn_of_size(self, length: int) -> None:
         sizes = {n: i.layer.weight.numel() for n, i in self._layers.items()}
@@ -371,9 +346,11 @@ class FSG:
         """
         saved = state['layers']
         if list(saved) != list(self._layers):
+            missing = [name for name in self._layers if name not in saved]
+            extra = [name for name in saved if name not in self._layers]
             raise ValueError(
-                "FSG's saved state is of other layers: "
-                f'{_difference(saved, self._layers)}'
+                "FSG's saved state is of other layers: not in it: "
+                f'{missing[:5]}; only in it: {extra[:5]}'
             )
         for name, item in self._layers.items():
             weight, point = item.layer.weight, saved[name]['point']
@@ -384,22 +361,13 @@ class FSG:
                     f'{tuple(weight.shape)}'
                 )
         for name in ('fast_net', 'slow_net'):
-            theirs, own = (
-                {key: tuple(value.shape) for key, value in net.items()}
-                for net in (state[name], getattr(self, name).state_dict())
-            )
-            differ = sorted(
-                key
-                for key in {*theirs, *own}
-                if theirs.get(key) != own.get(key)
-            )
-            if differ:
+            try:
+                copy.deepcopy(getattr(self, name)).load_state_dict(state[name])
+            except RuntimeError as error:
                 raise ValueError(
-                    f"FSG's saved state has a {name} of another size "
-                    f'({differ[0]}: {theirs.get(differ[0])} saved, '
-                    f'{own.get(differ[0])} now); give the settings that it '
-                    'was trained with'
-                )
+                    f"FSG's saved state has a {name} of another size; give "
+                    f'the settings that it was trained with: {error}'
+                ) from error
         changed = [
             f'{key}={state["settings"][key]!r} (saved) -> {value!r} (now)'
             for key, value in self._settings.items()
@@ -411,16 +379,12 @@ class FSG:
                 f'{"; ".join(changed)}',
                 stacklevel=2,
             )
-        rates = [
-            (optimizer, optimizer.param_groups[0]['lr'])
-            for optimizer in (self.fast_optimizer, self.slow_optimizer)
-        ]
         self.discard()
-        self.fast_net.load_state_dict(state['fast_net'])
-        self.slow_net.load_state_dict(state['slow_net'])
-        self.fast_optimizer.load_state_dict(state['fast_optimizer'])
-        self.slow_optimizer.load_state_dict(state['slow_optimizer'])
-        for optimizer, rate in rates:
+        for kind in ('fast', 'slow'):
+            net, optimizer = f'{kind}_net', getattr(self, f'{kind}_optimizer')
+            getattr(self, net).load_state_dict(state[net])
+            rate = optimizer.param_groups[0]['lr']
+            optimizer.load_state_dict(state[f'{kind}_optimizer'])
             optimizer.param_groups[0]['lr'] = rate
         for name, item in self._layers.items():
             weight, point = item.layer.weight, saved[name]['point']
@@ -428,91 +392,3 @@ class FSG:
             for gradient in saved[name]['history']:
                 item.history.push(gradient.to(weight.device))
             item.point = None if point is None else point.to(weight)
-
-
-def check_settings(
-    alpha: float = 0.9,
-    history_length: int = 5,
-    history_dtype: str | torch.dtype = 'float32',
-    fast_lr: float = 1e-2,
-    slow_lr: float = 1e-3,
-    fast: dict | None = None,
-    slow: dict | None = None,
-    **unknown: Any,
-) -> None:
-    """Check the arguments of :class:`FSG`, those of its networks too.
-
-    Raises:
-        ValueError: If one is unknown or out of range.
-        ImportError: If mambapy is not installed.
-    """
-    if unknown:
-        allowed = [
-            name
-            for name in inspect.signature(check_settings).parameters
-            if name != 'unknown'
-        ]
-        raise ValueError(
-            f'fsg: unknown {sorted(unknown)}; allowed are {allowed}'
-        )
-    if not _is_number(alpha) or not 0 <= alpha <= 1:
-        raise ValueError(
-            f'fsg: alpha={alpha!r} is not allowed: a number from 0 to 1'
-        )
-    for name, value in (('fast_lr', fast_lr), ('slow_lr', slow_lr)):
-        if not _is_number(value) or value <= 0:
-            raise ValueError(
-                f'fsg: {name}={value!r} is not allowed: a finite number > 0'
-            )
-    if (
-        not isinstance(history_length, int)
-        or isinstance(history_length, bool)
-        or history_length < 1
-    ):
-        raise ValueError(
-            f'fsg: history_length={history_length!r} is not allowed: '
-            'an integer >= 1'
-        )
-    if history_dtype not in [*DTYPES, *DTYPES.values()]:
-        raise ValueError(
-            f'fsg: history_dtype={history_dtype!r} is not allowed: one of '
-            f'{list(DTYPES)}'
-        )
-    for name, value in (('fast', fast), ('slow', slow)):
-        if value is not None and not isinstance(value, dict):
-            raise ValueError(
-                f'fsg: {name}={value!r} is not allowed: a dict of arguments'
-            )
-    _build_nets(fast, slow, 1)
-
-
-def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
-
-
-def _build_nets(
-    fast: dict | None, slow: dict | None, num_layers: int
-) -> tuple[FastNet, SlowNet]:
-    # Off the global generator's track: a run with FSG sees the same random
-    # numbers as its twin without.
-    with torch.random.fork_rng(devices=[]):
-        fast_net = _build('fast', FastNet, **(fast or {}))
-        slow_net = _build('slow', SlowNet, num_layers, **(slow or {}))
-    return fast_net, slow_net
-
-
-def _build(name: str, cls: type, *args: Any, **settings: Any) -> nn.Module:
-    try:
-        return cls(*args, **settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'fsg: {name}: {error}') from error
-
-
-def _difference(saved: dict, own: dict) -> str:
-    missing = [name for name in own if name not in saved]
-    extra = [name for name in saved if name not in own]
-    return f'not in it: {missing[:5]}; only in it: {extra[:5]}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 
 from surge_det.core import checks
@@ -88,13 +88,7 @@ class AGSSchedule:
             return cls()
         if not isinstance(cfg, dict):
             checks.refuse('ags', cfg, 'a dict or None')
-        allowed = [f.name for f in fields(cls)]
-        unknown = sorted(set(cfg) - set(allowed))
-        if unknown:
-            raise ValueError(
-                f'ags: unknown setting {unknown}; allowed: {allowed}'
-            )
-        return cls(**cfg)
+        return checks.from_settings(cls, cfg, 'ags')
 
     def to_dict(self) -> dict:
         """Settings as plain Python values, as a checkpoint stores them."""

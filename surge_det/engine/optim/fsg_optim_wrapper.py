@@ -12,7 +12,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from surge_det.core import checks
-from surge_det.core.fsg import FSG, check_settings
+from surge_det.core.fsg import FSG, FSGConfig
 
 from .ags_optim_wrapper import AGSMixin, binarized_layers
 from .amp_optim_wrapper import AnyDeviceAmpOptimWrapper
@@ -59,8 +59,8 @@ class FSGMixin:
         super().__init__(*args, **kwargs)
         if fsg is not None and not isinstance(fsg, dict):
             checks.refuse('fsg', fsg, 'a dict of settings, or None')
-        check_settings(**(fsg or {}))
         self._fsg_settings = dict(fsg or {})
+        checks.from_settings(FSGConfig, self._fsg_settings, 'fsg')
         self._fsg_state: dict | None = None
         self._fsg_model: nn.Module | None = None
         self.fsg: FSG | None = None
