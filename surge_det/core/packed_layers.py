@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +28,25 @@ class PackedLayer(nn.Module):
     bias: Tensor | None
     shift: Tensor | None
 
+    # What is packed, and its attributes that stay.
+    _packs: type[SURGELayer]
+    _geometry: tuple[str, ...]
+
     def __init__(self, layer: SURGELayer) -> None:
+        if not isinstance(layer, self._packs):
+            raise ValueError(
+                f'layer is a {type(layer).__name__}; a '
+                f'{self._packs.__name__} is allowed'
+            )
+        # Another forward pass would not be packed with it.
+        if type(layer).forward is not self._packs.forward:
+            raise ValueError(
+                f'layer is a {type(layer).__name__}, which has a forward of '
+                f'its own; that of {self._packs.__name__} is allowed'
+            )
         super().__init__()
+        for name in self._geometry:
+            setattr(self, name, getattr(layer, name))
         binarized = layer.binarized_weight()
         self.operator = layer.operator
         self.binarize_activation = layer.binarize_activation
@@ -115,24 +130,9 @@ class PackedConv2d(PackedLayer):
             weights.
     """
 
-    def __init__(self, layer: SURGEConv2d) -> None:
-        _check_class(layer, SURGEConv2d)
-        super().__init__(layer)
-        for name in (
-            'in_channels',
-            'out_channels',
-            'kernel_size',
-            'stride',
-            'padding',
-            'dilation',
-            'groups',
-        ):
-            setattr(self, name, getattr(layer, name))
-
-    @classmethod
-    def from_layer(cls, layer: SURGEConv2d) -> PackedConv2d:
-        """Pack a layer; as the class, in the style of ``from_float``."""
-        return cls(layer)
+    _packs = SURGEConv2d
+    _geometry = ('in_channels', 'out_channels', 'kernel_size', 'stride')
+    _geometry += ('padding', 'dilation', 'groups')
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes as in the class."""
@@ -142,47 +142,14 @@ class PackedConv2d(PackedLayer):
 
 
 class PackedLinear(PackedLayer):
-    """Inference form of a :class:`SURGELinear` with 1-bit weights.
+    """Inference form of a :class:`SURGELinear`; as :class:`PackedConv2d`."""
 
-    Shape:
-        As the layer that it was made of.
-
-    Args:
-        layer: What to pack; it is not changed.
-
-    Raises:
-        ValueError: If ``layer`` is no :class:`SURGELinear`, or has real
-            weights.
-    """
-
-    def __init__(self, layer: SURGELinear) -> None:
-        _check_class(layer, SURGELinear)
-        super().__init__(layer)
-        self.in_features = layer.in_features
-        self.out_features = layer.out_features
-
-    @classmethod
-    def from_layer(cls, layer: SURGELinear) -> PackedLinear:
-        """Pack a layer; as the class, in the style of ``from_float``."""
-        return cls(layer)
+    _packs = SURGELinear
+    _geometry = ('in_features', 'out_features')
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply; shapes as in the class."""
         return self._run(x)
-
-
-def _check_class(layer: Any, allowed: type) -> None:
-    if not isinstance(layer, allowed):
-        raise ValueError(
-            f'layer is a {type(layer).__name__}; a {allowed.__name__} is '
-            'allowed'
-        )
-    # Another forward pass would not be packed with it.
-    if type(layer).forward is not allowed.forward:
-        raise ValueError(
-            f'layer is a {type(layer).__name__}, which has a forward of its '
-            f'own; that of {allowed.__name__} is allowed'
-        )
 
 
 def pack_model(model: nn.Module) -> dict[str, str]:
@@ -217,7 +184,7 @@ def pack_model(model: nn.Module) -> dict[str, str]:
             convolves = isinstance(layer, SURGEConv2d)
             cls = PackedConv2d if convolves else PackedLinear
             try:
-                packed[layer] = cls.from_layer(layer)
+                packed[layer] = cls(layer)
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from error
     for owner in list(model.modules()):

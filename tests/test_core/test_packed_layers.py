@@ -76,7 +76,7 @@ def conv(kwargs, seed=0):
 @pytest.mark.parametrize('grad', [False, True])
 def test_packed_convolution_has_the_layers_bits(kwargs, grad):
     layer = conv(kwargs)
-    packed = PackedConv2d.from_layer(layer)
+    packed = PackedConv2d(layer)
     x = torch.randn(2, 6, 11, 8)
     x[0, :, :3] = 0
     with torch.set_grad_enabled(grad):
@@ -92,7 +92,7 @@ def test_packed_convolution_has_the_layers_bits(kwargs, grad):
 def test_packed_linear_has_the_layers_bits(kwargs):
     torch.manual_seed(0)
     layer = SURGELinear(19, 7, **kwargs).eval()
-    packed = PackedLinear.from_layer(layer)
+    packed = PackedLinear(layer)
     x = torch.randn(4, 3, 19)
     assert torch.equal(packed(x), layer(x))
     assert torch.equal(packed(x[:0]), layer(x[:0]))
@@ -149,7 +149,7 @@ def test_training_is_refused():
 )
 def test_what_cannot_be_packed(cls, layer, said):
     with pytest.raises(ValueError, match=said):
-        cls.from_layer(layer)
+        cls(layer)
 
 
 class Other(SURGELinear):

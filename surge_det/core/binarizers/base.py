@@ -7,18 +7,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._registry import build, register
+from .. import checks
+from ..registry import Registry
 
-BINARIZERS: dict[str, type] = {}
+BINARIZERS = Registry(
+    'a binarizer', ['setup', 'prepare', 'scale'], "dict(type='IRNet')"
+)
+register_binarizer = BINARIZERS.register
 
 
-def register_binarizer(cls: type) -> type:
-    """Make a binarizer class available as ``dict(type=cls.__name__)``.
+def build_binarizer(spec: Any, argument: str = 'weight_binarizer') -> Any:
+    """Turn a binarizer or its config into a binarizer.
+
+    Args:
+        spec: As :meth:`Registry.build` takes it; an ``nn.Module``.
+        argument: Name to use in error messages.
 
     Raises:
-        ValueError: If the name is taken by another class.
+        ValueError: If ``spec`` is not allowed.
     """
-    return register(BINARIZERS, cls, 'binarizer')
+    built = BINARIZERS.build(spec, argument)
+    if not isinstance(built, nn.Module):
+        checks.refuse(argument, built, 'a binarizer is an nn.Module')
+    return built
 
 
 class Binarizer(nn.Module):
@@ -67,34 +78,6 @@ class Binarizer(nn.Module):
             ``z``, or a function of learned parameters.
         """
         raise NotImplementedError
-
-
-def build_binarizer(spec: Any, argument: str = 'weight_binarizer') -> Any:
-    """Turn a binarizer or its config into a binarizer.
-
-    Args:
-        spec: An ``nn.Module`` with ``setup``, ``prepare`` and ``scale``, used
-            as it is, or a dict with the class name under ``type`` and its
-            arguments, e.g. ``dict(type='IRNet')``.
-        argument: Name to use in error messages.
-
-    Raises:
-        ValueError: If ``spec`` is neither, its type is not registered, or
-            the class refuses its arguments.
-    """
-    built = build(
-        BINARIZERS,
-        spec,
-        argument,
-        'a binarizer',
-        ['setup', 'prepare', 'scale'],
-        "dict(type='IRNet')",
-    )
-    if not isinstance(built, nn.Module):
-        raise ValueError(
-            f'{argument}={built!r} is not a binarizer: it is no nn.Module'
-        )
-    return built
 
 
 def centred(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from .._registry import build, register
+from ..registry import Registry
 
-ESTIMATORS: dict[str, type] = {}
-
-
-def register_estimator(cls: type) -> type:
-    """Make an estimator class available as ``dict(type=cls.__name__)``.
-
-    Raises:
-        ValueError: If the name is taken by another class.
-    """
-    return register(ESTIMATORS, cls, 'estimator')
+ESTIMATORS = Registry(
+    'an estimator', ['derivative'], "dict(type='STE', clip=1.0)"
+)
+register_estimator = ESTIMATORS.register
+build_estimator = ESTIMATORS.build
 
 
 class Estimator:
@@ -55,26 +48,3 @@ class Estimator:
         (:mod:`surge_det.core.indicators`) asks for it.
         """
         raise NotImplementedError
-
-
-def build_estimator(spec: Any, argument: str = 'estimator') -> Any:
-    """Turn an estimator or its config into an estimator.
-
-    Args:
-        spec: Any object with a ``derivative(x)`` method, used as it is, or a
-            dict with the class name under ``type`` and its arguments, e.g.
-            ``dict(type='STE', clip=1.0)``.
-        argument: Name to use in error messages.
-
-    Raises:
-        ValueError: If ``spec`` is neither, its type is not registered, or
-            the class refuses its arguments.
-    """
-    return build(
-        ESTIMATORS,
-        spec,
-        argument,
-        'an estimator',
-        ['derivative'],
-        "dict(type='STE', clip=1.0)",
-    )
