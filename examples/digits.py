@@ -34,7 +34,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
@@ -42,10 +42,9 @@ from typing import Any
 
 import torch
 from digits_report import (
-    FAST_NET_SETTINGS,
-    REPLICA_SETTINGS,
     diverged,
     draw,
+    has_setting,
     label,
     shown_settings,
     summarize,
@@ -62,6 +61,7 @@ from digits_train import (
     train,
 )
 
+from surge_det.cli.tables import markdown_table
 from surge_det.core.methods import method_cfg
 
 # The first seed that rates are chosen on.
@@ -95,17 +95,12 @@ class Store:
             try:
                 record = json.loads(line)
                 # A file from before a setting came up was at its default.
-                run = Run(**{n: record[n] for n in names if n in record})
+                run = Run(**{n: record[n] for n in names & {*record}})
                 self.results[run] = {
                     key: float(record[key])
                     for key in ('accuracy', 'loss', 'seconds')
                 }
-            except (
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-            ) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f'{path}, line {number}: not a run of this program '
                     f'({error!r}); give another --out, or delete the file'
@@ -146,11 +141,8 @@ def _finished(
         yield from ((run, train(run)) for run in runs)
         return
     # Spawned: a fork would inherit torch's threads.
-    pool = ProcessPoolExecutor(
-        min(jobs, len(runs)),
-        multiprocessing.get_context('spawn'),
-        _begin_worker,
-    )
+    context = multiprocessing.get_context('spawn')
+    pool = ProcessPoolExecutor(jobs, context, _begin_worker)
     try:
         futures = {pool.submit(train, run): run for run in runs}
         for future in as_completed(futures):
@@ -170,6 +162,66 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def number(
+    low: float, high: float = math.inf, kind: type = float
+) -> Callable[[str], float]:
+    """Return a type of argument: a finite number from ``low`` to ``high``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if low <= value <= high and value < math.inf:
+            return value
+        upper = f' and <= {high}' if high < math.inf else ''
+        raise argparse.ArgumentTypeError(
+            f'{text} is not allowed: a number >= {low}{upper}'
+        )
+
+    return parse
+
+
+def _rate(text: str) -> float:
+    rate = number(0)(text)
+    if rate == 0:
+        raise argparse.ArgumentTypeError('0 is not allowed: a number > 0')
+    return rate
+
+
+def _method(text: str) -> str:
+    try:
+        method_cfg(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+# Settings that are crossed: what is allowed, and help.
+CROSSED = {
+    'weight_lr': (
+        number(0),
+        "factor on the latent weights' learning rate; 0 freezes them",
+    ),
+    'eta': (number(0), 'base factor of AGS'),
+    'aux_lr': (
+        number(0),
+        "factor on the replicas' learning rate; 0 freezes them",
+    ),
+    'aux_init': (AUX_INITS, 'where the replicas start'),
+    'scaler': (
+        tuple(SCALERS),
+        'ags: SURGE; clipped (compensate only where STE clips), direction, '
+        'length (take only that from SURGE): experiments',
+    ),
+    'fast_net': (
+        tuple(FAST_NETS),
+        "FSG's fast network; linear: as published",
+    ),
+    'fast_lr': (_rate, "learning rate of FSG's fast network"),
+}
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line and check it."""
     parser = argparse.ArgumentParser(
@@ -177,100 +229,57 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add('--methods', nargs='+', default=['float', 'ste', 'surge'])
+    methods = ['float', 'ste', 'surge']
+    add('--methods', nargs='+', type=_method, default=methods)
     add(
         '--baseline',
         help='one of the methods, at the first value of each setting '
         '(default: ste, or the first)',
     )
-    add('--layers', nargs='+', type=int, default=[8], help='1-bit layers')
+    count = number(1, kind=int)
+    add('--layers', nargs='+', type=count, default=[8], help='1-bit layers')
     add(
         '--seeds',
         nargs='+',
-        type=int,
+        type=number(0, kind=int),
         default=[5],
         help='one number: how many, from 0; several: which',
     )
-    add('--eta', nargs='+', type=float, default=[Run.eta])
-    add(
-        '--aux-lr',
-        nargs='+',
-        type=float,
-        default=[Run.aux_lr],
-        help="factor on the replicas' learning rate; 0 freezes them",
-    )
-    add(
-        '--aux-init',
-        nargs='+',
-        choices=AUX_INITS,
-        default=[Run.aux_init],
-        help='where the replicas start',
-    )
-    add(
-        '--scaler',
-        nargs='+',
-        choices=tuple(SCALERS),
-        default=[Run.scaler],
-        help='ags: SURGE; clipped (compensate only where STE clips), '
-        'direction, length (take only that from SURGE): experiments',
-    )
-    add(
-        '--weight-lr',
-        nargs='+',
-        type=float,
-        default=[Run.weight_lr],
-        help="factor on the latent weights' learning rate; 0 freezes them",
-    )
-    add(
-        '--fast-net',
-        nargs='+',
-        choices=tuple(FAST_NETS),
-        default=[Run.fast_net],
-        help="FSG's fast network; linear: as published",
-    )
-    add(
-        '--fast-lr',
-        nargs='+',
-        type=float,
-        default=[Run.fast_lr],
-        help="learning rate of FSG's fast network",
-    )
+    for name, (allowed, text) in CROSSED.items():
+        kind = 'type' if callable(allowed) else 'choices'
+        flag, default = '--' + name.replace('_', '-'), [getattr(Run, name)]
+        add(flag, nargs='+', default=default, help=text, **{kind: allowed})
     add('--optimizer', choices=OPTIMIZERS, default=Run.optimizer)
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument('--lr', nargs='+', type=float, default=[Run.lr])
+    rate.add_argument('--lr', nargs='+', type=_rate, default=[Run.lr])
     rate.add_argument(
         '--lr-grid',
         nargs='+',
-        type=float,
+        type=_rate,
         help='choose a learning rate for each method from these, on the '
         'tuning seeds and the first of --layers',
     )
     add(
         '--tune-seeds',
-        type=int,
+        type=count,
         default=8,
         help=f'how many seeds, from {TUNE_FROM}, --lr-grid is tried on',
     )
-    add('--epochs', type=int, default=Run.epochs)
-    add('--batch', type=int, default=Run.batch)
+    add('--epochs', type=count, default=Run.epochs)
+    add('--batch', type=number(2, TRAIN_IMAGES, int), default=Run.batch)
     add(
         '--clip-norm',
-        type=float,
+        type=number(0),
         default=Run.clip_norm,
         help='norm at which gradients are clipped; 0: no clipping',
     )
-    add('--jobs', type=int, default=1, help='processes')
+    add('--jobs', type=count, default=1, help='processes')
     add(
         '--out',
         type=Path,
         help='folder for finished runs, tables, CSV and picture',
     )
     args = parser.parse_args(argv)
-    for name in args.methods:
-        try:
-            method_cfg(name)
-        except ValueError as error:
-            parser.error(f'--methods: {error}')
     if args.baseline is None:
         args.baseline = 'ste' if 'ste' in args.methods else args.methods[0]
     if args.baseline not in args.methods:
@@ -283,37 +292,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             f'--scaler clipped needs the estimator of surge, {others[0]} has '
             'another; without it all are allowed'
         )
-    for flag, values, low in (
-        ('--layers', args.layers, 1),
-        ('--epochs', [args.epochs], 1),
-        ('--jobs', [args.jobs], 1),
-        ('--seeds', args.seeds, 0 if len(args.seeds) > 1 else 1),
-        ('--tune-seeds', [args.tune_seeds], 1),
-        ('--eta', args.eta, 0),
-        ('--aux-lr', args.aux_lr, 0),
-        ('--weight-lr', args.weight_lr, 0),
-        ('--clip-norm', [args.clip_norm], 0),
-    ):
-        for value in values:
-            if not low <= value < math.inf:
-                parser.error(f'{flag} {value}: a number >= {low} is allowed')
-    if not 2 <= args.batch <= TRAIN_IMAGES:
-        parser.error(
-            f'--batch {args.batch}: 2 to {TRAIN_IMAGES} images are allowed'
-        )
-    for flag, values in (
-        ('--lr', args.lr),
-        ('--lr-grid', args.lr_grid or ()),
-        ('--fast-lr', args.fast_lr),
-    ):
-        for value in values:
-            if not 0 < value < math.inf:
-                parser.error(f'{flag} {value}: a number > 0 is allowed')
     if args.lr_grid and len(set(args.lr_grid)) < 2:
         parser.error(
             f'--lr-grid {args.lr_grid[0]}: two different rates or more are '
             'allowed'
         )
+    if args.seeds == [0]:
+        parser.error('--seeds 0: one seed or more')
     if len(args.seeds) == 1:
         args.seeds = list(range(args.seeds[0]))
     args.tune_seeds = range(TUNE_FROM, TUNE_FROM + args.tune_seeds)
@@ -331,28 +316,12 @@ def variants(args: argparse.Namespace) -> list[Run]:
     """List each method with each of its settings, as a run of seed 0."""
     runs = []
     for method in args.methods:
-        plain = Run(
-            method,
-            args.layers[0],
-            0,
-            eta=0.0,
-            aux_lr=0.0,
-            optimizer=args.optimizer,
-            epochs=args.epochs,
-            batch=args.batch,
-            clip_norm=args.clip_norm,
-        )
-        names = ['weight_lr']
-        if method_cfg(method)['compensate']:
-            names += REPLICA_SETTINGS
-        if plain.uses_fsg:
-            names += FAST_NET_SETTINGS
-        runs += [
-            replace(plain, **dict(zip(names, values)))
-            for values in itertools.product(
-                *(getattr(args, name) for name in names)
-            )
-        ]
+        plain = Run(method, args.layers[0], 0, eta=0.0, aux_lr=0.0)
+        for name in ('optimizer', 'epochs', 'batch', 'clip_norm'):
+            plain = replace(plain, **{name: getattr(args, name)})
+        names = [name for name in CROSSED if has_setting(plain, name)]
+        values = itertools.product(*(getattr(args, name) for name in names))
+        runs += [replace(plain, **dict(zip(names, each))) for each in values]
     return list(dict.fromkeys(runs))
 
 
@@ -433,10 +402,7 @@ def choose_rates(
         cells = groups.setdefault(replace(run, seed=0, lr=Run.lr), {})
         cells.setdefault(run.lr, []).append(results[run])
     rates = {}
-    lines = [
-        '| method | ' + ' | '.join(f'{lr:g}' for lr in columns) + ' |',
-        '|---' * (len(columns) + 1) + '|',
-    ]
+    lines = []
     for variant, cells in groups.items():
         means = {
             lr: statistics.mean(result['accuracy'] for result in cells[lr])
@@ -453,8 +419,9 @@ def choose_rates(
             text = f'**{text}**' if lr == best else text
             lost = sum(diverged(result) for result in cells.get(lr, ()))
             line.append(text + '!' * lost)
-        lines.append('| ' + ' | '.join(line) + ' |')
-    return rates, '\n'.join(lines)
+        lines.append(line)
+    header = ['method', *(f'{lr:g}' for lr in columns)]
+    return rates, markdown_table(header, lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

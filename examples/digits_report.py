@@ -6,14 +6,20 @@ import csv
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from digits_train import Run
-from scipy import stats
 
+from surge_det.cli.tables import markdown_table
 from surge_det.core.methods import method_cfg
+from surge_det.paired import (
+    draw_difference,
+    estimate,
+    paired_differences,
+    plus_minus,
+)
 
 # What a label may show, by the methods that have it.
 REPLICA_SETTINGS = ('eta', 'aux_lr', 'aux_init', 'scaler')
@@ -24,9 +30,16 @@ SETTINGS = (*REPLICA_SETTINGS, *FAST_NET_SETTINGS, 'weight_lr', 'lr')
 SHOWN = 12.0
 
 
+def has_setting(run: Run, name: str) -> bool:
+    """Tell whether the method of a run has one of the ``SETTINGS``."""
+    if name in REPLICA_SETTINGS:
+        return method_cfg(run.method)['compensate']
+    return run.uses_fsg if name in FAST_NET_SETTINGS else True
+
+
 def label(run: Run, shown: Iterable[str]) -> str:
     """Name a run's method with those of its settings that are shown."""
-    parts = [f'{n}={getattr(run, n)}' for n in shown if _has(run, n)]
+    parts = [f'{n}={getattr(run, n)}' for n in shown if has_setting(run, n)]
     return ' '.join([run.method, *parts])
 
 
@@ -35,15 +48,9 @@ def shown_settings(runs: Sequence[Run]) -> list[str]:
     return [
         name
         for name in SETTINGS
-        if {getattr(r, name) for r in runs if _has(r, name)}
+        if {getattr(run, name) for run in runs if has_setting(run, name)}
         - {getattr(Run, name)}
     ]
-
-
-def _has(run: Run, name: str) -> bool:
-    if name in REPLICA_SETTINGS:
-        return method_cfg(run.method)['compensate']
-    return run.uses_fsg if name in FAST_NET_SETTINGS else True
 
 
 def diverged(result: dict[str, Any]) -> bool:
@@ -59,23 +66,17 @@ class Row:
     Attributes:
         label: The method with its settings.
         layers: Number of 1-bit layers.
-        seeds: How many.
-        mean: Mean accuracy, percent.
-        std: Standard deviation over the seeds, percent.
-        difference: Mean paired difference to the baseline, percent points;
-            ``None`` for the baseline.
-        half: Half the width of its 95 % interval (Student's t).
+        accuracies: Of each seed, percent.
+        differences: Paired ones to the baseline, percent points; ``None``
+            for the baseline.
         diverged: How many runs ended worse than guessing; they count.
         seconds: Mean CPU time of a run.
     """
 
     label: str
     layers: int
-    seeds: int
-    mean: float
-    std: float
-    difference: float | None
-    half: float
+    accuracies: list[float]
+    differences: list[float] | None
     diverged: int
     seconds: float
 
@@ -93,99 +94,68 @@ def summarize(
             where the baseline has one rate only, with that.
     """
     shown = shown_settings(runs)
-    accuracy = {r: 100 * results[r]['accuracy'] for r in runs}
-    first = next(_settings(r) for r in runs if r.method == baseline)
-    base = {
-        (r.layers, r.seed, r.lr): accuracy[r]
-        for r in runs
-        if (r.method, _settings(r)) == (baseline, first)
-    }
-    rates: dict[int, set[float]] = {}
-    for layers, _, lr in base:
-        rates.setdefault(layers, set()).add(lr)
-
-    def minus_base(run: Run) -> float:
-        lr = run.lr
-        if len(rates[run.layers]) == 1:
-            (lr,) = rates[run.layers]
-        return accuracy[run] - base[run.layers, run.seed, lr]
-
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.layers, label(run, shown)), []).append(run)
+
+    def method(run: Run) -> Run:
+        return replace(run, layers=0, seed=0, lr=0.0)
+
+    first = next(method(run) for run in runs if run.method == baseline)
+    # Accuracies of the baseline by depth, rate and seed.
+    base: dict[int, dict[float, dict[int, float]]] = {}
+    for mine in groups.values():
+        if method(mine[0]) == first:
+            rates = base.setdefault(mine[0].layers, {})
+            rates[mine[0].lr] = _accuracies(mine, results)
     rows = []
     for (layers, name), mine in groups.items():
-        mean, std, _ = interval([accuracy[r] for r in mine])
-        difference, half = None, math.nan
-        if (mine[0].method, _settings(mine[0])) != (baseline, first):
-            difference, _, half = interval([minus_base(r) for r in mine])
-        rows.append(
-            Row(
-                name,
-                layers,
-                len(mine),
-                mean,
-                std,
-                difference,
-                half,
-                sum(diverged(results[r]) for r in mine),
-                statistics.mean(results[r]['seconds'] for r in mine),
-            )
-        )
+        accuracies = _accuracies(mine, results)
+        differences = None
+        if method(mine[0]) != first:
+            rates = base[layers]
+            lr = mine[0].lr if len(rates) > 1 else next(iter(rates))
+            differences = paired_differences(accuracies, rates[lr])
+        lost = sum(diverged(results[run]) for run in mine)
+        seconds = statistics.mean(results[run]['seconds'] for run in mine)
+        accuracies = [*accuracies.values()]
+        rows.append(Row(name, layers, accuracies, differences, lost, seconds))
     return rows
 
 
-def _settings(run: Run) -> tuple[Any, ...]:
-    return tuple(getattr(run, name) for name in SETTINGS if name != 'lr')
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean, standard deviation, half of the 95 % interval."""
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return mean, math.nan, math.nan
-    std = statistics.stdev(values)
-    factor = stats.t.ppf(0.975, len(values) - 1)
-    return mean, std, factor * std / len(values) ** 0.5
+def _accuracies(
+    runs: Sequence[Run], results: dict[Run, dict[str, Any]]
+) -> dict[int, float]:
+    return {run.seed: 100 * results[run]['accuracy'] for run in runs}
 
 
 def table(rows: Sequence[Row], baseline: str) -> str:
     """Make a Markdown table."""
-    lines = [
-        f'| method | 1-bit layers | seeds | accuracy % | minus {baseline} '
-        '| diverged | CPU s |',
-        '|---|---|---|---|---|---|---|',
-    ]
+    header = ['method', '1-bit layers', 'seeds', 'accuracy %']
+    header += [f'minus {baseline}', 'diverged', 'CPU s']
+    lines = []
     for row in rows:
-        difference = '—'
-        if row.difference is not None:
-            difference = f'{row.difference:+.2f} ± {row.half:.2f}'
-        lines.append(
-            f'| {row.label} | {row.layers} | {row.seeds} '
-            f'| {row.mean:.2f} ± {row.std:.2f} | {difference} '
-            f'| {row.diverged} | {row.seconds:.1f} |'
-        )
-    return '\n'.join(lines)
+        mean, std, _ = estimate(row.accuracies)
+        line = [row.label, row.layers, len(row.accuracies)]
+        line += [plus_minus(mean, std, '.2f'), '—']
+        if row.differences is not None:
+            mean, _, half_width = estimate(row.differences)
+            line[-1] = plus_minus(mean, half_width, '+.2f')
+        lines.append([*line, row.diverged, f'{row.seconds:.1f}'])
+    return markdown_table(header, lines)
 
 
 def write_csv(
     runs: Sequence[Run], results: dict[Run, dict[str, Any]], path: Path
 ) -> None:
     """Write one line per run."""
+    digits = {'accuracy': 4, 'loss': 4, 'seconds': 2}
     with open(path, 'w', newline='') as file:
         writer = csv.writer(file, lineterminator='\n')
-        names = [field.name for field in fields(Run)]
-        writer.writerow([*names, 'accuracy', 'loss', 'seconds'])
+        writer.writerow([*(field.name for field in fields(Run)), *digits])
         for run in runs:
-            result = results[run]
-            writer.writerow(
-                [
-                    *asdict(run).values(),
-                    f'{result["accuracy"]:.4f}',
-                    f'{result["loss"]:.4f}',
-                    f'{result["seconds"]:.2f}',
-                ]
-            )
+            figures = [f'{results[run][k]:.{n}f}' for k, n in digits.items()]
+            writer.writerow([*asdict(run).values(), *figures])
 
 
 def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
@@ -211,28 +181,10 @@ def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
     for axes, depth in zip(columns[0], depths):
         axes.axvline(0, color='0.6', linewidth=1)
         for row in rows:
-            if row.layers != depth:
-                continue
-            place = names.index(row.label)
-            at = min(max(row.difference or 0.0, -SHOWN), SHOWN)
-            if row.difference is None:
-                axes.plot(at, place, 'D', color='0.4', markersize=5)
-            elif at != row.difference:
-                # Its interval would squeeze all others into a line.
-                axes.plot(at, place, '<' if at < 0 else '>', color='C0')
-            else:
-                half = 0.0 if math.isnan(row.half) else row.half
-                axes.errorbar(
-                    at, place, xerr=half, fmt='o', color='C0', capsize=3
-                )
-            axes.annotate(
-                f'{row.mean:.1f}',
-                (at, place),
-                xytext=(0, 5),
-                textcoords='offset points',
-                ha='center',
-                fontsize=7,
-            )
+            if row.layers == depth:
+                text = f'{statistics.mean(row.accuracies):.1f}'
+                height = names.index(row.label)
+                draw_difference(axes, height, row.differences, text, SHOWN)
         axes.set_title(f'{depth} binary layers', fontsize=10)
         axes.set_xlabel(
             f'accuracy minus {baseline}, points (95 % interval); number: '

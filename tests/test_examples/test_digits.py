@@ -295,15 +295,22 @@ def test_rows_are_means_and_paired_differences(report):
         ):
             results[run] = dict(accuracy=accuracy, loss=1.0, seconds=2.0)
     ste, surge = report.summarize(list(results), results, 'ste')
-    assert (ste.label, ste.seeds, ste.difference) == ('ste', 2, None)
-    # std of (50, 60) is 10 / sqrt(2).
-    assert (ste.mean, ste.std) == pytest.approx((55, 7.0711), abs=1e-3)
+    assert (ste.label, ste.accuracies, ste.differences) == (
+        'ste',
+        [50, 60],
+        None,
+    )
     assert surge.label == 'surge eta=0.3'
-    # Differences 3 and 1: mean 2, t(0.975, 1 df) = 12.706 times the
-    # standard error 1.
-    assert surge.difference == pytest.approx(2)
-    assert surge.half == pytest.approx(12.706, abs=1e-3)
-    assert '| +2.00 ± 12.71 | 0 | 2.0 |' in report.table([ste, surge], 'ste')
+    assert surge.differences == pytest.approx([3, 1])
+    assert report.table([ste, surge], 'ste').splitlines() == [
+        '| method | 1-bit layers | seeds | accuracy % | minus ste | diverged '
+        '| CPU s |',
+        '|---|---|---|---|---|---|---|',
+        # std of (50, 60) is 10 / sqrt(2).
+        '| ste | 8 | 2 | 55.00 ± 7.07 | — | 0 | 2.0 |',
+        # Mean 2, t(0.975, 1 df) = 12.706 times the standard error 1.
+        '| surge eta=0.3 | 8 | 2 | 57.00 ± 5.66 | +2.00 ± 12.71 | 0 | 2.0 |',
+    ]
 
 
 def test_diverged_runs_are_counted(report):
@@ -330,7 +337,7 @@ def test_baseline_has_the_same_depth_and_rate(report):
         'float lr=0.3',
     ]
     floats = [row for row in rows if row.label.startswith('float')]
-    assert [row.difference for row in floats] == pytest.approx([10, 10, 10])
+    assert [row.differences for row in floats] == [[pytest.approx(10)]] * 3
 
 
 def test_baseline_at_its_own_rate_and_first_setting(report):
@@ -339,8 +346,8 @@ def test_baseline_at_its_own_rate_and_first_setting(report):
         run = report.Run('surge', 8, 0, eta, lr=lr)
         results[run] = dict(accuracy=accuracy, loss=1.0, seconds=1.0)
     first, second = report.summarize(list(results), results, 'surge')
-    assert first.difference is None
-    assert second.difference == pytest.approx(-10)
+    assert first.differences is None
+    assert second.differences == [pytest.approx(-10)]
 
 
 def test_rate_is_the_best_mean_over_the_tuning_seeds(digits):
@@ -520,20 +527,20 @@ def test_interruption_is_said(digits, tmp_path, monkeypatch, capsys):
         ),
         (['--scaler', 'longer'], '--scaler'),
         (['--aux-init', 'ones'], '--aux-init'),
-        (['--lr-grid', '0.1', '0'], '--lr-grid 0'),
+        (['--lr-grid', '0.1', '0'], '--lr-grid: 0'),
         (['--lr-grid', '0.1', '0.1'], '--lr-grid 0.1'),
         (['--lr-grid', '0.1', '--lr', '0.1'], '--lr'),
-        (['--tune-seeds', '0'], '--tune-seeds 0'),
+        (['--tune-seeds', '0'], '--tune-seeds: 0'),
         (['--lr-grid', '0.1', '1', '--seeds', '5', '1003'], '--seeds 1003'),
-        (['--clip-norm', '-1'], '--clip-norm -1'),
-        (['--clip-norm', 'inf'], '--clip-norm inf'),
-        (['--layers', '0'], '--layers 0'),
-        (['--jobs', '0'], '--jobs 0'),
+        (['--clip-norm', '-1'], '--clip-norm: -1'),
+        (['--clip-norm', 'inf'], '--clip-norm: inf'),
+        (['--layers', '0'], '--layers: 0'),
+        (['--jobs', '0'], '--jobs: 0'),
         (['--seeds', '0'], '--seeds 0'),
-        (['--eta', '-1'], '--eta -1'),
-        (['--eta', 'nan'], '--eta nan'),
-        (['--lr', '0'], '--lr 0'),
-        (['--batch', '1'], '--batch 1'),
+        (['--eta', '-1'], '--eta: -1'),
+        (['--eta', 'nan'], '--eta: nan'),
+        (['--lr', '0'], '--lr: 0'),
+        (['--batch', '1'], '--batch: 1'),
     ],
 )
 def test_wrong_arguments_are_refused(digits, capsys, args, said):
