@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         format.require_packages()
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
-        model, meta = load_trained(cfg, args.checkpoint)
+        model = load_trained(cfg, args.checkpoint)
         rows = format.plan(model)
         print(f'{layer_table(rows)}\n\n{part_table(rows)}\n', flush=True)
         slow = slow_layers(rows)
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         check(rows)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        files = format.save(model, cfg, args.out, meta)
+        files = format.save(model, args.out)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
     checkpoint = Path(args.checkpoint)

@@ -6,8 +6,6 @@ import logging
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +32,8 @@ KINDS = {
     (32, 32): 'real',
 }
 # What unpicklers and loaders raise on files of another kind.
-_UNREADABLE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    pickle.UnpicklingError,
-    struct.error,
-)
+_UNREADABLE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError)
+_UNREADABLE += (pickle.UnpicklingError, struct.error)
 
 
 def build_detector(cfg: Config) -> nn.Module:
@@ -60,8 +51,14 @@ def build_detector(cfg: Config) -> nn.Module:
     if 'type' not in (cfg.get('model') or {}):
         raise ValueError("config has no model: 'model.type' is missing")
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    with _quiet():
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    # The converter lists layers for people that train.
+    logger.setLevel(logging.WARNING)
+    try:
         model = MODELS.build(cfg.model)
+    finally:
+        logger.setLevel(level)
     for _, layer in named_surge_layers(model):
         layer.strip()
     # Only a group of processes can run SyncBN.
@@ -70,9 +67,7 @@ def build_detector(cfg: Config) -> nn.Module:
     return model
 
 
-def load_trained(
-    cfg: Config | None, path: str | Path
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_trained(cfg: Config | None, path: str | Path) -> nn.Module:
     """Build a config's detector with the weights of a checkpoint.
 
     Args:
@@ -82,9 +77,8 @@ def load_trained(
             address that mmengine reads.
 
     Returns:
-        The detector, in eval mode, on the CPU, without replicas, and its
-        ``dataset_meta`` (classes, palette), which it has as an attribute
-        too.
+        The detector, in eval mode, on the CPU, without replicas, with
+        ``cfg`` and ``dataset_meta`` (classes, palette).
 
     Raises:
         OSError: If the checkpoint cannot be read.
@@ -92,8 +86,7 @@ def load_trained(
             detector's values and no others, and its layers were trained to
             binarize what this config has them binarize.
     """
-    checkpoint = _read(path)
-    meta = checkpoint.get('meta') or {}
+    checkpoint, meta = _read(path)
     if cfg is None:
         cfg = _stored_config(meta, path)
     model = build_detector(cfg)
@@ -107,7 +100,7 @@ def load_trained(
         ) from error
     _compare_configs(model, meta.get('cfg'), path)
     model.dataset_meta = _dataset_meta(cfg, meta.get('dataset_meta'))
-    return model, model.dataset_meta
+    return model
 
 
 def read_stored_config(path: str | Path) -> Config:
@@ -117,7 +110,7 @@ def read_stored_config(path: str | Path) -> Config:
         OSError: If the checkpoint cannot be read.
         ValueError: If it holds none, or one that would have to be run.
     """
-    return _stored_config(_read(path).get('meta') or {}, path)
+    return _stored_config(_read(path)[1], path)
 
 
 def _stored_config(meta: dict[str, Any], path: str | Path) -> Config:
@@ -127,7 +120,8 @@ def _stored_config(meta: dict[str, Any], path: str | Path) -> Config:
     return read_config(text, path)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a checkpoint and its ``meta``."""
     check_is_checkpoint(path)
     try:
         checkpoint = CheckpointLoader.load_checkpoint(str(path), 'cpu')
@@ -141,7 +135,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f'{path}: no checkpoint: it holds a {type(checkpoint).__name__}'
         )
-    return checkpoint
+    return checkpoint, checkpoint.get('meta') or {}
 
 
 def _compare_configs(model: nn.Module, text: object, path: str | Path) -> None:
@@ -260,15 +254,3 @@ def check_is_checkpoint(path: str | Path) -> None:
         is_pickle = file.read(1) == b'\x80'
     if not is_pickle and not zipfile.is_zipfile(path):
         raise ValueError(f'{path}: no checkpoint, or a part of one')
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # The converter lists layers for people that train.
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

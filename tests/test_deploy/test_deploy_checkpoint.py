@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
 def exported(trained):
     cfg, _, path = trained
     out = path.with_name('detector.pth')
-    FORMATS['pth'].save(load_trained(cfg, path)[0], cfg, out, META)
+    FORMATS['pth'].save(load_trained(cfg, path), out)
     return out
 
 
@@ -56,9 +56,10 @@ def same(model, other):
 def test_trained_detector_without_replicas(trained):
     cfg, model, path = trained
     before = cfg.to_dict()
-    loaded, meta = load_trained(cfg, path)
+    loaded = load_trained(cfg, path)
     assert same(model, loaded)
-    assert meta == loaded.dataset_meta == META
+    assert loaded.dataset_meta == META
+    assert loaded.cfg is cfg
     assert not any('aux_weight' in key for key in loaded.state_dict())
     assert not loaded.training
     assert cfg.to_dict() == before
@@ -108,7 +109,7 @@ def test_classes_come_from_the_config_where_the_checkpoint_has_none(
     cfg, model, _ = trained
     path = tmp_path / 'x.pth'
     torch.save({'state_dict': model.state_dict()}, path)
-    _, meta = load_trained(cfg, path)
+    meta = load_trained(cfg, path).dataset_meta
     assert meta['classes'] == META['classes']
     assert meta['palette'] == META['palette']
     with pytest.raises(ValueError, match=r'x\.pth: holds no config'):
@@ -193,7 +194,7 @@ def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
 
 
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
-    cfg, model, _ = trained
+    model = load_trained(trained[0], trained[2])
 
     def interrupted(value, path):
         path.write_bytes(b'half')
@@ -201,5 +202,5 @@ def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        FORMATS['pth'].save(model, cfg, tmp_path / 'x.pth', META)
+        FORMATS['pth'].save(model, tmp_path / 'x.pth')
     assert not list(tmp_path.iterdir())

@@ -25,8 +25,9 @@ def files(tmp_path_factory):
     cfg = small_config()
     cfg.dump(folder / 'config.py')
     model = train(build_detector(cfg))
+    model.dataset_meta = META
     for name, suffix in (('packed', 'safetensors'), ('pth', 'pth')):
-        FORMATS[name].save(model, cfg, folder / f'detector.{suffix}', META)
+        FORMATS[name].save(model, folder / f'detector.{suffix}')
     return folder
 
 

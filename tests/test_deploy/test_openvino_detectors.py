@@ -108,6 +108,7 @@ def _detector(cfg):
     """Build one that detects something: norms and shifts at random."""
     torch.manual_seed(0)
     model = build_detector(cfg)
+    model.dataset_meta = META
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -129,7 +130,7 @@ def exported(request, tmp_path_factory):
     cfg = request.param()
     model = _detector(cfg)
     folder = tmp_path_factory.mktemp('openvino')
-    files = OPENVINO.save(model, cfg, folder / 'net.xml', META)
+    files = OPENVINO.save(model, folder / 'net.xml')
     return cfg, model, files
 
 
@@ -204,7 +205,7 @@ def test_a_head_that_decodes_its_own_way_gets_the_usual_layout(tmp_path):
     model = _detector(cfg)
     # Boxes of some width and height.
     nn.init.constant_(model.bbox_head.wh_head[-1].bias, 8)
-    files = OPENVINO.save(model, cfg, tmp_path / 'net.xml', META)
+    files = OPENVINO.save(model, tmp_path / 'net.xml')
     data = _data((96, 128))
     border = np.array([0, 96, 0, 128])
     for sample in data['data_samples']:
@@ -405,20 +406,19 @@ def test_layers_that_compute_otherwise_are_refused(exported):
 
 def test_export_refuses_before_it_writes(tmp_path):
     init_default_scope('mmdet')
-    cfg = _converted_one_stage()
-    model = build_detector(cfg)
+    model = build_detector(_converted_one_stage())
     with pytest.raises(ValueError, match='NAME.xml'):
-        OPENVINO.save(model, cfg, tmp_path / 'net.bin', META)
+        OPENVINO.save(model, tmp_path / 'net.bin')
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        OPENVINO.save(model, cfg, tmp_path / 'nowhere' / 'net.xml', META)
+        OPENVINO.save(model, tmp_path / 'nowhere' / 'net.xml')
     (tmp_path / 'net.roi.bin').mkdir()
     with pytest.raises(IsADirectoryError, match='net.roi.bin: is a folder'):
-        OPENVINO.save(model, cfg, tmp_path / 'net.xml', META)
+        OPENVINO.save(model, tmp_path / 'net.xml')
     (tmp_path / 'net.roi.bin').rmdir()
     wrong = copy.deepcopy(model)
     wrong.neck.fpn_convs[0].conv.double()
     with pytest.raises(ExportError, match=r'neck.fpn_convs.0.conv.*float64'):
-        OPENVINO.save(wrong, cfg, tmp_path / 'net.xml', META)
+        OPENVINO.save(wrong, tmp_path / 'net.xml')
     assert not list(tmp_path.iterdir())
 
 

@@ -33,13 +33,20 @@ from surge_det.engine.apply_method import apply_method
 PACKED = FORMATS['packed']
 
 
+def trained(cfg, meta=META):
+    """A detector that can be exported."""
+    model = train(build_detector(cfg))
+    model.dataset_meta = meta
+    return model
+
+
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     """Config, model and packed file."""
     cfg = small_config()
-    model = train(build_detector(cfg))
+    model = trained(cfg)
     path = tmp_path_factory.mktemp('packed') / 'detector.safetensors'
-    PACKED.save(model, cfg, path, META)
+    PACKED.save(model, path)
     return cfg, model, path
 
 
@@ -66,9 +73,9 @@ def test_same_outputs_bit_for_bit(exported):
 
 
 def test_the_export_changes_nothing(exported):
-    cfg, model, path = exported
+    _, model, path = exported
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    PACKED.save(model, cfg, path.with_name('again.safetensors'), META)
+    PACKED.save(model, path.with_name('again.safetensors'))
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
@@ -112,8 +119,9 @@ def test_norms_that_do_not_fold_keep_their_vectors(exported, tmp_path):
     cfg = small_config()
     cfg.model.backbone.norm_cfg = dict(type='BN', affine=False)
     model = train_without_affine(build_detector(cfg))
+    model.dataset_meta = META
     path = tmp_path / 'x.safetensors'
-    PACKED.save(model, cfg, path, META)
+    PACKED.save(model, path)
     metadata, tensors = content(path)
     assert metadata['folded'] == []
     assert 'backbone.bn1.running_var' in tensors
@@ -133,9 +141,9 @@ def test_shared_layers_stay_shared(tmp_path):
     cfg.model.backbone.widen_factor = 0.125
     cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
     cfg.model.bbox_head.update(in_channels=32, feat_channels=32)
-    model = train(build_detector(cfg))
+    model = trained(cfg, {'classes': ('a',)})
     path = tmp_path / 'x.safetensors'
-    PACKED.save(model, cfg, path, {'classes': ('a',)})
+    PACKED.save(model, path)
     metadata, tensors = content(path)
     name = 'bbox_head.cls_convs.2.0.conv'
     shared = metadata['shared']
@@ -236,9 +244,10 @@ def test_nothing_is_written_where_something_cannot_be(tmp_path, exported):
     with torch.no_grad():
         model.neck.fpn_convs[1].conv.weight[0, 0, 0, 0] = float('nan')
     with pytest.raises(ExportError, match=r'neck\.fpn_convs\.1\.conv'):
-        PACKED.save(model, cfg, tmp_path / 'x.safetensors', META)
+        PACKED.save(model, tmp_path / 'x.safetensors')
+    model = trained(cfg, {'classes': object()})
     with pytest.raises(ValueError, match='dataset_meta'):
-        PACKED.save(*exported[1::-1], tmp_path / 'x', {'classes': object()})
+        PACKED.save(model, tmp_path / 'x')
     assert not list(tmp_path.iterdir())
 
 
@@ -249,7 +258,7 @@ def test_without_safetensors(exported, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=said):
         PACKED.load(exported[2])
     with pytest.raises(ImportError, match=said):
-        PACKED.save(*exported[1::-1], tmp_path / 'x.safetensors', META)
+        PACKED.save(exported[1], tmp_path / 'x.safetensors')
 
 
 def test_a_runner_takes_the_model_from_the_file(exported):

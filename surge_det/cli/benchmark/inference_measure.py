@@ -350,7 +350,7 @@ class Detector:
         if checkpoint and not float_checkpoint:
             self.twin.load_state_dict(self.one_bit.state_dict())
         self.files = FORMATS['openvino'].save(
-            self.one_bit, cfg, folder / 'one_bit.xml', {}
+            self.one_bit, folder / 'one_bit.xml'
         )
         dense = dense_network(self.twin)
         example = torch.randn(1, 3, *size)
@@ -491,9 +491,10 @@ class Detector:
 
 def _detector(cfg: Config, checkpoint: str | None) -> nn.Module:
     if checkpoint is not None:
-        return load_trained(cfg, checkpoint)[0]
+        return load_trained(cfg, checkpoint)
     torch.manual_seed(0)
     model = build_detector(cfg)
+    model.dataset_meta = {}
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and not isinstance(
             module, SURGELayer

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -68,7 +67,8 @@ class Format:
     Attributes:
         name: What the command line calls it.
         suffix: Of the file's name.
-        packages: That it needs beside mmdet's.
+        export_suffix: Of the name that an export gives by default.
+        packages: What it needs beside mmdet's packages.
         cpu_only: Whether a loaded detector runs on the CPU only.
         one_process: Whether it cannot be tested by a group of processes.
         one_bit_limits: Where binarized layers may be computed as real ones:
@@ -77,15 +77,11 @@ class Format:
 
     name: str
     suffix: str
+    export_suffix: str
     packages: tuple[str, ...] = ()
     cpu_only = False
     one_process = False
     one_bit_limits = ''
-
-    @property
-    def export_suffix(self) -> str:
-        """End of the name that an export gives by default."""
-        return self.suffix
 
     def files(self, path: Path) -> list[Path]:
         """Return all files that an export to ``path`` may write."""
@@ -100,22 +96,13 @@ class Format:
         for package in self.packages:
             require(package)
 
-    # Files
-
-    def save(
-        self,
-        model: nn.Module,
-        cfg: Config,
-        path: str | Path,
-        dataset_meta: dict[str, Any],
-    ) -> list[Path]:
+    def save(self, model: nn.Module, path: str | Path) -> list[Path]:
         """Write a detector; files that are there are replaced.
 
         Args:
-            model: In the form that ``cfg`` builds; not changed.
-            cfg: The whole config.
+            model: As :func:`~surge_det.deploy.load_trained` returns it, with
+                ``cfg`` and ``dataset_meta``; not changed.
             path: File to write.
-            dataset_meta: Classes and palette.
 
         Returns:
             The files that were written.
@@ -130,16 +117,7 @@ class Format:
         """
         self.require_packages()
         check(self.plan(model))
-        return self._write(model, cfg, Path(path), dataset_meta)
-
-    def _write(
-        self,
-        model: nn.Module,
-        cfg: Config,
-        path: Path,
-        dataset_meta: dict[str, Any],
-    ) -> list[Path]:
-        raise NotImplementedError
+        return self._write(model, Path(path))
 
     def load(
         self, path: str | Path, config: Config | None = None
@@ -165,13 +143,8 @@ class Format:
         raise NotImplementedError
 
     def read_config(self, path: str | Path) -> Config:
-        """Read the config in a file, without running it.
-
-        Errors are those of :meth:`load`.
-        """
+        """Read the config in a file without running it; raises as `load`."""
         raise NotImplementedError
-
-    # Layers
 
     def plan(self, model: nn.Module) -> list[Row]:
         """List what would be exported, layer by layer.
@@ -187,8 +160,7 @@ class Format:
             dict holds, in the model's order.
         """
         rows = []
-        problem = self.detector_problem(model)
-        if problem:
+        if problem := self._detector_problem(model):
             kind = type(model).__name__
             rows = [Row('(detector)', 'real', '', kind, 0, 0, problem)]
         seen: set[int] = set()
@@ -198,7 +170,7 @@ class Format:
                 continue
             values = {
                 key: value
-                for key, value in own_values(module)
+                for key, value in _own_values(module)
                 if id(value) not in seen
             }
             seen |= {id(value) for value in values.values()}
@@ -220,29 +192,34 @@ class Format:
         kind = 'real'
         if isinstance(layer, SURGELayer):
             kind = KINDS[layer.weight_bits, layer.activation_bits]
-        known = {k: v for k, v in values.items() if not is_lazy(v)}
-        sizes = {k: v.nbytes for k, v in known.items()}
+        problem = _problem(values) or self._problem(layer)
+        known = [v for v in values.values() if not is_lazy(v)]
+        sizes = {}
         if len(known) == len(values):
-            sizes = self.sizes(layer, sizes)
-        parameters = [v for v in known.values() if isinstance(v, nn.Parameter)]
+            sizes = self._sizes(
+                layer, {k: v.nbytes for k, v in values.items()}
+            )
         return Row(
             name,
             kind,
-            self.bits(layer),
-            self.operation(layer),
+            self._bits(layer),
+            self._operation(layer),
             sum(sizes.values()),
-            4 * sum(p.numel() for p in parameters),
-            self.problem(layer),
+            4 * sum(v.numel() for v in known if isinstance(v, nn.Parameter)),
+            problem,
         )
 
-    def bits(self, layer: nn.Module) -> str:
-        """Return the bits of weights and activations, as in :class:`Row`."""
+    # What formats differ in
+
+    def _write(self, model: nn.Module, path: Path) -> list[Path]:
+        raise NotImplementedError
+
+    def _bits(self, layer: nn.Module) -> str:
         if isinstance(layer, SURGELayer):
             return f'{layer.weight_bits}/{layer.activation_bits}'
         return '32/32' * isinstance(layer, (_ConvNd, nn.Linear))
 
-    def operation(self, layer: nn.Module) -> str:
-        """Return what computes a layer."""
+    def _operation(self, layer: nn.Module) -> str:
         suffix = ''
         if isinstance(layer, SURGELayer):
             suffix = ' on signs' * (layer.activation_bits == 1)
@@ -253,32 +230,16 @@ class Format:
             return f'linear{suffix}'
         return type(layer).__name__
 
-    def sizes(self, layer: nn.Module, sizes: dict[str, int]) -> dict[str, int]:
-        """Return the bytes of a layer's values in the file.
-
-        Args:
-            layer: Any module.
-            sizes: Bytes of its values as they are, by name.
-        """
+    def _sizes(
+        self, layer: nn.Module, sizes: dict[str, int]
+    ) -> dict[str, int]:
+        # Bytes of a layer's values by name: in torch, and in the file.
         return sizes
 
-    def problem(self, layer: nn.Module) -> Problem | None:
-        """Say why a layer cannot be exported, and what to do about it."""
-        for name, value in own_values(layer):
-            if is_lazy(value):
-                return (
-                    'its shape is not known before it has run',
-                    'make it without lazy modules',
-                )
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                return (
-                    f'{name} has values that are not finite numbers',
-                    'export a checkpoint from before the training went wrong',
-                )
+    def _problem(self, layer: nn.Module) -> Problem | None:
         return None
 
-    def detector_problem(self, model: nn.Module) -> Problem | None:
-        """Say why a detector as a whole cannot be exported, if so."""
+    def _detector_problem(self, model: nn.Module) -> Problem | None:
         return None
 
 
@@ -304,7 +265,7 @@ def check(rows: Sequence[Row]) -> None:
         )
 
 
-def own_values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _own_values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield what a state dict holds of a module itself, without replica."""
     for name, value in module.named_parameters(recurse=False):
         if not (isinstance(module, SURGELayer) and name == 'aux_weight'):
@@ -314,13 +275,24 @@ def own_values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def bytes_of_signs(weight: Tensor) -> int:
-    """Return the bytes of a weight as signs.
-
-    Whole bytes for each output channel, and its scale.
-    """
-    channel = -(-weight[0].numel() // 8) + weight.element_size()
-    return channel * len(weight)
+def _problem(values: dict[str, Tensor]) -> Problem | None:
+    """Say what stands against a layer in every format."""
+    for name, value in values.items():
+        if is_lazy(value):
+            return (
+                'its shape is not known before it has run',
+                'make it without lazy modules',
+            )
+        if (
+            value.is_floating_point()
+            and not value.is_meta
+            and not value.isfinite().all()
+        ):
+            return (
+                f'{name} has values that are not finite numbers',
+                'export a checkpoint from before the training went wrong',
+            )
+    return None
 
 
 def code_of_its_own(layer: nn.Module) -> Problem | None:
@@ -337,6 +309,15 @@ def code_of_its_own(layer: nn.Module) -> Problem | None:
                 f'use {cls.__name__}, or --format pth',
             )
     return None
+
+
+def bytes_of_signs(weight: Tensor) -> int:
+    """Return the bytes of a weight as signs.
+
+    Whole bytes for each output channel, and its scale.
+    """
+    channel = -(-weight[0].numel() // 8) + weight.element_size()
+    return channel * len(weight)
 
 
 @contextmanager

@@ -74,18 +74,8 @@ FORMAT = 'surge_det.openvino'
 VERSION = '2'
 ROI_SUFFIX = '.roi.xml'
 _SUFFIXES = ('.xml', '.bin', ROI_SUFFIX, '.roi.bin')
-_KEYS = (
-    'format',
-    'version',
-    'surge_det',
-    'export',
-    'layers',
-    'config',
-    'dataset_meta',
-    'outputs',
-    'check',
-    'weights',
-)
+_KEYS = {'export', 'layers', 'config', 'dataset_meta'}
+_KEYS |= {'outputs', 'check', 'weights'}
 # Pixels: an image is tried from the smallest on, since some detectors have
 # nothing left of one after their last levels.
 _SIZES = (64, 128, 256, 320, 512)
@@ -103,7 +93,7 @@ class OpenVINOFormat(Format):
     """
 
     name = 'openvino'
-    suffix = '.xml'
+    suffix = export_suffix = '.xml'
     packages = ('openvino',)
     cpu_only = True
     one_process = True
@@ -116,13 +106,7 @@ class OpenVINOFormat(Format):
         """Return all files that an export to ``path`` may write."""
         return [path.with_suffix(suffix) for suffix in _SUFFIXES]
 
-    def save(
-        self,
-        model: nn.Module,
-        cfg: Config,
-        path: str | Path,
-        dataset_meta: dict[str, Any],
-    ) -> list[Path]:
+    def save(self, model: nn.Module, path: str | Path) -> list[Path]:
         """Write a detector's networks; the first file is ``NAME.bin``."""
         path = Path(path)
         if path.suffix != self.suffix or path.name.endswith(ROI_SUFFIX):
@@ -135,15 +119,9 @@ class OpenVINOFormat(Format):
                 raise IsADirectoryError(
                     f'{file}: is a folder, where a file is to be written'
                 )
-        return super().save(model, cfg, path, dataset_meta)
+        return super().save(model, path)
 
-    def _write(
-        self,
-        model: nn.Module,
-        cfg: Config,
-        path: Path,
-        dataset_meta: dict[str, Any],
-    ) -> list[Path]:
+    def _write(self, model: nn.Module, path: Path) -> list[Path]:
         info = {
             'format': FORMAT,
             'version': VERSION,
@@ -151,14 +129,17 @@ class OpenVINOFormat(Format):
             # The two networks of one detector know one another by it.
             'export': uuid.uuid4().hex,
             'layers': fingerprint(model),
-            'config': config_text(cfg),
-            'dataset_meta': meta_text(dataset_meta),
+            'config': config_text(model.cfg),
+            'dataset_meta': meta_text(model.dataset_meta),
         }
         with evaluating(model):
             models = {path: _dense(model)}
             roi = roi_network(model)
             if roi is not None:
-                models[path.with_suffix(ROI_SUFFIX)] = _roi(model, roi)
+                example = roi_example(model)
+                models[path.with_suffix(ROI_SUFFIX)] = _converted(
+                    roi, example, (7, *example.shape[1:]), sizes_vary=False
+                )
         save_model = require('openvino').save_model
         written = []
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -207,8 +188,7 @@ class OpenVINOFormat(Format):
                 f'{type(model).__name__} has other layers, or computes them '
                 'otherwise'
             )
-        problem = detector_problem(model)
-        if problem:
+        if problem := detector_problem(model):
             raise ValueError(f'{path}: does not fit this config: {problem[0]}')
         networks = [network]
         if hasattr(model, 'roi_head'):
@@ -225,30 +205,30 @@ class OpenVINOFormat(Format):
         return model
 
     def read_config(self, path: str | Path) -> Config:
-        """Read the config in a file, without running it."""
-        path = Path(path)
-        return read_config(_info(_read(path), path)['config'], path)
+        """Read the config in the first ``.xml`` file."""
+        _, info = _read(Path(path))
+        return read_config(info['config'], path)
 
-    def bits(self, layer: nn.Module) -> str:
-        """Return the bits; of a 1-bit layer, it is both or nothing."""
+    def _bits(self, layer: nn.Module) -> str:
         if isinstance(layer, SURGELayer):
+            # It is the whole layer or nothing.
             return '1/1' if stored_as_bits(layer) else '32/32'
-        return super().bits(layer)
+        return super()._bits(layer)
 
-    def operation(self, layer: nn.Module) -> str:
-        """Return the operation of OpenVINO's."""
+    def _operation(self, layer: nn.Module) -> str:
         return operation(layer)
 
-    def sizes(self, layer: nn.Module, sizes: dict[str, int]) -> dict[str, int]:
-        """Estimate: shift, scale and norm of a layer merge."""
+    def _sizes(
+        self, layer: nn.Module, sizes: dict[str, int]
+    ) -> dict[str, int]:
+        # An estimate: shift, scale and norm of a layer merge.
         if stored_as_bits(layer):
             return {**sizes, 'weight': bytes_of_signs(layer.weight)}
         if isinstance(layer, _BatchNorm):
             return {k: v for k, v in sizes.items() if k in ('weight', 'bias')}
         return sizes
 
-    def problem(self, layer: nn.Module) -> Problem | None:
-        """Say why OpenVINO has no such layer, and what would help."""
+    def _problem(self, layer: nn.Module) -> Problem | None:
         for parameter in layer.parameters(recurse=False):
             if parameter.dtype != torch.float32:
                 return (
@@ -270,38 +250,26 @@ class OpenVINOFormat(Format):
                 'it is packed already',
                 "export the training's checkpoint, not a packed file",
             )
-        return super().problem(layer) or code_of_its_own(layer)
+        return code_of_its_own(layer)
 
-    def detector_problem(self, model: nn.Module) -> Problem | None:
-        """Say why OpenVINO cannot run a detector's networks, if so."""
+    def _detector_problem(self, model: nn.Module) -> Problem | None:
         return detector_problem(model)
 
 
 def _dense(model: nn.Module) -> Any:
     network = dense_network(model)
-    size = _smallest(network)
-    # Multiples of 32 more, so that levels stay whole.
-    return _converted(
-        network, check_input((1, 3, size, size)), (1, 3, size + 64, size + 128)
-    )
-
-
-def _roi(model: nn.Module, network: Flattened) -> Any:
-    example = roi_example(model)
-    return _converted(network, example, (7, *example.shape[1:]), False)
-
-
-def _smallest(network: Flattened) -> int:
     for size in _SIZES:
+        example = check_input((1, 3, size, size))
         try:
             with torch.no_grad():
-                network(check_input((1, 3, size, size)))
+                network(example)
         except (RuntimeError, ValueError) as error:
             # Torch says so where a kernel is larger than what it sees, or a
             # norm has one value.
             reason = error
             continue
-        return size
+        # Multiples of 32 more, so that levels stay whole.
+        return _converted(network, example, (1, 3, size + 64, size + 128))
     raise ExportError(
         f'the network does not run on images up to {_SIZES[-1]} pixels: '
         f'{reason}'
@@ -342,8 +310,7 @@ def _converted(
 
 
 def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
-    model = _read(path)
-    info = _info(model, path)
+    model, info = _read(path)
     weights = path.with_suffix('.bin')
     if _digest(weights) != info['weights']:
         raise ValueError(
@@ -356,46 +323,37 @@ def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
     return info, network
 
 
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, 'rb') as file:
-        found = hashlib.sha256()
-        while block := file.read(2**20):
-            found.update(block)
-    return found.hexdigest()
-
-
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    """Return an ``openvino.Model`` and what an export has written in it."""
     for file in (path, path.with_suffix('.bin')):
         if not file.is_file():
             raise FileNotFoundError(f'{file}: there is no such file')
     try:
-        return shared_core().read_model(path)
+        model = shared_core().read_model(path)
     except RuntimeError as error:
         raise ValueError(
             f'{path}: OpenVINO cannot read it, or {path.stem}.bin: '
             f'{shortened(error)}'
         ) from error
-
-
-def _info(model: Any, path: Path) -> dict[str, str]:
-    if not model.has_rt_info(['surge_det', 'format']):
+    info = {}
+    if model.has_rt_info(['surge_det']):
+        info = model.get_rt_info(['surge_det']).value
+    if 'format' not in info:
         raise ValueError(
             f'{path}: not written by tools/export.py --format openvino'
         )
-    found = {
-        key: model.get_rt_info(['surge_det', key]).astype(str)
-        for key in ('format', 'version')
-    }
-    if found != {'format': FORMAT, 'version': VERSION}:
+    found = info['format'], info.get('version')
+    if found != (FORMAT, VERSION):
         raise ValueError(
-            f'{path}: format {found["format"]!r}, version '
-            f'{found["version"]!r}; this surge_det reads {FORMAT!r}, version '
-            f'{VERSION!r}: export again'
+            f'{path}: format {found[0]!r}, version {found[1]!r}; this '
+            f'surge_det reads {FORMAT!r}, version {VERSION!r}: export again'
         )
-    missing = [k for k in _KEYS if not model.has_rt_info(['surge_det', k])]
+    missing = _KEYS - set(info)
     if missing:
-        raise ValueError(f'{path}: damaged, {missing} are missing in it')
-    return {
-        key: model.get_rt_info(['surge_det', key]).astype(str) for key in _KEYS
-    }
+        raise ValueError(f'{path}: damaged, {sorted(missing)} are missing')
+    return model, info
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

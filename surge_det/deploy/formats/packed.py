@@ -34,11 +34,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core.layers import SURGELayer
-from surge_det.core.packed_layers import (
-    PackedConv2d,
-    PackedLayer,
-    pack_model,
-)
+from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import (
     config_text,
     meta_text,
@@ -65,16 +61,10 @@ from .base import (
 
 FORMAT = 'surge_det.packed'
 VERSION = 2
-_KEYS = {
-    'config',
-    'dataset_meta',
-    'folded',
-    'shared',
-    'arithmetic',
-    'digest',
-}
+_KEYS = {'config', 'dataset_meta', 'folded', 'shared', 'arithmetic', 'digest'}
 # Counts training steps.
-_UNUSED = '.num_batches_tracked'
+_UNUSED = 'num_batches_tracked'
+_STATISTICS = ('running_mean', 'running_var')
 
 
 class PackedFormat(Format):
@@ -88,16 +78,10 @@ class PackedFormat(Format):
     """
 
     name = 'packed'
-    suffix = '.safetensors'
+    suffix = export_suffix = '.safetensors'
     packages = ('safetensors',)
 
-    def _write(
-        self,
-        model: nn.Module,
-        cfg: Config,
-        path: Path,
-        dataset_meta: dict[str, Any],
-    ) -> list[Path]:
+    def _write(self, model: nn.Module, path: Path) -> list[Path]:
         packed = copy.deepcopy(model).cpu()
         pack_model(packed)
         _compare(model, packed)
@@ -106,8 +90,8 @@ class PackedFormat(Format):
         metadata = {
             'version': VERSION,
             'surge_det': __version__,
-            'config': config_text(cfg),
-            'dataset_meta': meta_text(dataset_meta),
+            'config': config_text(model.cfg),
+            'dataset_meta': meta_text(model.dataset_meta),
             'folded': norms,
             'shared': shared,
             'arithmetic': binarization_of(model),
@@ -146,10 +130,9 @@ class PackedFormat(Format):
             for name, first in metadata['shared'].items():
                 state[name] = tensors[first]
             for name in metadata['folded']:
-                norm = modules[name]
-                set_identity(norm)
-                state[f'{name}.running_mean'] = norm.running_mean
-                state[f'{name}.running_var'] = norm.running_var
+                set_identity(modules[name])
+                for key in _STATISTICS:
+                    state[f'{name}.{key}'] = getattr(modules[name], key)
             model.load_state_dict(state)
         except (AttributeError, KeyError, RuntimeError) as error:
             which = 'the config in it' if config is None else 'this config'
@@ -165,24 +148,24 @@ class PackedFormat(Format):
         return model
 
     def read_config(self, path: str | Path) -> Config:
-        """Read the config in a file, without running it."""
+        """Read the config in the metadata."""
         metadata, _ = _read(path, metadata_only=True)
         return read_config(metadata['config'], path)
 
-    def sizes(self, layer: nn.Module, sizes: dict[str, int]) -> dict[str, int]:
-        """Count signs as bits, and what is left of a folded norm."""
+    def _sizes(
+        self, layer: nn.Module, sizes: dict[str, int]
+    ) -> dict[str, int]:
         if isinstance(layer, SURGELayer) and layer.weight_bits == 1:
             return {**sizes, 'weight': bytes_of_signs(layer.weight)}
         if isinstance(layer, _BatchNorm):
-            unused = [_UNUSED[1:]]
+            unused = {_UNUSED}
             if folded(layer) is not None:
-                unused += ['running_mean', 'running_var']
+                unused |= set(_STATISTICS)
             return {k: v for k, v in sizes.items() if k not in unused}
         return sizes
 
-    def problem(self, layer: nn.Module) -> Problem | None:
-        """Say why a layer cannot be packed, and what to do about it."""
-        return super().problem(layer) or code_of_its_own(layer)
+    def _problem(self, layer: nn.Module) -> Problem | None:
+        return code_of_its_own(layer)
 
 
 def _read(
@@ -237,14 +220,10 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _unique(
-    model: nn.Module, folded: list[str]
+    model: nn.Module, norms: list[str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors to write, and names of those that have two."""
-    left_out = {
-        f'{name}.{key}'
-        for name in folded
-        for key in ('running_mean', 'running_var')
-    }
+    left_out = {f'{name}.{key}' for name in norms for key in _STATISTICS}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -270,15 +249,13 @@ def _compare(model: nn.Module, packed: nn.Module) -> None:
         if not isinstance(layer, PackedLayer):
             continue
         original = copy.deepcopy(model.get_submodule(name)).cpu()
-        shape: tuple[int, ...] = (2, layer.weight_shape[1])
-        if isinstance(layer, PackedConv2d):
-            span = [
-                d * (k - 1) + 1 + s
-                for d, k, s in zip(
-                    layer.dilation, layer.kernel_size, layer.stride
-                )
-            ]
-            shape = (2, layer.in_channels, *span)
+        if isinstance(original, nn.Linear):
+            shape = (2, original.in_features)
+        else:
+            geometry = original.dilation, original.kernel_size, original.stride
+            # A little more than one window.
+            span = (d * k + s for d, k, s in zip(*geometry))
+            shape = (2, original.in_channels, *span)
         x = torch.randn(shape, generator=generator).to(layer.scale.dtype)
         if not torch.equal(layer(x), original(x)):
             raise RuntimeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -17,11 +16,11 @@ from .base import Format, replacing
 
 
 class PthFormat(Format):
-    """A checkpoint without anything of training; read too: training's own.
+    """A checkpoint without anything of training; training's own are read too.
 
-    An exported one has ``state_dict`` without replicas, and ``meta`` with
-    ``dataset_meta`` and the text of ``cfg``. Optimizer, AGS, FSG, schedules
-    and logged values are left out.
+    It has ``state_dict`` without replicas, and ``meta`` with ``dataset_meta``
+    and the text of ``cfg``. Optimizer, AGS, FSG, schedules and logged values
+    are left out.
     """
 
     name = 'pth'
@@ -29,21 +28,15 @@ class PthFormat(Format):
     # Beside the checkpoint that it is made of.
     export_suffix = '.deploy.pth'
 
-    def _write(
-        self,
-        model: nn.Module,
-        cfg: Config,
-        path: Path,
-        dataset_meta: dict[str, Any],
-    ) -> list[Path]:
+    def _write(self, model: nn.Module, path: Path) -> list[Path]:
         state = {
             key: value.detach().cpu().clone()
             for key, value in model.state_dict().items()
             if not key.endswith('.aux_weight')
         }
         meta = {
-            'cfg': config_text(cfg, inference=False),
-            'dataset_meta': dataset_meta,
+            'cfg': config_text(model.cfg, inference=False),
+            'dataset_meta': model.dataset_meta,
             'surge_det_version': __version__,
         }
         with replacing(path) as new:
@@ -54,8 +47,8 @@ class PthFormat(Format):
         self, path: str | Path, config: Config | None = None
     ) -> nn.Module:
         """Restore a detector; the path may be an address."""
-        return load_trained(config, path)[0]
+        return load_trained(config, path)
 
     def read_config(self, path: str | Path) -> Config:
-        """Read the config in a checkpoint, without running it."""
+        """Read the config in a checkpoint."""
         return read_stored_config(path)

@@ -7,6 +7,7 @@ data preprocessor, anchors, decoding, NMS, RoI extractor.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -137,8 +138,7 @@ def roi_network(model: nn.Module) -> Flattened | None:
     _check(model)
     if not hasattr(model, 'roi_head'):
         return None
-    head = model.roi_head.bbox_head
-    return Flattened(model, head)
+    return Flattened(model, model.roi_head.bbox_head)
 
 
 def roi_example(model: nn.Module) -> Tensor:
@@ -173,9 +173,21 @@ def install_networks(
         networks: The dense part's :class:`~.runtime.Network`; of a two-stage
             detector, the RoI head's too.
     """
-    networks[0].channels_last = takes_channels_last(model)
-    install = _install_one_stage if len(networks) == 1 else _install_two_stage
-    install(model, *networks)
+    dense, *roi = networks
+    dense.channels_last = takes_channels_last(model)
+    if not roi:
+        # What the head has to do is done: it is handed its own outputs.
+        model.extract_feat = dense
+        heads = {model.bbox_head: _identity}
+    else:
+        model.extract_feat = functools.partial(_features, dense)
+        heads = {
+            model.rpn_head: _rpn_outputs,
+            model.roi_head.bbox_head: roi[0],
+        }
+    for head, forward in heads.items():
+        head.forward = forward
+        _drop_parameters(head)
     model.backbone = nn.Identity()
     if model.with_neck:
         model.neck = None
@@ -200,27 +212,11 @@ class _Features(tuple):
     rpn: Any
 
 
-def _install_one_stage(model: nn.Module, network: Callable) -> None:
-    # What the head has to do is done: it is handed its own outputs.
-    model.extract_feat = network
-    model.bbox_head.forward = _identity
-    _drop_parameters(model.bbox_head)
-
-
-def _install_two_stage(
-    model: nn.Module, network: Callable, roi: Callable
-) -> None:
-    def extract_feat(x: Tensor) -> _Features:
-        features, rpn = network(x)
-        features = _Features(features)
-        features.rpn = rpn
-        return features
-
-    model.extract_feat = extract_feat
-    model.rpn_head.forward = _rpn_outputs
-    model.roi_head.bbox_head.forward = roi
-    _drop_parameters(model.rpn_head)
-    _drop_parameters(model.roi_head.bbox_head)
+def _features(dense: Callable[[Tensor], Any], x: Tensor) -> _Features:
+    features, rpn = dense(x)
+    features = _Features(features)
+    features.rpn = rpn
+    return features
 
 
 def _identity(outputs: Any) -> Any:

@@ -89,8 +89,8 @@ def operation(layer: nn.Module) -> str:
 class Lowering:
     """How one module is computed by operations of OpenVINO's.
 
-    A module that is applied several times, as that of an RPN, has constants
-    that are made once.
+    Constants are made once, so that a module which is applied several times,
+    as that of an RPN, shares them.
 
     Args:
         module: On the CPU, in eval mode.
@@ -116,13 +116,7 @@ class Lowering:
         """Return the node that computes the module's output."""
         raise NotImplementedError
 
-    def constant(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return a constant of the module, made once.
-
-        Args:
-            key: Its name.
-            make: Gives an array, or a node.
-        """
+    def _constant(self, key: str, make: Callable[[], Any]) -> Any:
         if key not in self._constants:
             value = make()
             if isinstance(value, np.ndarray):
@@ -131,15 +125,19 @@ class Lowering:
             self._constants[key] = value
         return self._constants[key]
 
-    def number(self, value: float) -> Any:
-        """Return a float32 constant."""
-        return self.constant(
+    def _parameter(self, key: str, *shape: int) -> Any:
+        value = getattr(self.module, key)
+        return self._constant(
+            key, lambda: value.detach().numpy().reshape(shape)
+        )
+
+    def _number(self, value: float) -> Any:
+        return self._constant(
             f'number{value:+g}', lambda: np.asarray(value, np.float32)
         )
 
-    def ints(self, *values: int) -> Any:
-        """Return a constant of whole numbers, such as a shape."""
-        return self.constant(
+    def _ints(self, *values: int) -> Any:
+        return self._constant(
             'ints' + '_'.join(map(str, values)),
             lambda: np.asarray(values, np.int64),
         )
@@ -196,83 +194,46 @@ def _is_convolved(node: Any) -> bool:
 class SURGELowering(Lowering):
     """What convolutions and linear layers that binarize have in common."""
 
-    # Behind the channels: of an input, and of a bias.
-    places: tuple[int, ...] = ()
-
     @functools.cached_property
     def _weight_and_scale(self) -> tuple[np.ndarray, np.ndarray | None]:
         layer = self.module
         if layer.weight_bits == 32:
             return layer.weight.detach().numpy(), None
         _, scale, signs = layer.binarized_weight()
-        return signs.numpy(), scale.flatten().numpy()
+        return signs.numpy(), scale.numpy()
 
-    @property
-    def weight(self) -> np.ndarray:
-        """Weights, or their signs."""
-        return self._weight_and_scale[0]
-
-    @property
-    def scale(self) -> np.ndarray | None:
-        """(C_out,), where weights are binarized."""
-        return self._weight_and_scale[1]
-
-    def bits(self) -> Any:
-        """Return the constant of the weights' signs."""
-
-        def make() -> Any:
-            ov = require('openvino')
-            shape = list(self.weight.shape)
-            shape += [1] * (4 - len(shape))
-            tensor = ov.Tensor(ov.Type.u1, ov.Shape(shape))
-            # In channels of whole bytes: no bits in between.
-            bits = pack_signs(torch.from_numpy(self.weight)).numpy()
-            tensor.data[:] = bits.reshape(tensor.data.shape)
-            return require('openvino.op').Constant(tensor)
-
-        return self.constant('bits', make)
+    def _bits(self) -> Any:
+        ov, (signs, _) = require('openvino'), self._weight_and_scale
+        shape = [*signs.shape, 1, 1][:4]
+        tensor = ov.Tensor(ov.Type.u1, ov.Shape(shape))
+        # In channels of whole bytes: no bits in between.
+        bits = pack_signs(torch.from_numpy(signs)).numpy()
+        tensor.data[:] = bits.reshape(tensor.data.shape)
+        return require('openvino.op').Constant(tensor)
 
     def _threshold(self) -> np.ndarray:
         layer = self.module
+        shift = np.zeros(layer.weight.shape[1], np.float32)
         if layer.shift is not None:
             shift = layer.shift.detach().numpy()
-        else:
-            shift = np.zeros(layer.weight.shape[1], np.float32)
         return below(-shift).reshape(1, -1, 1, 1)
 
-    def binary_convolution(
-        self,
-        x: Any,
-        pads: tuple[int, ...] = _NO_PADS,
-        value: float = 0.0,
-        stride: tuple[int, int] = (1, 1),
-        dilation: tuple[int, int] = (1, 1),
+    def _binary(
+        self, x: Any, pads: tuple[int, ...] = _NO_PADS, value: float = 0.0
     ) -> Any:
-        """Binarize (N, C, H, W) and convolve with the signs.
-
-        Args:
-            x: The input.
-            pads: Left, right, top, bottom.
-            value: What signs are padded with.
-            stride: Rows, columns.
-            dilation: Rows, columns.
-        """
+        """Binarize (N, C, H, W), pad with a value, convolve with the signs."""
         # One constant for both ends of the range, and not only to save one:
         # that keeps the CPU plugin from merging a sign with the convolution
         # before it, which goes wrong where a shortcut is added in between.
-        threshold = self.constant('threshold', self._threshold)
+        threshold = self._constant('threshold', self._threshold)
         sign = self.ops.fake_quantize(
-            x, threshold, threshold, self.number(0), self.number(1), 2
+            x, threshold, threshold, self._number(0), self._number(1), 2
         )
         sign.set_friendly_name(self.name + SIGN)
-        left, right, top, bottom = pads
         y = self.ops.binary_convolution(
             sign,
-            self.bits(),
-            list(stride),
-            [top, left],
-            [bottom, right],
-            list(dilation),
+            self._constant('bits', self._bits),
+            *self._geometry(pads),
             'xnor-popcount',
             # Without padding any other value than 0, which has a slower
             # kernel, and one that is wrong for strides above 2.
@@ -281,62 +242,46 @@ class SURGELowering(Lowering):
         y.set_friendly_name(self.name)
         return y
 
-    def scaled(self, y: Any) -> Any:
+    def _geometry(self, pads: tuple[int, ...]) -> tuple[list[int], ...]:
+        """Return strides, padding before and after, and dilations."""
+        left, right, top, bottom = pads
+        stride = getattr(self.module, 'stride', (1, 1))
+        dilation = getattr(self.module, 'dilation', (1, 1))
+        return list(stride), [top, left], [bottom, right], list(dilation)
+
+    def _scaled(self, y: Any) -> Any:
         """Multiply (N, C_out, H, W) by the scale, and add the bias."""
-        scale = self.constant('scale', lambda: self.scale.reshape(1, -1, 1, 1))
-        return self.biased(self.ops.multiply(y, scale), (1, -1, 1, 1))
+        _, scale = self._weight_and_scale
+        scale = self._constant('scale', lambda: scale.reshape(1, -1, 1, 1))
+        return self._biased(self.ops.multiply(y, scale), 1, -1, 1, 1)
 
-    def biased(self, y: Any, shape: tuple[int, ...]) -> Any:
-        """Add the bias, in a shape, where there is one."""
-        bias = self.module.bias
-        if bias is None:
+    def _biased(self, y: Any, *shape: int) -> Any:
+        if self.module.bias is None:
             return y
-        return self.ops.add(
-            y,
-            self.constant(
-                'bias', lambda: bias.detach().numpy().reshape(shape)
-            ),
-        )
+        return self.ops.add(y, self._parameter('bias', *shape))
 
-    def real_input(self, x: Any) -> Any:
-        """Shift, and take the sign as a real number, as the layer does."""
-        layer, ops = self.module, self.ops
-        if layer.shift is not None:
-            shape = (-1, *self.places)
-            x = ops.add(
-                x,
-                self.constant(
-                    'shift',
-                    lambda: layer.shift.detach().numpy().reshape(shape),
-                ),
-            )
-        if layer.activation_bits == 1:
-            x = ops.select(
-                ops.greater_equal(x, self.number(0)),
-                self.number(1),
-                self.number(-1),
-            )
-        return x
+    def _real_input(self, x: Any, *shape: int) -> Any:
+        """Add the shift, in a shape, and take the sign as a real number."""
+        if self.module.shift is not None:
+            x = self.ops.add(x, self._parameter('shift', *shape))
+        if self.module.activation_bits == 32:
+            return x
+        positive = self.ops.greater_equal(x, self._number(0))
+        return self.ops.select(positive, self._number(1), self._number(-1))
 
-    def real_weight(self) -> Any:
-        """Return the constant of the weights as torch multiplies them."""
-
-        def make() -> np.ndarray:
-            weight, scale = self._weight_and_scale
-            if scale is not None:
-                weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-            groups = getattr(self.module, 'groups', 1)
-            if groups > 1:
-                weight = weight.reshape(groups, -1, *weight.shape[1:])
-            return weight
-
-        return self.constant('weight', make)
+    def _real_weight(self) -> np.ndarray:
+        """Return the weights as torch multiplies them."""
+        weight, scale = self._weight_and_scale
+        if scale is not None:
+            weight = weight * scale
+        groups = getattr(self.module, 'groups', 1)
+        if groups > 1:
+            weight = weight.reshape(groups, -1, *weight.shape[1:])
+        return weight
 
 
 class ConvLowering(SURGELowering):
     """:class:`SURGEConv2d` as ``BinaryConvolution``, or ``Convolution``."""
-
-    places = (1, 1)
 
     def call(self, operation: Callable, x: Tensor) -> Tensor:
         """Put a batch around a single input."""
@@ -364,30 +309,23 @@ class ConvLowering(SURGELowering):
         layer = self.module
         if not stored_as_bits(layer):
             return self._real(x)
-        geometry = layer.stride, layer.dilation
         if not needs_pad(layer):
-            return self.scaled(
-                self.binary_convolution(
-                    x, layer.pads, layer.pad_value, *geometry
-                )
-            )
+            return self._scaled(self._binary(x, layer.pads, layer.pad_value))
         value = layer.pad_value or -1.0
-        y = self.binary_convolution(
-            self._pad(x, value * _LARGEST), _NO_PADS, value, *geometry
-        )
+        y = self._binary(self._pad(x, value * _LARGEST))
         if layer.pad_value == 0:
             # What the -1 that stands for 0 has brought in.
             y = self.ops.add(y, self._padding_sum(x))
-        return self.scaled(y)
+        return self._scaled(y)
 
     def _pad(self, x: Any, value: float) -> Any:
         left, right, top, bottom = self.module.pads
         return self.ops.pad(
             x,
-            self.ints(0, 0, top, left),
-            self.ints(0, 0, bottom, right),
+            self._ints(0, 0, top, left),
+            self._ints(0, 0, bottom, right),
             'constant',
-            self.number(value),
+            self._number(value),
         )
 
     def _padding_sum(self, x: Any) -> Any:
@@ -395,49 +333,37 @@ class ConvLowering(SURGELowering):
 
         It depends on the size alone: OpenVINO computes it once.
         """
-        layer, ops = self.module, self.ops
+        ops, (signs, _) = self.ops, self._weight_and_scale
         size = ops.strided_slice(
             ops.shape_of(x),
-            self.ints(2),
-            self.ints(4),
-            self.ints(1),
+            self._ints(2),
+            self._ints(4),
+            self._ints(1),
             [0],
             [0],
         )
         inside = ops.broadcast(
-            self.number(0), ops.concat([self.ints(1, 1), size], 0)
+            self._number(0), ops.concat([self._ints(1, 1), size], 0)
+        )
+        weight = self._constant(
+            'padding_weight', lambda: signs.sum(1, keepdims=True)
         )
         return ops.convolution(
-            self._pad(inside, 1.0),
-            self.constant(
-                'padding_weight', lambda: self.weight.sum(1, keepdims=True)
-            ),
-            list(layer.stride),
-            [0, 0],
-            [0, 0],
-            list(layer.dilation),
+            self._pad(inside, 1.0), weight, *self._geometry(_NO_PADS)
         )
 
     def _real(self, x: Any) -> Any:
         """What BinaryConvolution cannot compute, as torch computes it."""
-        layer, ops = self.module, self.ops
-        x, pads = self.real_input(x), layer.pads
-        weight = self.real_weight()
+        layer, pads = self.module, self.module.pads
+        x = self._real_input(x, -1, 1, 1)
         if layer.pad_value:
             x, pads = self._pad(x, layer.pad_value), _NO_PADS
-        left, right, top, bottom = pads
-        convolve = ops.convolution
+        convolve = self.ops.convolution
         if layer.groups > 1:
-            convolve = ops.group_convolution
-        y = convolve(
-            x,
-            weight,
-            list(layer.stride),
-            [top, left],
-            [bottom, right],
-            list(layer.dilation),
-        )
-        return self.biased(y, (1, -1, 1, 1))
+            convolve = self.ops.group_convolution
+        weight = self._constant('weight', self._real_weight)
+        y = convolve(x, weight, *self._geometry(pads))
+        return self._biased(y, 1, -1, 1, 1)
 
 
 class LinearLowering(SURGELowering):
@@ -452,19 +378,18 @@ class LinearLowering(SURGELowering):
 
     def lower(self, x: Any) -> Any:
         """Apply to (..., C)."""
-        ops, layer = self.ops, self.module
+        ops, layer, ints = self.ops, self.module, self._ints
         if not stored_as_bits(layer):
-            y = ops.matmul(self.real_input(x), self.real_weight(), False, True)
-            return self.biased(y, (-1,))
+            weight = self._constant('weight', self._real_weight)
+            y = ops.matmul(self._real_input(x, -1), weight, False, True)
+            return self._biased(y, -1)
         shape = ops.shape_of(x)
-        rows = ops.reshape(x, self.ints(1, 1, -1, layer.in_features), False)
-        image = ops.transpose(rows, self.ints(0, 3, 1, 2))
-        y = self.scaled(self.binary_convolution(image))
-        y = ops.transpose(y, self.ints(0, 2, 3, 1))
-        outer = ops.strided_slice(
-            shape, self.ints(0), self.ints(-1), self.ints(1), [0], [0]
-        )
-        target = ops.concat([outer, self.ints(layer.out_features)], 0)
+        rows = ops.reshape(x, ints(1, 1, -1, layer.in_features), False)
+        image = ops.transpose(rows, ints(0, 3, 1, 2))
+        y = self._scaled(self._binary(image))
+        y = ops.transpose(y, ints(0, 2, 3, 1))
+        outer = ops.strided_slice(shape, ints(0), ints(-1), ints(1), [0], [0])
+        target = ops.concat([outer, ints(layer.out_features)], 0)
         return ops.reshape(y, target, False)
 
 

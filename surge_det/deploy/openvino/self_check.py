@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,36 @@ TOLERANCE = 0.25
 TRIALS = 3
 
 
-@dataclass
 class _Case:
-    name: str
-    node: Any
-    weight: torch.Tensor
-    threshold: np.ndarray
-    x: np.ndarray
+    """A ``BinaryConvolution``, and a small random input for it."""
+
+    def __init__(self, node: Any, random: np.random.Generator) -> None:
+        self.node, self.geometry = node, node.get_attributes()
+        self.sign, self.bits = (v.get_node() for v in node.input_values())
+        self.threshold = self.sign.input_value(1).get_node().data
+        shape = tuple(self.bits.get_output_shape(0))
+        packed = np.array(self.bits.data).reshape(shape[0], -1)
+        self.weight = unpack_signs(torch.from_numpy(packed), shape)
+        keys = 'strides', 'dilations', 'pads_begin', 'pads_end'
+        sizes = (
+            # Four windows and a bit, those in the padding included.
+            max(dilation * (kernel - 1) + 2 + 3 * stride - before - after, 1)
+            for kernel, stride, dilation, before, after in zip(
+                shape[2:], *(self.geometry[key] for key in keys)
+            )
+        )
+        full = (1, shape[1], *sizes)
+        start = np.broadcast_to(self.threshold, full)
+        # At the threshold, right above it, or somewhere near.
+        self.x = np.choose(
+            random.integers(0, 3, full),
+            [start, above(start), start + random.standard_normal(full)],
+        ).astype(np.float32)
 
     def expected(self) -> np.ndarray:
         """Compute with torch what the node should give."""
         signs = np.where(self.x > self.threshold, np.float32(1), -1)
-        geometry = self.node.get_attributes()
+        geometry = self.geometry
         top, left = geometry['pads_begin']
         bottom, right = geometry['pads_end']
         padded = F.pad(
@@ -85,7 +102,7 @@ def check_layers(
             f'{device} cannot run the 1-bit layers of this model: {error}'
         ) from error
     wrong = [
-        f'{case.name} (largest difference {difference:g})'
+        f'{case.node.get_friendly_name()} (largest difference {difference:g})'
         for index, case in enumerate(cases)
         if (
             difference := float(np.abs(outputs[index] - case.expected()).max())
@@ -220,82 +237,29 @@ def _cases(model: Any) -> list[_Case]:
     for node in model.get_ordered_ops():
         if node.get_type_name() != 'BinaryConvolution':
             continue
-        sign = node.input_value(0).get_node()
-        bits = node.input_value(1).get_node()
-        threshold = sign.input_value(1).get_node().data
+        case = _Case(node, random)
         # One layer may be applied at several places, with what went into its
         # threshold there.
         key = (
-            bits.get_friendly_name(),
-            str(node.get_attributes()),
-            threshold.tobytes(),
+            case.bits.get_friendly_name(),
+            str(case.geometry),
+            case.threshold.tobytes(),
         )
-        if key in cases:
-            continue
-        weight = _weight(bits)
-        name = node.get_friendly_name()
-        x = _input(node, weight.shape, threshold, random)
-        cases[key] = _Case(name, node, weight, threshold, x)
+        cases.setdefault(key, case)
     return list(cases.values())
 
 
-def _weight(bits: Any) -> torch.Tensor:
-    shape = tuple(bits.get_output_shape(0))
-    packed = torch.from_numpy(np.array(bits.data).reshape(shape[0], -1))
-    return unpack_signs(packed, shape)
-
-
-def _input(
-    node: Any,
-    shape: tuple[int, ...],
-    threshold: np.ndarray,
-    random: np.random.Generator,
-) -> np.ndarray:
-    geometry = node.get_attributes()
-    sizes = []
-    for kernel, stride, dilation, before, after in zip(
-        shape[2:],
-        geometry['strides'],
-        geometry['dilations'],
-        geometry['pads_begin'],
-        geometry['pads_end'],
-    ):
-        # Four windows and a bit, those in the padding included.
-        size = dilation * (kernel - 1) + 1 + 3 * stride - before - after + 1
-        sizes.append(max(size, 1))
-    full = (1, shape[1], *sizes)
-    start = np.broadcast_to(threshold, full)
-    choices = np.stack(
-        [start, above(start), start + random.standard_normal(full)]
-    ).astype(np.float32)
-    which = random.integers(0, 3, full)
-    return np.take_along_axis(choices, which[None], 0)[0]
-
-
 def _branches(cases: list[_Case]) -> Any:
+    """Return a model with a branch for each case."""
     ov, ops = require('openvino'), require('openvino.opset1')
     inputs, outputs = [], []
     for case in cases:
         x = ops.parameter(case.x.shape, np.float32)
-        sign = case.node.input_value(0).get_node()
         sign = ops.fake_quantize(
-            x,
-            *(sign.input_value(port) for port in range(1, 5)),
-            sign.get_attributes()['levels'],
+            x, *case.sign.input_values()[1:], **case.sign.get_attributes()
         )
-        geometry = case.node.get_attributes()
         inputs.append(x)
         outputs.append(
-            ops.binary_convolution(
-                sign,
-                case.node.input_value(1),
-                geometry['strides'],
-                geometry['pads_begin'],
-                geometry['pads_end'],
-                geometry['dilations'],
-                geometry['mode'],
-                geometry['pad_value'],
-                geometry['auto_pad'],
-            )
+            ops.binary_convolution(sign, case.bits, **case.geometry)
         )
     return ov.Model(outputs, inputs, 'self_check')
