@@ -7,11 +7,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	>/dev/null 2>&1 && { echo "$$p"; break; }; done)
 VENV ?= .venv
 FLAVOUR ?= mmdet
+WORKERS ?= 2
 BIN = $(VENV)/bin
 export SURGE_DATA_ROOT ?= data
 WORK_DIR ?= work_dirs/demo
 
-.PHONY: demo test test-onedl lint install clean
+.PHONY: demo test isa test-onedl lint install clean
 
 install: $(VENV)/.installed
 
@@ -35,8 +36,17 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Two workers with one thread each. A file's tests stay together, as they share
+# what was trained for them; files are dealt out in the usual order, which has
+# the longest first.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Those tests whose results depend on the processor's instruction sets.
+isa: install
+	$(PYTEST) -m isa
 
 test-onedl:
 	$(MAKE) test VENV=.venv-onedl FLAVOUR=onedl

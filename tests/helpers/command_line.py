@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,12 @@ TIMEOUT = 400
 
 
 def environment(root):
+    # Two workers may start tools/dist_train.sh at the same time.
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
     env = dict(
         os.environ,
+        PORT=str(port),
         SURGE_DATA_ROOT=str(root),
         OMP_NUM_THREADS='1',
         PYTHONPATH=str(ROOT),

@@ -150,6 +150,7 @@ def test_amp_keeps_ags(root, tmp_path):
     assert 'not finite' not in out
 
 
+@pytest.mark.isa
 def test_two_processes(root, tmp_path):
     out = run(
         'bash',

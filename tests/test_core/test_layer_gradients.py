@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from surge_det.core import STE, SURGEConv2d, SURGELinear
 
+pytestmark = pytest.mark.isa
+
 TOLERANCE = 1e-10
 SURGE_KEYS = ('pad_value', 'binarize_weight', 'binarize_activation')
 GEOMETRY_KEYS = ('stride', 'padding', 'dilation', 'groups')

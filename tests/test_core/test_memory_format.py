@@ -12,6 +12,8 @@ from surge_det.core.operators.memory_format import (
     to_contiguous,
 )
 
+pytestmark = pytest.mark.isa
+
 LAST = torch.channels_last
 SHAPES = list(itertools.product((0, 1, 3), (1, 2, 5), (1, 4), (1, 3)))
 FORMS = {

@@ -8,6 +8,8 @@ from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.bits import pack_signs, unpack_signs
 from surge_det.core.packed_layers import PackedConv2d, PackedLinear, pack_model
 
+pytestmark = pytest.mark.isa
+
 
 def test_bits_by_hand():
     # 1 for +1, first value in the lowest bit, zero counts as +1; the second

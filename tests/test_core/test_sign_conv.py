@@ -20,10 +20,13 @@ from surge_det.core.operators.sign_conv import (
 )
 from surge_det.core.sign import sign_codes, signs_of
 
-pytestmark = pytest.mark.skipif(
-    not sign_conv._works(),
-    reason="this build's 8-bit convolution is missing or wrong",
-)
+pytestmark = [
+    pytest.mark.isa,
+    pytest.mark.skipif(
+        not sign_conv._works(),
+        reason="this build's 8-bit convolution is missing or wrong",
+    ),
+]
 ROWS, LAST = torch.contiguous_format, torch.channels_last
 
 GEOMETRIES = {

@@ -17,6 +17,8 @@ from small_detector import META, small_config, train
 from surge_det.deploy import FORMATS, DetInferencer
 from surge_det.deploy.trained import build_detector
 
+pytestmark = pytest.mark.isa
+
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):

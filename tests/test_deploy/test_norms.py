@@ -6,6 +6,8 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from surge_det.deploy.norms import fold, folded
 
+pytestmark = pytest.mark.isa
+
 
 def norm(channels=33, **kwargs):
     torch.manual_seed(0)

@@ -45,6 +45,8 @@ from surge_det.deploy.openvino.self_check import (
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 
+pytestmark = pytest.mark.isa
+
 OPENVINO = FORMATS['openvino']
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}

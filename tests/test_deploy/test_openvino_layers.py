@@ -23,6 +23,8 @@ from surge_det.deploy.openvino import lowering as lowering_module
 from surge_det.deploy.openvino.lowering import above, below, operation
 from surge_det.deploy.openvino.self_check import check_layers
 
+pytestmark = pytest.mark.isa
+
 
 def _grid(*shape):
     """Multiples of 1/2, so that many sums with a shift are exactly 0."""

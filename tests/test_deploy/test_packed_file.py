@@ -30,6 +30,8 @@ from surge_det.deploy.loading import as_model_cfg
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 
+pytestmark = pytest.mark.isa
+
 PACKED = FORMATS['packed']
 
 

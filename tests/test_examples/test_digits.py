@@ -216,6 +216,7 @@ def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
     assert frozen == ({name[setting]} if factor == 0 else set())
 
 
+@pytest.mark.isa
 def test_training_learns_and_repeats_itself(bed):
     run = bed.Run('surge', 2, 0, epochs=6, batch=50)
     first, second = bed.train(run), bed.train(run)
@@ -230,6 +231,7 @@ def test_training_learns_and_repeats_itself(bed):
     assert other['loss'] != first['loss']
 
 
+@pytest.mark.isa
 def test_fsg_trains_in_its_own_way(bed, built):
     pytest.importorskip('mambapy', reason="FSG's slow network")
     for method, settings in (
