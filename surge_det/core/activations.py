@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from . import checks
 
 
+def add_per_channel(x: Tensor, values: Tensor, places: int) -> Tensor:
+    """Add a value to each channel, in the type of ``x``.
+
+    Args:
+        x: (..., C, *places).
+        values: (C,).
+        places: Number of dimensions after that of the channels.
+    """
+    # In the input's type, so that autocast's narrow one stays.
+    return x + values.to(x.dtype).view(-1, *[1] * places)
+
+
 class LearnedShift(nn.Module):
     """Learned shift per channel: ``x + shift``, zero at first.
 
@@ -31,8 +43,7 @@ class LearnedShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the shift."""
-        # In the input's type, so that autocast's narrow one stays.
-        return x + self.shift.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+        return add_per_channel(x, self.shift, x.dim() - 2)
 
 
 class RPReLU(nn.Sequential):

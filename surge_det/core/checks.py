@@ -89,15 +89,16 @@ def integer(name: str, value: Any, low: int) -> int:
     return value
 
 
-def positive_integers(name: str, value: Any) -> None:
-    """Check an int > 0, or a tuple or list of them.
+def positive_integers(**arguments: Any) -> None:
+    """Check arguments that are an int > 0, or a tuple or list of them.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If one is something else.
     """
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    if not all(is_integer(v) and v > 0 for v in values):
-        refuse(name, value, 'whole numbers > 0')
+    for name, value in arguments.items():
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(is_integer(v) and v > 0 for v in values):
+            refuse(name, value, 'whole numbers > 0')
 
 
 def from_settings(cls: type, settings: dict[str, Any], name: str) -> Any:

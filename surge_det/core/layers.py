@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.common_types import _size_2_t
 
 from . import checks
+from .activations import add_per_channel
 from .ags import AGS
 from .binarizers import ScaledSign
 from .functional import Settings, surge
@@ -48,7 +49,10 @@ class SURGELayer(nn.Module):
     that is not zero, as one from a state dict, stays as it is.
     """
 
-    # The keywords beyond those of the float layer.
+    # The float layer, its arguments that are attributes of it, and the
+    # keywords that it does not have.
+    float_class: type[nn.Module]
+    geometry: tuple[str, ...]
     config_class: type[LayerConfig] = LayerConfig
 
     weight: nn.Parameter
@@ -75,6 +79,39 @@ class SURGELayer(nn.Module):
             )
         return cls.config_class(**kwargs)
 
+    @classmethod
+    def from_float(cls, module: nn.Module, **kwargs: Any) -> SURGELayer:
+        """Binarize a float layer.
+
+        Args:
+            module: A layer of ``float_class``, or of a subclass that computes
+                the same. It is not changed; weights and bias are copied.
+            **kwargs: The keywords that the float layer does not have.
+
+        Raises:
+            ValueError: If ``module`` is another layer, or has an argument
+                that is not allowed here.
+        """
+        if not isinstance(module, cls.float_class):
+            raise ValueError(
+                f'module is a {type(module).__name__}; an '
+                f'nn.{cls.float_class.__name__} is allowed'
+            )
+        layer = cls(
+            **{name: getattr(module, name) for name in cls.geometry},
+            bias=module.bias is not None,
+            device='meta',
+            dtype=module.weight.dtype,
+            **kwargs,
+        )
+        for name, value in (('weight', module.weight), ('bias', module.bias)):
+            if value is not None:
+                # A clone keeps device and memory format.
+                own = nn.Parameter(value.detach().clone(), value.requires_grad)
+                layer.register_parameter(name, own)
+        layer._setup(cls._read_keywords(kwargs))
+        return layer.train(module.training)
+
     def _setup(self, config: LayerConfig) -> None:
         self.activation_estimator = config.activation_estimator
         self.weight_estimator = config.weight_estimator
@@ -85,27 +122,22 @@ class SURGELayer(nn.Module):
         self.pad_value = float(getattr(config, 'pad_value', 0))
         self.aux_dtype = config.aux_dtype
         self.shift_start = config.shift
-        self._register_shift(self.weight)
-        self._set_up_binarizer()
-        self.ags = AGS(config.eta) if config.compensate else None
-        aux_weight = None
-        if config.compensate:
-            aux_weight = nn.Parameter(torch.zeros_like(self.weight))
-        self.register_parameter('aux_weight', aux_weight)
-
-    def _register_shift(self, weight: Tensor) -> None:
-        if self.shift_start is None:
-            self.register_parameter('shift', None)
-            return
-        # Conv2d and Linear keep the number of inputs under two names.
-        channels = getattr(self, 'in_channels', None) or self.in_features
-        value = weight.detach().new_full((channels,), self.shift_start)
-        self.shift = nn.Parameter(value, weight.requires_grad)
-
-    def _set_up_binarizer(self) -> None:
+        weight = self.weight
+        shift = aux_weight = None
+        if config.shift is not None:
+            # Conv2d and Linear keep the number of inputs under two names.
+            channels = getattr(self, 'in_channels', None) or self.in_features
+            shift = weight.detach().new_full((channels,), config.shift)
+            shift = nn.Parameter(shift, weight.requires_grad)
+        self.register_parameter('shift', shift)
         # Parameters that no forward pass uses would stop DDP.
         if self.binarize_weight:
-            self.weight_binarizer.setup(self.weight)
+            self.weight_binarizer.setup(weight)
+        self.ags = AGS(config.eta) if config.compensate else None
+        if config.compensate:
+            aux_weight = torch.zeros_like(weight)
+            aux_weight = nn.Parameter(aux_weight, weight.requires_grad)
+        self.register_parameter('aux_weight', aux_weight)
 
     @property
     def compensate(self) -> bool:
@@ -218,10 +250,7 @@ class SURGELayer(nn.Module):
         """Return what the sign sees of an input: ``x`` plus ``shift``."""
         if self.shift is None:
             return x
-        # Channels stand third from last in a convolution's input. In the
-        # input's type, so that autocast's narrow one stays.
-        places = 2 if isinstance(self, nn.Conv2d) else 0
-        return x + self.shift.to(x.dtype).view(-1, *[1] * places)
+        return add_per_channel(x, self.shift, len(self.weight.shape) - 2)
 
     def normalized(self, x: Tensor) -> Tensor:
         """Divide each sample (first dimension) by its standard deviation.
@@ -264,23 +293,6 @@ class SURGELayer(nn.Module):
             on_weight_grad,
         )
         return surge(x, weight, aux_weight, self.bias, settings)
-
-    def _adopt(self, module: nn.Module) -> SURGELayer:
-        """Take over what ``from_float`` does not pass to the constructor."""
-        for name in ('weight', 'bias', 'aux_weight'):
-            if self._parameters[name] is None:
-                continue
-            # A clone keeps device and memory format.
-            value = getattr(module, name.removeprefix('aux_'))
-            self.register_parameter(
-                name,
-                nn.Parameter(value.detach().clone(), value.requires_grad),
-            )
-        if self.compensate:
-            nn.init.zeros_(self.aux_weight)
-        self._register_shift(module.weight)
-        self._set_up_binarizer()
-        return self.train(module.training)
 
     def extra_repr(self) -> str:
         """Geometry of the float layer, then what is binarized and how."""
@@ -348,6 +360,9 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         TypeError: If a keyword is unknown.
     """
 
+    float_class = nn.Conv2d
+    geometry = ('in_channels', 'out_channels', 'kernel_size', 'stride')
+    geometry += ('padding', 'dilation', 'groups', 'padding_mode')
     config_class = ConvConfig
 
     def __init__(
@@ -366,25 +381,25 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         **kwargs: Any,
     ) -> None:
         config = self._read_keywords(kwargs)
-        for name, value in (
-            ('in_channels', in_channels),
-            ('out_channels', out_channels),
-            ('kernel_size', kernel_size),
-            ('stride', stride),
-            ('dilation', dilation),
-            ('groups', groups),
-        ):
-            checks.positive_integers(name, value)
+        checks.positive_integers(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+        )
         for name, value in (('in', in_channels), ('out', out_channels)):
             if value % groups:
-                raise ValueError(
-                    f'groups={groups!r} is not allowed: a divisor of '
-                    f'{name}_channels={value}'
+                checks.refuse(
+                    'groups', groups, f'a divisor of {name}_channels={value}'
                 )
         if padding_mode != 'zeros':
-            raise ValueError(
-                f"padding_mode={padding_mode!r} is not allowed: 'zeros' "
-                '(pad_value sets what the binarized input is padded with)'
+            checks.refuse(
+                'padding_mode',
+                padding_mode,
+                "'zeros' (pad_value is what the binarized input is padded "
+                'with)',
             )
         super().__init__(
             in_channels,
@@ -400,39 +415,6 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
             dtype,
         )
         self._setup(config)
-
-    @classmethod
-    def from_float(cls, module: nn.Conv2d, **kwargs: Any) -> SURGEConv2d:
-        """Binarize a float convolution.
-
-        Args:
-            module: An ``nn.Conv2d`` or a subclass that computes the same. It
-                is not changed; weights and bias are copied.
-            kwargs: The keywords of this class beyond ``nn.Conv2d``'s.
-
-        Raises:
-            ValueError: If ``module`` is no ``nn.Conv2d`` or pads otherwise
-                than with zeros.
-        """
-        if not isinstance(module, nn.Conv2d):
-            raise ValueError(
-                f'module is a {type(module).__name__}; an nn.Conv2d is allowed'
-            )
-        layer = cls(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.groups,
-            module.bias is not None,
-            module.padding_mode,
-            'meta',
-            module.weight.dtype,
-            **kwargs,
-        )
-        return layer._adopt(module)
 
     @property
     def pads(self) -> tuple[int, int, int, int]:
@@ -487,6 +469,9 @@ class SURGELinear(SURGELayer, nn.Linear):
         TypeError: If a keyword is unknown.
     """
 
+    float_class = nn.Linear
+    geometry = ('in_features', 'out_features')
+
     def __init__(
         self,
         in_features: int,
@@ -497,36 +482,11 @@ class SURGELinear(SURGELayer, nn.Linear):
         **kwargs: Any,
     ) -> None:
         config = self._read_keywords(kwargs)
-        checks.positive_integers('in_features', in_features)
-        checks.positive_integers('out_features', out_features)
+        checks.positive_integers(
+            in_features=in_features, out_features=out_features
+        )
         super().__init__(in_features, out_features, bias, device, dtype)
         self._setup(config)
-
-    @classmethod
-    def from_float(cls, module: nn.Linear, **kwargs: Any) -> SURGELinear:
-        """Binarize a float linear layer.
-
-        Args:
-            module: An ``nn.Linear`` or a subclass that computes the same. It
-                is not changed; weights and bias are copied.
-            kwargs: The keywords of this class beyond ``nn.Linear``'s.
-
-        Raises:
-            ValueError: If ``module`` is no ``nn.Linear``.
-        """
-        if not isinstance(module, nn.Linear):
-            raise ValueError(
-                f'module is a {type(module).__name__}; an nn.Linear is allowed'
-            )
-        layer = cls(
-            module.in_features,
-            module.out_features,
-            module.bias is not None,
-            'meta',
-            module.weight.dtype,
-            **kwargs,
-        )
-        return layer._adopt(module)
 
     @property
     def operator(self) -> LinearOperator:

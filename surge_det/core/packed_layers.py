@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .activations import add_per_channel
 from .bits import pack_signs, unpack_signs
 from .estimators import STE
 from .functional import Settings, surge
 from .layers import SURGEConv2d, SURGELayer, SURGELinear
-from .operators import ConvOperator
 
 
 class PackedLayer(nn.Module):
@@ -28,24 +28,22 @@ class PackedLayer(nn.Module):
     bias: Tensor | None
     shift: Tensor | None
 
-    # What is packed, and its attributes that stay.
-    _packs: type[SURGELayer]
-    _geometry: tuple[str, ...]
+    packs: type[SURGELayer]
 
     def __init__(self, layer: SURGELayer) -> None:
-        if not isinstance(layer, self._packs):
+        if not isinstance(layer, self.packs):
             raise ValueError(
                 f'layer is a {type(layer).__name__}; a '
-                f'{self._packs.__name__} is allowed'
+                f'{self.packs.__name__} is allowed'
             )
         # Another forward pass would not be packed with it.
-        if type(layer).forward is not self._packs.forward:
+        if type(layer).forward is not self.packs.forward:
             raise ValueError(
                 f'layer is a {type(layer).__name__}, which has a forward of '
-                f'its own; that of {self._packs.__name__} is allowed'
+                f'its own; that of {self.packs.__name__} is allowed'
             )
         super().__init__()
-        for name in self._geometry:
+        for name in layer.geometry:
             setattr(self, name, getattr(layer, name))
         binarized = layer.binarized_weight()
         self.operator = layer.operator
@@ -87,8 +85,7 @@ class PackedLayer(nn.Module):
     @torch.no_grad()
     def _run(self, x: Tensor) -> Tensor:
         if self.shift is not None:
-            places = 2 if isinstance(self.operator, ConvOperator) else 0
-            x = x + self.shift.to(x.dtype).view(-1, *[1] * places)
+            x = add_per_channel(x, self.shift, len(self.weight_shape) - 2)
         signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
         scale = self.scale.view(-1, *[1] * (signs.dim() - 1))
         settings = Settings(
@@ -130,9 +127,7 @@ class PackedConv2d(PackedLayer):
             weights.
     """
 
-    _packs = SURGEConv2d
-    _geometry = ('in_channels', 'out_channels', 'kernel_size', 'stride')
-    _geometry += ('padding', 'dilation', 'groups')
+    packs = SURGEConv2d
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes as in the class."""
@@ -144,8 +139,7 @@ class PackedConv2d(PackedLayer):
 class PackedLinear(PackedLayer):
     """Inference form of a :class:`SURGELinear`; as :class:`PackedConv2d`."""
 
-    _packs = SURGELinear
-    _geometry = ('in_features', 'out_features')
+    packs = SURGELinear
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply; shapes as in the class."""
