@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements/$(FLAVOUR).txt setup.cfg pyproject.toml
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	$(BIN)/python -m pip uninstall -y opencv-python opencv-python-headless && \
 	$(BIN)/python -m pip install --no-deps opencv-python-headless==4.12.0.88; }
-	$(BIN)/python -m surge_det.doctor
+	$(BIN)/python -m surge_det doctor
 	@touch $@
 
 demo: install

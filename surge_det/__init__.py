@@ -26,7 +26,7 @@ if all(find_spec(name) for name in ('mmengine', 'mmcv', 'mmdet')):
         warnings.warn(
             'surge_det: the toolbox is installed but does not import, so '
             f'nothing is registered with mmdet ({type(error).__name__}: '
-            f'{error}). `python -m surge_det.doctor` tells what to do. '
+            f'{error}). `python -m surge_det doctor` tells what to do. '
             'surge_det.core works all the same.',
             stacklevel=2,
         )

@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.infer``."""
+"""``surge-det infer`` as a script."""
 
-import sys
-
-from surge_det.cli.infer import main
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    sys.exit(main())
+    script('infer')

@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.make_demo_data``."""
+"""``surge-det make-demo-data`` as a script."""
 
-import sys
-
-from surge_det.cli.make_demo_data import main
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    sys.exit(main())
+    script('make-demo-data')

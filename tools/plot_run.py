@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.plot_run``."""
+"""``surge-det plot-run`` as a script."""
 
-import sys
-
-from surge_det.cli.plot_run import main
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    sys.exit(main())
+    script('plot-run')

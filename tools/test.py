@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.test``."""
+"""``surge-det test`` as a script."""
 
-from surge_det.cli.common import leave
-from surge_det.cli.test import main
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    main()
-    leave()
+    script('test')

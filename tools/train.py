@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.train``."""
+"""``surge-det train`` as a script."""
 
-from surge_det.cli.common import leave
-from surge_det.cli.train import main
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    main()
-    leave()
+    script('train')

@@ -1,23 +1,116 @@
-"""What the command-line tools share."""
+"""What the commands share. Importing this imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from surge_det.shipped import shipped_config
 
-from surge_det.datasets import check_data, data_root, merge_options
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def fail(message: object) -> NoReturn:
+    """End the program with a message for the user and status 2."""
+    print(f'error: {message}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+# Types of arguments: argparse names the argument in front of the message.
+
+
+def existing_file(text: str) -> Path:
+    """Type of an argument that names a file."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f'{text!r} does not exist')
+    return path
+
+
+def file_or_address(text: str) -> str:
+    """Type of an argument that names a file or an address with ``://``."""
+    return text if '://' in text else str(existing_file(text))
+
+
+def config_file(text: str) -> Path:
+    """Type of an argument that names a config: a file, or a shipped one."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    try:
+        return shipped_config(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} does not exist, and {error}'
+        ) from None
+
+
+def positive_int(text: str) -> int:
+    """Type of an argument that is a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not allowed: a whole number of at least 1'
+        )
+    return number
+
+
+def fraction(text: str) -> float:
+    """Type of an argument that is a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: 0 to 1 is allowed')
+    return number
+
+
+def _setting(text: str) -> str:
+    key, equals, _ = text.partition('=')
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
+    return text
+
+
+# Arguments that several commands have.
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument ``config``."""
+    parser.add_argument(
+        'config',
+        type=config_file,
+        metavar='CONFIG',
+        help='config file, or the name of a shipped config',
+    )
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add mmdet's flag that changes a config.
+
+    `main` turns what it collects into a dict, see :func:`parse_cfg_options`.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        type=_setting,
+        metavar='KEY=VALUE',
+        help='override settings of the config; nested keys with dots, lists '
+        'as key="[a,b]" or key=a,b',
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add mmdet's flags that training and testing have in common."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     add_cfg_options(parser)
@@ -28,18 +121,25 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='job launcher',
     )
     # torch.distributed.launch passes this one.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-
-
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add mmdet's flag that changes a config."""
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value pairs, nested keys '
-        'with dots, lists as key="[a,b]" or key=a,b',
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help=argparse.SUPPRESS,
     )
+
+
+def parse_cfg_options(settings: Sequence[str]) -> dict:
+    """Read ``KEY=VALUE`` texts as mmdet's tools do."""
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--set', nargs='*', action=DictAction)
+    return parser.parse_args(['--set', *settings]).set
+
+
+# What commands do with a config.
 
 
 def read_config(path: str | Path) -> Config:
@@ -48,6 +148,8 @@ def read_config(path: str | Path) -> Config:
     Raises:
         ValueError: If that fails, for whatever reason: a config is a program.
     """
+    from mmengine.config import Config
+
     try:
         return Config.fromfile(path)
     except Exception as error:
@@ -55,71 +157,62 @@ def read_config(path: str | Path) -> Config:
         raise ValueError(f'config {str(path)!r}: {reason}') from error
 
 
-def fail(message: object) -> NoReturn:
-    """End the program with a message for the user and status 2."""
-    print(f'error: {message}', file=sys.stderr)
-    raise SystemExit(2)
+def load_config(args: argparse.Namespace, modes: Sequence[str] = ()) -> Config:
+    """Read the config, change it by ``--cfg-options``, look for its data.
 
-
-def load_config(args: argparse.Namespace, modes: tuple[str, ...]) -> Config:
-    """Read the config, apply the flags and see that its data is there.
+    Ends the program with a message where one of these fails.
 
     Args:
-        args: The parsed command line.
-        modes: Which of train, val, test the program is going to run.
+        args: The parsed command line, with ``config`` and ``cfg_options``.
+        modes: For which of train, val, test data must be there.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        fail(f'config {args.config!r} does not exist')
+    from surge_det.datasets.root import check_data, data_root, merge_options
+
     try:
         data_root()
-    except ValueError as error:
-        fail(error)
-    try:
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         check_data(cfg, modes)
     except (FileNotFoundError, ValueError) as error:
         fail(error)
+    return cfg
+
+
+def prepare_run(args: argparse.Namespace, cfg: Config) -> None:
+    """Apply the flags of :func:`add_run_arguments` to a config."""
+    import torch
+    from mmdet.utils import setup_cache_size_limit_of_dynamo
+    from mmengine.config import ConfigDict
+
+    setup_cache_size_limit_of_dynamo()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+        cfg.work_dir = str(Path('work_dirs', args.config.stem))
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
-        _distribute_on_cpu(cfg)
-    return cfg
-
-
-def _distribute_on_cpu(cfg: Config) -> None:
-    # mmengine's launcher sets a CUDA device, and its default wrapper names
-    # one; a group that is there already, and a wrapper of the config's own,
-    # it takes as they are.
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
-    cfg.setdefault(
-        'model_wrapper_cfg',
-        ConfigDict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        ),
-    )
-
-
-def leave() -> None:
-    """End the process, whole, after all is done."""
-    dist = torch.distributed
-    if dist.is_initialized() and dist.get_backend() == 'gloo':
-        # gloo's threads now and then abort a process that ends by itself.
-        dist.barrier()
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        # mmengine's launcher sets a CUDA device, and its default wrapper
+        # names one; a group that is there already, and a wrapper of the
+        # config's own, it takes as they are.
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            ConfigDict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get(
+                    'find_unused_parameters', False
+                ),
+            ),
+        )
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner that the config asks for."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

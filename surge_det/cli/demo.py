@@ -12,11 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
+from surge_det.cli.common import config_file
 
-from surge_det.datasets import data_root
-
-ROOT = Path(__file__).resolve().parents[2]
 # What makes two runs the same training, whatever the folder they write to.
 TRAINING_KEYS = (
     'model',
@@ -28,15 +25,13 @@ TRAINING_KEYS = (
 )
 
 
-def run(tool: str, *args: object) -> None:
-    """Run one of the tools and stop where it fails."""
-    command = [f'tools/{tool}', *map(str, args)]
-    print(f'\n$ python {" ".join(command)}', flush=True)
-    result = subprocess.run(
-        [sys.executable, str(ROOT / command[0]), *command[1:]]
-    )
+def call(command: str, *args: object) -> None:
+    """Run one of the commands and stop where it fails."""
+    line = [command, *map(str, args)]
+    print(f'\n$ surge-det {" ".join(line)}', flush=True)
+    result = subprocess.run([sys.executable, '-m', 'surge_det', *line])
     if result.returncode:
-        print(f'error: tools/{tool} failed', file=sys.stderr)
+        print(f'error: surge-det {command} failed', file=sys.stderr)
         raise SystemExit(result.returncode)
 
 
@@ -48,6 +43,8 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
         work_dir: Where a run with it may have been.
         since: Time of the dataset; what is older was trained on another.
     """
+    from mmengine.config import Config
+
     dumped = work_dir / config.name
     pointer = work_dir / 'last_checkpoint'
     if not dumped.is_file() or not pointer.is_file():
@@ -69,22 +66,28 @@ def read_map(work_dir: Path) -> float | None:
     return None
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         '--config',
-        type=Path,
-        default=ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py',
-        help='what to train (one of the three *_demo.py)',
+        type=config_file,
+        default='surge_faster_rcnn_r18_demo',
+        help='what to train (one of the three *_demo)',
     )
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/demo')
     )
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the demo."""
+    from mmengine.config import Config
+
+    from surge_det.datasets import data_root
+
     work_dir = args.work_dir
 
-    run('make_demo_data.py', '--root', data_root())
+    call('make-demo-data', '--root', data_root())
     manifest = Path(data_root(), 'shapes', 'manifest.json')
     since = manifest.stat().st_mtime
 
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f'\nTrained already: {final}')
     else:
         resume = ['--resume'] if checkpoint else []
-        run('train.py', args.config, '--work-dir', work_dir, *resume)
+        call('train', args.config, '--work-dir', work_dir, *resume)
 
     predictions = work_dir / 'predictions.pkl'
     if (
@@ -105,8 +108,8 @@ def main(argv: list[str] | None = None) -> None:
     ):
         print(f'Evaluated already: {predictions}')
     else:
-        run(
-            'test.py',
+        call(
+            'test',
             args.config,
             final,
             '--work-dir',
@@ -115,15 +118,11 @@ def main(argv: list[str] | None = None) -> None:
             predictions,
         )
     pictures = work_dir / 'detections'
-    run('show_detections.py', args.config, predictions, '--out', pictures)
+    call('show-detections', args.config, predictions, '--out', pictures)
     curve = work_dir / 'curve.png'
-    run('plot_run.py', work_dir, '--out', curve)
+    call('plot-run', work_dir, '--out', curve)
 
     print(f'\nDetections beside ground truth: {pictures}')
     print(f'Loss and mAP over training:     {curve}')
     print(f'Checkpoint:                     {final}')
     print(f'mAP: {read_map(work_dir / "test"):.3f}')
-
-
-if __name__ == '__main__':
-    main()

@@ -8,95 +8,93 @@ Formats:
 
 Example::
 
-    python tools/export.py configs/surge_faster_rcnn_r18_voc.py CHECKPOINT \\
+    surge-det export configs/surge_faster_rcnn_r18_voc.py CHECKPOINT \\
         --format packed --out detector.safetensors
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
+from surge_det.cli.common import (
+    add_cfg_options,
+    add_config,
+    fail,
+    file_or_address,
+    load_config,
+)
+from surge_det.cli.tables import print_table
 
-# isort: split
-from surge_det.cli.common import add_cfg_options, fail, read_config
-from surge_det.datasets import merge_options
-from surge_det.deploy import FORMATS, Row, check, load_trained
+if TYPE_CHECKING:
+    from surge_det.deploy import Format, Row
+
+# As surge_det.deploy.FORMATS has them.
+FORMAT_NAMES = ('pth', 'packed', 'openvino')
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', type=Path, help='config file path')
-    parser.add_argument('checkpoint', help='checkpoint file')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser)
     parser.add_argument(
-        '--format', choices=FORMATS, required=True, help='what to write'
+        'checkpoint',
+        type=file_or_address,
+        metavar='CHECKPOINT',
+        help='checkpoint file',
+    )
+    parser.add_argument(
+        '--format', choices=FORMAT_NAMES, required=True, help='what to write'
     )
     parser.add_argument(
         '--out',
         type=Path,
         metavar='FILE',
-        help='file to write; default: CHECKPOINT with another ending: '
-        + ', '.join(f.export_suffix for f in FORMATS.values()),
+        help='file to write; default: CHECKPOINT with another ending '
+        '(.safetensors, .xml, .deploy.pth)',
     )
     add_cfg_options(parser)
-    args = parser.parse_args(argv)
-    format = FORMATS[args.format]
-    if args.out is None:
+
+
+def output_path(args: argparse.Namespace, format: Format) -> Path:
+    """Return the file to write; end the program if it cannot be that."""
+    out = args.out
+    if out is None:
         if '://' in args.checkpoint:
-            parser.error('--out is missing: CHECKPOINT is an address')
-        args.out = Path(args.checkpoint).with_suffix(format.export_suffix)
-    elif args.out.suffix != format.suffix:
-        parser.error(
-            f'--out {str(args.out)!r}: the name must end in {format.suffix} '
-            f'for --format {format.name}'
+            fail('--out is missing: CHECKPOINT is an address')
+        out = Path(args.checkpoint).with_suffix(format.export_suffix)
+    elif out.suffix != format.suffix:
+        fail(
+            f'--out {str(out)!r}: the name must end in {format.suffix} for '
+            f'--format {format.name}'
         )
-    if args.out.is_dir():
-        parser.error(f'--out {str(args.out)!r} is a folder; name a file')
-    for file in format.files(args.out):
+    if out.is_dir():
+        fail(f'--out {str(out)!r} is a folder; name a file')
+    for file in format.files(out):
         if file.resolve() == Path(args.checkpoint).resolve():
-            parser.error(
+            fail(
                 f'{str(file)!r} would be written, and is CHECKPOINT; give '
                 'another name with --out'
             )
-    return args
+    return out
 
 
-def _aligned(
-    header: Sequence[str], rows: Iterable[Sequence[str]], left: int
-) -> str:
-    rows = [header, *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = [
-        '  '.join(
-            f'{cell:<{width}}' if i < left else f'{cell:>{width}}'
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, '  '.join('-' * width for width in widths))
-    return '\n'.join(lines)
-
-
-def layer_table(rows: Sequence[Row]) -> str:
-    """One line per layer."""
-    header = ('layer', 'kind', 'bits w/a', 'operation')
-    return _aligned(
-        (*header, 'bytes', 'float bytes'),
+def print_layers(rows: Sequence[Row]) -> None:
+    """Print a line for each layer."""
+    print_table(
+        ('layer', 'kind', 'bits w/a', 'operation', 'bytes', 'float bytes'),
         [
             (row.name, row.kind, row.bits, row.operation)
             + (f'{row.bytes:,}', f'{row.float_bytes:,}')
             for row in rows
         ],
-        4,
+        left=4,
     )
 
 
-def part_table(rows: Sequence[Row]) -> str:
-    """Sums: a line for each part, one for 1-bit weights, one for all."""
+def print_parts(rows: Sequence[Row]) -> None:
+    """Print sums: of each part, of all 1-bit weights, of all."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.part, []).append(row)
@@ -111,7 +109,7 @@ def part_table(rows: Sequence[Row]) -> str:
         float_size = sum(row.float_bytes for row in group)
         share = f'1/{float_size / size:.1f}' if size and float_size else '-'
         lines.append((name, f'{size:,}', f'{float_size:,}', share))
-    return _aligned(('part', 'bytes', 'float bytes', 'of it'), lines, 1)
+    print_table(('part', 'bytes', 'float bytes', 'of it'), lines)
 
 
 def slow_layers(rows: Sequence[Row]) -> list[str]:
@@ -121,21 +119,21 @@ def slow_layers(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    args = parse_args(argv)
-    if not args.config.is_file():
-        fail(f'config {str(args.config)!r} does not exist')
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        fail(f'checkpoint {args.checkpoint!r} does not exist')
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from surge_det.deploy import FORMATS, check, load_trained
+
     format = FORMATS[args.format]
+    out = output_path(args, format)
     try:
         format.require_packages()
-        cfg = read_config(args.config)
-        merge_options(cfg, args.cfg_options)
+        cfg = load_config(args)
         model = load_trained(cfg, args.checkpoint)
         rows = format.plan(model)
-        print(f'{layer_table(rows)}\n\n{part_table(rows)}\n', flush=True)
+        print_layers(rows)
+        print()
+        print_parts(rows)
+        print(flush=True)
         slow = slow_layers(rows)
         if slow:
             print(
@@ -144,8 +142,8 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
         check(rows)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        files = format.save(model, args.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files = format.save(model, out)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
     checkpoint = Path(args.checkpoint)
@@ -157,7 +155,3 @@ def main(argv: list[str] | None = None) -> None:
         f'exported {size:,} bytes, 1/{float_size / size:.1f} of the float '
         "twin's 32-bit parameters"
     )
-
-
-if __name__ == '__main__':
-    main()

@@ -1,11 +1,11 @@
 """Draw the detections of a model in images.
 
-The model is a checkpoint of training or what `tools/export.py` wrote. Each
+The model is a checkpoint of training or what ``surge-det export`` wrote. Each
 image gives OUT/vis/NAME, a picture, and OUT/preds/NAME.json, the boxes.
 
 Example::
 
-    python tools/infer.py images/ --model detector.safetensors --out out
+    surge-det infer images/ --model detector.safetensors --out out
 """
 
 from __future__ import annotations
@@ -15,43 +15,40 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
-
-# isort: split
-import cv2
-import mmcv
-from mmdet.apis.det_inferencer import IMG_EXTENSIONS
-from rich.progress import track
-
-from surge_det.cli.common import fail, read_config
-from surge_det.deploy import DetInferencer
-
-# Endings with which a colour picture can be written, too.
-PICTURES = set(IMG_EXTENSIONS) - {'.pgm'}
+from surge_det.cli.common import (
+    config_file,
+    existing_file,
+    fail,
+    fraction,
+    read_config,
+)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         'images', nargs='+', type=Path, help='images, and folders of images'
     )
     parser.add_argument(
         '--model',
+        type=existing_file,
         required=True,
+        metavar='FILE',
         help='checkpoint (.pth), packed file (.safetensors) or OpenVINO '
         'model (.xml)',
     )
     parser.add_argument(
-        '--config', help='config file path; default: what the model holds'
+        '--config',
+        type=config_file,
+        help='config file, or the name of a shipped config; default: what '
+        'the model holds',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('detections'), help='folder to write'
     )
     parser.add_argument(
         '--score-thr',
-        type=float,
+        type=fraction,
         default=0.3,
         help='draw detections with a score above this',
     )
@@ -60,10 +57,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="such as cpu or cuda:0; default: torch's, and the CPU for "
         'an OpenVINO model',
     )
-    args = parser.parse_args(argv)
-    if not 0 <= args.score_thr <= 1:
-        parser.error(f'--score-thr {args.score_thr}: 0 to 1 is allowed')
-    return args
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -73,6 +66,8 @@ def find_images(paths: list[Path]) -> list[Path]:
         ValueError: If a path is not there, a folder has no image, or two
             images have the same name: their pictures would be one file.
     """
+    from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+
     images = []
     for path in paths:
         found = [path]
@@ -114,7 +109,12 @@ def prepare(folder: Path) -> None:
 
 def problem(path: Path) -> str | None:
     """Say why there can be no picture of an image, if so."""
-    if path.suffix.lower() not in PICTURES:
+    import cv2
+    import mmcv
+    from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+
+    # A colour picture cannot be written as .pgm.
+    if path.suffix.lower() not in set(IMG_EXTENSIONS) - {'.pgm'}:
         return (
             f'no picture can be written as {path.suffix}'
             if path.suffix
@@ -128,13 +128,13 @@ def problem(path: Path) -> str | None:
     return 'cannot be read as an image' if image is None else None
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    args = parse_args(argv)
-    if args.config is not None and not Path(args.config).is_file():
-        fail(f'config {args.config!r} does not exist')
-    if not Path(args.model).is_file():
-        fail(f'model {args.model!r} does not exist')
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    import cv2
+    from rich.progress import track
+
+    from surge_det.deploy import DetInferencer
+
     # Of a log that is not asked for, and of boxes that reach beyond the image.
     warnings.filterwarnings('ignore', module=r'mmengine\.visualization')
     try:
@@ -143,7 +143,10 @@ def main(argv: list[str] | None = None) -> None:
             # mmdet's own reading tells less of what is wrong in it.
             read_config(args.config)
         inferencer = DetInferencer(
-            args.config, args.model, args.device, show_progress=False
+            args.config and str(args.config),
+            str(args.model),
+            args.device,
+            show_progress=False,
         )
         prepare(args.out)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -177,7 +180,3 @@ def main(argv: list[str] | None = None) -> None:
             f'{len(failed)} of {len(images)} images failed, the others are '
             'done:\n' + '\n'.join(failed)
         )
-
-
-if __name__ == '__main__':
-    main()

@@ -7,7 +7,7 @@ Writes OUT/train/CLASS/*.png and OUT/val/CLASS/*.png, what
 
 Example::
 
-    python tools/make_crops.py --max-per-class 150
+    surge-det make-crops --max-per-class 150
 """
 
 from __future__ import annotations
@@ -18,19 +18,11 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
 
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
-
-# isort: split
-from PIL import Image
-
-from surge_det.cli.common import fail
-from surge_det.datasets import VOCFormatDataset, data_root
+from surge_det.cli.common import fail, positive_int
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         '--source',
         type=Path,
@@ -63,19 +55,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--max-per-class',
-        type=int,
+        type=positive_int,
         metavar='N',
         help='of OUT/train keep at most N crops of a class, drawn at random, '
         'so that a frequent class does not drown the others; OUT/val is '
         'always whole',
     )
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.margin < 0:
-        parser.error(f'--margin {args.margin}: at least 0')
-    if args.max_per_class is not None and args.max_per_class < 1:
-        parser.error(f'--max-per-class {args.max_per_class}: at least 1')
-    return args
 
 
 def class_names(source: Path) -> list[str]:
@@ -92,6 +78,8 @@ def find_boxes(source: Path, split: str, classes: list[str]) -> dict:
 
     Boxes are XYXY in pixels, 0-based, the far corner inclusive.
     """
+    from surge_det.datasets import VOCFormatDataset
+
     dataset = VOCFormatDataset(
         data_root=str(source),
         ann_file=f'ImageSets/Main/{split}.txt',
@@ -112,12 +100,15 @@ def cut(
     boxes: dict, folder: Path, margin: float, min_size: int
 ) -> dict[str, int]:
     """Write one PNG per box and return how many each class got."""
+    from PIL import Image
+    from rich.progress import track
+
     by_image = defaultdict(list)
     for name, items in boxes.items():
         for path, number, box in items:
             by_image[path].append((name, number, box))
     counts = dict.fromkeys(sorted(boxes), 0)
-    for path, items in sorted(by_image.items()):
+    for path, items in track(sorted(by_image.items()), f'cutting {folder}'):
         with Image.open(path) as image:
             image = image.convert('RGB')
         for name, number, (x1, y1, x2, y2) in items:
@@ -137,9 +128,12 @@ def cut(
     return counts
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    if args.margin < 0:
+        fail(f'--margin {args.margin}: at least 0')
+    from surge_det.datasets import data_root
+
     try:
         root = Path(data_root())
         source = args.source or root / 'bccd'
@@ -161,7 +155,3 @@ def main(argv: list[str] | None = None) -> None:
             print(f'{out / name}: {told}')
     except (FileNotFoundError, ValueError, ET.ParseError) as error:
         fail(error)
-
-
-if __name__ == '__main__':
-    main()

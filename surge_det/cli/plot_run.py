@@ -4,15 +4,11 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from surge_det.cli.common import fail
 
 MAP = r'(bbox_)?mAP'
 _LOSS_COLOR, _MAP_COLOR = '#2a5d9f', '#c2571a'
@@ -53,7 +49,7 @@ def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
     continues the curve, a run from scratch starts a new one.
 
     Args:
-        work_dir: As given to ``tools/train.py``.
+        work_dir: As given to ``surge-det train``.
         score: Pattern of the figure's name, without what stands before its
             slash.
 
@@ -89,7 +85,7 @@ def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
     if not losses:
         raise FileNotFoundError(
             f'no log of a training run in {work_dir}: looked for '
-            '*/vis_data/scalars.json, which tools/train.py writes there '
+            '*/vis_data/scalars.json, which surge-det train writes there '
             f'({len(paths)} found, none of them with a loss)'
         )
     if score != MAP and not scores:
@@ -122,7 +118,7 @@ def plot_run(
     """Draw loss over iterations, and mAP over epochs where there is one.
 
     Args:
-        work_dir: As given to ``tools/train.py``.
+        work_dir: As given to ``surge-det train``.
         out: The picture; ``work_dir/curves.png`` by default.
         score: Another figure than mAP, such as ``'bbox_mAP_50'``.
 
@@ -132,6 +128,11 @@ def plot_run(
     Raises:
         FileNotFoundError, ValueError: as ``read_curves``.
     """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
     work_dir = Path(work_dir)
     curves = read_curves(work_dir, re.escape(score) if score else MAP)
     title = score or 'mAP'
@@ -179,21 +180,21 @@ def plot_run(
     return out
 
 
-def main(argv=None):
-    """Draw one run's curves."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        'work_dir', metavar='WORK_DIR', help="the training's folder"
+    )
     parser.add_argument('--out', help='default: WORK_DIR/curves.png')
     parser.add_argument(
         '--score', help='the figure to draw; default: mAP; e.g. bbox_mAP_50'
     )
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     try:
         picture = plot_run(args.work_dir, args.out, args.score)
-        print(f'loss and {args.score or "mAP"}: {picture}')
     except (OSError, ValueError) as error:
-        sys.exit(f'plot_run: {error}')
-
-
-if __name__ == '__main__':
-    main()
+        fail(error)
+    print(f'loss and {args.score or "mAP"}: {picture}')

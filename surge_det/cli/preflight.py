@@ -3,37 +3,33 @@
 Ends with status 1 and names the layers if there are binarized layers whose
 input never changes sign, or that are never called. Example::
 
-    python tools/preflight.py configs/surge_retinanet_r50_coco.py
+    surge-det preflight configs/surge_retinanet_r50_coco.py
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from typing import TYPE_CHECKING
 
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
+from surge_det.cli.common import (
+    add_cfg_options,
+    add_config,
+    fail,
+    load_config,
+)
+from surge_det.cli.tables import print_table
 
-# isort: split
-from mmdet.registry import DATASETS, MODELS
-from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint, set_random_seed
-from torch import nn
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import nn
 
-from surge_det.cli.common import add_cfg_options, fail, load_config
-from surge_det.deploy.trained import check_is_checkpoint, shortened
-from surge_det.models.preflight import SignReport, preflight
+    from surge_det.models.preflight import SignReport
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description='Look at what the signs of a 1-bit detector see'
-    )
-    parser.add_argument('config', help='train config file path')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser)
     parser.add_argument(
         '--image-index',
         type=int,
@@ -46,12 +42,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'those that training starts from',
     )
     add_cfg_options(parser)
-    parser.set_defaults(launcher='none', work_dir=None, local_rank=0)
-    return parser.parse_args(argv)
 
 
 def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     """Build the model as training starts it, or with a checkpoint."""
+    from mmdet.registry import MODELS
+    from mmengine.logging import MMLogger
+    from mmengine.runner import load_checkpoint
+
+    from surge_det.deploy.trained import check_is_checkpoint, shortened
+
     model = MODELS.build(cfg.model)
     # The answer is the table, not a line for each initialized parameter.
     logger = MMLogger.get_current_instance()
@@ -79,6 +79,9 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
 
 def load_batch(cfg: Config, index: int) -> dict:
     """Read one image of the training set through its pipeline."""
+    from mmdet.registry import DATASETS
+    from mmengine.dataset import pseudo_collate
+
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     if not 0 <= index < len(dataset):
         fail(
@@ -89,22 +92,28 @@ def load_batch(cfg: Config, index: int) -> dict:
 
 
 def show(reports: list[SignReport]) -> None:
-    """Print one line per layer."""
-    width = max(len(report.name) for report in reports)
-    print(f'{"layer":{width}}  inputs -1  channels of one sign')
+    """Print a line for each layer."""
+    rows = []
     for report in reports:
-        values = 'never called'
+        values = ('', '', 'never called')
         if report.ran:
             values = (
-                f'{report.negative:9.1%}  {report.constant_channels:20.1%}'
-                + ('  <- never changes sign' if report.constant else '')
+                f'{report.negative:.1%}',
+                f'{report.constant_channels:.1%}',
+                'never changes sign' if report.constant else '',
             )
-        print(f'{report.name:{width}}  {values}')
+        rows.append((report.name, *values))
+    header = ('layer', 'inputs -1', 'channels of one sign', '')
+    print_table(header, rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool; return the exit status."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """Run the command: status 1 if there are layers that cannot work."""
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import set_random_seed
+
+    from surge_det.models.preflight import preflight
+
     cfg = load_config(args, ('train',))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(0)
@@ -127,7 +136,3 @@ def main(argv: list[str] | None = None) -> int:
         why = 'input never changes sign' if report.ran else 'never called'
         print(f'  {report.name}: {why}')
     return 1
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

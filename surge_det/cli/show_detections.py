@@ -1,249 +1,55 @@
 """Draw a test's detections beside the ground truth.
 
-PREDICTIONS is what `tools/test.py CONFIG CHECKPOINT --out PREDICTIONS` wrote.
+PREDICTIONS is what ``surge-det test CONFIG CHECKPOINT --out PREDICTIONS``
+wrote.
 """
 
+from __future__ import annotations
+
 import argparse
-import sys
-from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import cv2
-import mmcv
-import numpy as np
-from mmengine.fileio import load
-from mmengine.registry import init_default_scope
-from mmengine.visualization import Visualizer
-
-import surge_det  # noqa: F401
-from surge_det.cli.common import add_cfg_options, read_config
-
-# isort: split
-# Below surge_det, which serves the mmcv ops that these imports need.
-from mmdet.registry import DATASETS
-from mmdet.visualization.palette import get_palette
-
-from surge_det.datasets import check_data, merge_options
-
-# Images narrower than this are enlarged, so that labels are legible.
-_WIDTH = 440
-_FONT = 10
-_SHEET_COLUMNS, _SHEET_PAIRS, _SHEET_CELL = 3, 9, 900
-_STRIP, _GAP = 30, 8
+from surge_det.cli.common import (
+    add_cfg_options,
+    add_config,
+    existing_file,
+    fail,
+    load_config,
+)
 
 
-def _draw(visualizer, image, boxes, labels, texts, colors):
-    visualizer.set_image(image)
-    if not len(boxes):
-        return visualizer.get_image()
-    height, width = image.shape[:2]
-    # A box beyond the edge would make matplotlib shrink the image.
-    boxes = np.clip(boxes, 0, [width - 1, height - 1] * 2)
-    colors = [tuple(colors[label]) for label in labels]
-    visualizer.draw_bboxes(boxes, edge_colors=colors, line_widths=2)
-    # Each label stands on its box, except where that is outside the image.
-    above = boxes[:, 1] > 2 * _FONT
-    far = boxes[:, 0] > 0.8 * width
-    corner = np.stack(
-        [np.where(far, boxes[:, 2], boxes[:, 0]), boxes[:, 1]], 1
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser)
+    parser.add_argument(
+        'predictions', type=existing_file, metavar='PREDICTIONS.pkl'
     )
-    dark = [
-        sum(c * w for c, w in zip(rgb, (3, 6, 1))) < 1400 for rgb in colors
-    ]
-    visualizer.draw_texts(
-        texts,
-        corner + np.where(above[:, None], (0, -2), (0, 3)),
-        font_sizes=_FONT,
-        colors=['w' if d else 'k' for d in dark],
-        vertical_alignments=['bottom' if a else 'top' for a in above],
-        horizontal_alignments=['right' if f else 'left' for f in far],
-        bboxes=[
-            dict(facecolor=[c / 255 for c in rgb], edgecolor='none', pad=1.0)
-            for rgb in colors
-        ],
-    )
-    return visualizer.get_image()
-
-
-def _strip(width, titles):
-    strip = np.full((_STRIP, width, 3), 255, np.uint8)
-    for index, title in enumerate(titles):
-        x = index * width // len(titles) + 8
-        cv2.putText(
-            strip,
-            title,
-            (x, _STRIP - 9),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.6,
-            (40, 40, 40),
-            1,
-            cv2.LINE_AA,
-        )
-    return strip
-
-
-def draw_pair(visualizer, info, prediction, metainfo, score_thr):
-    """Return an RGB picture (H, W, 3) uint8: truth left, detections right.
-
-    Args:
-        visualizer (Visualizer): mmengine's; its canvas is drawn over.
-        info (dict): The image's ``get_data_info``; boxes XYXY in its pixels.
-        prediction (dict): The image's entry of the predictions.
-        metainfo (dict): ``classes``, and ``palette`` if there is one.
-        score_thr (float): Detections with lower scores are left out.
-    """
-    image = mmcv.imread(info['img_path'], channel_order='rgb')
-    height, width = image.shape[:2]
-    scale = -(-_WIDTH // width)
-    if scale > 1:
-        image = cv2.resize(
-            image,
-            (width * scale, height * scale),
-            interpolation=cv2.INTER_CUBIC,
-        )
-    classes = metainfo['classes']
-    colors = get_palette(metainfo.get('palette'), len(classes))
-
-    # Ignored ("difficult") objects count neither way, and are not drawn.
-    truth = [i for i in info['instances'] if not i.get('ignore_flag')]
-    boxes = np.array([i['bbox'] for i in truth], float).reshape(-1, 4)
-    labels = [i['bbox_label'] for i in truth]
-    names = [classes[label] for label in labels]
-    left = _draw(visualizer, image, boxes * scale, labels, names, colors)
-
-    pred = prediction['pred_instances']
-    scores = np.asarray(pred['scores'])
-    # The surest last, on top.
-    order = [i for i in np.argsort(scores) if scores[i] >= score_thr]
-    boxes = np.asarray(pred['bboxes'], float).reshape(-1, 4)[order]
-    labels = np.asarray(pred['labels'])[order].tolist()
-    names = [f'{classes[k]} {scores[i]:.2f}' for k, i in zip(labels, order)]
-    right = _draw(visualizer, image, boxes * scale, labels, names, colors)
-
-    gap = np.full_like(left[:, :_GAP], 255)
-    pair = np.concatenate([left, gap, right], 1)
-    titles = (
-        f'{Path(info["img_path"]).name}: ground truth ({len(truth)})',
-        f'detections, score {score_thr:g} and more ({len(order)})',
-    )
-    return np.vstack([_strip(pair.shape[1], titles), pair])
-
-
-def _sheet(pairs):
-    cells = []
-    for pair in pairs:
-        size = (
-            _SHEET_CELL,
-            round(pair.shape[0] * _SHEET_CELL / pair.shape[1]),
-        )
-        cells.append(cv2.resize(pair, size, interpolation=cv2.INTER_AREA))
-    height = max(cell.shape[0] for cell in cells)
-    columns = min(_SHEET_COLUMNS, len(cells))
-    rows = -(-len(cells) // columns)
-    page = np.full(
-        (
-            rows * (height + _GAP) - _GAP,
-            columns * (_SHEET_CELL + _GAP) - _GAP,
-            3,
-        ),
-        255,
-        np.uint8,
-    )
-    for index, cell in enumerate(cells):
-        y = index // columns * (height + _GAP)
-        x = index % columns * (_SHEET_CELL + _GAP)
-        page[y : y + cell.shape[0], x : x + _SHEET_CELL] = cell
-    return page
-
-
-def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
-    """Write pictures of ``num`` test images, and a sheet of the first nine.
-
-    Args:
-        cfg (Config): The config that was tested.
-        predictions (list[dict]): As mmdet's ``DumpDetResults`` writes them.
-        out (str | Path): The pictures' folder.
-        num (int): How many images, evenly spaced over the test set.
-        score_thr (float): Detections with lower scores are left out.
-
-    Returns:
-        tuple[Path, list[Path]]: The sheet, and the single pictures.
-
-    Raises:
-        ValueError: for ``num`` below 1, ``score_thr`` outside [0, 1), or
-            predictions that are not of this config's test images.
-        FileNotFoundError: for absent data.
-    """
-    if num < 1:
-        raise ValueError(f'num={num} must be at least 1')
-    if not 0 <= score_thr < 1:
-        raise ValueError(f'score_thr={score_thr} must be in [0, 1)')
-    if not isinstance(predictions, list) or not all(
-        isinstance(p, dict) and {'img_id', 'pred_instances'} <= p.keys()
-        for p in predictions
-    ):
-        raise ValueError(
-            'predictions must be a list of dicts with img_id and '
-            'pred_instances, as tools/test.py --out writes them'
-        )
-    check_data(cfg, ['test'])
-    init_default_scope(cfg.get('default_scope') or 'mmdet')
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
-    dataset.full_init()
-    by_id = {p['img_id']: p for p in predictions}
-    if len(by_id) < len(predictions) or len(by_id) != len(dataset):
-        raise ValueError(
-            f'predictions are of {len(by_id)} images, the test set has '
-            f'{len(dataset)}: not of this config?'
-        )
-    visualizer = Visualizer()
-    num = min(num, len(dataset))
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    pairs, paths = [], []
-    for index in range(num):
-        info = dataset.get_data_info(index * len(dataset) // num)
-        if info['img_id'] not in by_id:
-            raise ValueError(
-                f'no prediction for image {info["img_id"]!r}: the '
-                'predictions are not of this config'
-            )
-        prediction = by_id[info['img_id']]
-        pair = draw_pair(
-            visualizer, info, prediction, dataset.metainfo, score_thr
-        )
-        path = out / f'{Path(info["img_path"]).stem}.png'
-        mmcv.imwrite(pair[..., ::-1], str(path))
-        paths.append(path)
-        if len(pairs) < _SHEET_PAIRS:
-            pairs.append(pair)
-    sheet = out / 'detections.png'
-    mmcv.imwrite(_sheet(pairs)[..., ::-1], str(sheet))
-    return sheet, paths
-
-
-def main(argv=None):
-    """Draw the detections of one test."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config')
-    parser.add_argument('predictions', metavar='PREDICTIONS.pkl')
     parser.add_argument('--out', required=True, help="the pictures' folder")
-    parser.add_argument('--num', type=int, default=12)
-    parser.add_argument('--score-thr', type=float, default=0.3)
+    parser.add_argument(
+        '--num', type=int, default=12, help='how many images to draw'
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='leave out detections with lower scores',
+    )
     add_cfg_options(parser)
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from mmengine.fileio import load
+
+    from surge_det.cli.detection_pictures import show_detections
+
+    cfg = load_config(args)
     try:
-        cfg = read_config(args.config)
-        merge_options(cfg, args.cfg_options)
         sheet, paths = show_detections(
             cfg, load(args.predictions), args.out, args.num, args.score_thr
         )
     except (OSError, ValueError) as error:
-        sys.exit(f'show_detections: {error}')
+        fail(error)
     print(f'{len(paths)} pictures in {args.out}; a sheet of them: {sheet}')
-
-
-if __name__ == '__main__':
-    main()

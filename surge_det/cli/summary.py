@@ -5,7 +5,7 @@ stored weights. No data and no weights are needed or fetched.
 
 Example::
 
-    python tools/model_summary.py configs/surge_faster_rcnn_r18_voc.py
+    surge-det summary configs/surge_faster_rcnn_r18_voc.py
 """
 
 from __future__ import annotations
@@ -13,28 +13,22 @@ from __future__ import annotations
 import argparse
 import csv
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-from matplotlib.ticker import EngFormatter
-
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
-
-# isort: split
-from surge_det.cli.common import add_cfg_options, fail, read_config
-from surge_det.datasets import merge_options
-from surge_det.models.complexity import (
-    TOTALS,
-    LayerCost,
-    ModelCost,
-    detector_cost,
-    total_cost,
+from surge_det.cli.common import (
+    add_cfg_options,
+    add_config,
+    fail,
+    load_config,
+    positive_int,
 )
+from surge_det.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from surge_det.models.complexity import LayerCost, ModelCost
+
 
 CONVENTIONS = (
     'BOPs: multiply-accumulates of 1-bit weights with 1-bit activations. '
@@ -69,24 +63,6 @@ def _ratio(float_value: float, value: float) -> str:
     return f'{float_value / value:.2f}x' if value else '-'
 
 
-def _aligned(header: Sequence[str], rows: Iterable[Sequence[str]], left: int):
-    """Lines of a table: empty rows are rules, first columns go left."""
-    rows = list(rows)
-    widths = [
-        max(len(row[i]) for row in [header, *filter(None, rows)])
-        for i in range(len(header))
-    ]
-    rule = '  '.join('-' * width for width in widths)
-    lines = []
-    for row in [header, [], *rows]:
-        cells = (
-            f'{cell:<{width}}' if i < left else f'{cell:>{width}}'
-            for i, (cell, width) in enumerate(zip(row, widths))
-        )
-        lines.append('  '.join(cells).rstrip() if row else rule)
-    return lines
-
-
 def _groups(
     layers: Sequence[LayerCost], depth: int | None
 ) -> dict[str, list[LayerCost]]:
@@ -105,14 +81,16 @@ def _groups(
     return groups
 
 
-def layer_table(cost: ModelCost, depth: int | None = None) -> str:
-    """Table of layers, part by part.
+def print_layers(cost: ModelCost, depth: int | None = None) -> None:
+    """Print the layers, part by part.
 
     Args:
         cost: What to show.
         depth: Layers that agree in so many components of their name are put
             together in one row; ``None`` gives each its own.
     """
+    from surge_det.models.complexity import TOTALS, total_cost
+
     header = (
         *('layer', 'weights', 'output', 'bits w/a', 'params'),
         *('BOPs', 'FLOPs', 'OPs', 'bytes', 'float OPs', 'float bytes'),
@@ -139,11 +117,13 @@ def layer_table(cost: ModelCost, depth: int | None = None) -> str:
                 (name, weights, output, bits)
                 + tuple(short(total[key]) for key in TOTALS)
             )
-    return '\n'.join(_aligned(header, rows, 3))
+    print_table(header, rows, left=3)
 
 
-def part_table(cost: ModelCost) -> str:
-    """Table of totals: a row for each part, and one for all."""
+def print_parts(cost: ModelCost) -> None:
+    """Print totals: a row for each part, and one for all."""
+    from surge_det.models.complexity import total_cost
+
     header = (
         *('part', '1-bit layers', 'params', 'BOPs', 'FLOPs'),
         *('OPs', 'float OPs', 'saved', 'bytes', 'float bytes', 'saved'),
@@ -168,11 +148,13 @@ def part_table(cost: ModelCost) -> str:
                 _ratio(total['float_bytes'], total['bytes']),
             )
         )
-    return '\n'.join(_aligned(header, rows, 1))
+    print_table(header, rows)
 
 
 def write_csv(cost: ModelCost, path: Path) -> None:
     """Write every layer, and the totals in the last row."""
+    from surge_det.models.complexity import TOTALS, total_cost
+
     with open(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -193,6 +175,14 @@ def write_csv(cost: ModelCost, path: Path) -> None:
 
 def draw(cost: ModelCost, title: str, path: Path) -> None:
     """Draw OPs and bytes, each 1-bit above float, stacked by part."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    from surge_det.models.complexity import total_cost
+
     parts = {name: total_cost(c) for name, c in cost.parts().items()}
     total = total_cost(cost.layers)
     colors = plt.get_cmap('tab10').colors
@@ -246,20 +236,19 @@ def _outputs(out: Path, stem: str) -> tuple[Path, Path]:
     return out.with_suffix('.csv'), out.with_suffix('.png')
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('config', type=Path, help='config file path')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser)
     parser.add_argument(
         '--shape',
         nargs=2,
-        type=int,
+        type=positive_int,
         metavar=('H', 'W'),
         help='image size in pixels; default: as the test pipeline resizes',
     )
     parser.add_argument(
         '--depth',
-        type=int,
+        type=positive_int,
         help='put layers together that agree in so many components of their '
         f'name; default: 3 in a table of more than {LONG} layers. The CSV '
         'has every layer',
@@ -272,25 +261,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'ending in .csv and .png, or else a folder',
     )
     add_cfg_options(parser)
-    args = parser.parse_args(argv)
-    if not args.config.is_file():
-        parser.error(f'config {str(args.config)!r} does not exist')
-    if args.depth is not None and args.depth < 1:
-        parser.error(f'--depth {args.depth}: at least 1')
-    if args.shape and min(args.shape) < 1:
-        parser.error('--shape {} {}: at least 1 each'.format(*args.shape))
-    return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from surge_det.models.complexity import detector_cost
+
+    cfg = load_config(args)
     try:
-        cfg = read_config(args.config)
-    except ValueError as error:
-        fail(error)
-    try:
-        merge_options(cfg, args.cfg_options)
         cost = detector_cost(cfg, args.shape)
     except (NotImplementedError, OSError, ValueError) as error:
         fail(f'{args.config}: {error}')
@@ -298,7 +276,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = sum(bool(layer.weight_shape) for layer in cost.layers)
     if depth is None and rows > LONG:
         depth = 3
-    print(f'{layer_table(cost, depth)}\n\n{part_table(cost)}\n')
+    print_layers(cost, depth)
+    print()
+    print_parts(cost)
+    print()
     for note in (*cost.notes, CONVENTIONS):
         print(textwrap.fill(note[0].upper() + note[1:], 79))
     if args.out:
@@ -309,7 +290,3 @@ def main(argv: list[str] | None = None) -> None:
         except OSError as error:
             fail(f'--out {args.out}: {error}')
         print(f'\nWritten: {table}, {picture}')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,49 +1,44 @@
-"""Evaluate a detector: mmdet's ``tools/test.py`` with SURGE registered.
+"""Evaluate a detector, as mmdet's ``tools/test.py`` does.
+
+CHECKPOINT may be what ``surge-det export`` wrote: a packed file
+(``.safetensors``) or an OpenVINO model (``.xml``). The config says what the
+detector is, what it is tested on, and how.
 
 Example::
 
-    python tools/test.py configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
-
-CHECKPOINT may be what `tools/export.py` wrote: a packed file
-(`.safetensors`) or an OpenVINO model (`.xml`). The config says what the
-detector is, what it is tested on, and how.
+    surge-det test configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
 """
 
 from __future__ import annotations
 
 import argparse
 from copy import deepcopy
-from pathlib import Path
-
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
-
-# isort: split
-from mmdet.engine.hooks.utils import trigger_visualization_hook
-from mmdet.evaluation import DumpDetResults
-from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, ConfigDict
+from typing import TYPE_CHECKING
 
 from surge_det.cli.common import (
-    add_common_arguments,
+    add_config,
+    add_run_arguments,
     build_runner,
     fail,
-    leave,
+    file_or_address,
     load_config,
+    prepare_run,
 )
-from surge_det.deploy import format_of
-from surge_det.deploy.loading import as_model_cfg
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description='Evaluate a detector')
-    parser.add_argument('config', help='test config file path')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser)
     parser.add_argument(
         'checkpoint',
+        type=file_or_address,
+        metavar='CHECKPOINT',
         help='checkpoint, packed file (.safetensors) or OpenVINO model (.xml)',
     )
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument('--out', help='write predictions to this .pkl file')
     parser.add_argument(
         '--show', action='store_true', help='show pictures of detections'
@@ -59,14 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation'
     )
-    args = parser.parse_args(argv)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        parser.error(f'--out {args.out!r}: the name must end in .pkl')
-    return args
 
 
 def apply_tta(cfg: Config) -> None:
     """Put mmdet's default test-time augmentation where the config has none."""
+    from mmengine.config import ConfigDict
+
     cfg.setdefault(
         'tta_model',
         ConfigDict(
@@ -103,12 +96,17 @@ def apply_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    args = parse_args(argv)
-    setup_cache_size_limit_of_dynamo()
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        fail(f'checkpoint {args.checkpoint!r} does not exist')
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        fail(f'--out {args.out!r}: the name must end in .pkl')
+    from mmdet.engine.hooks.utils import trigger_visualization_hook
+    from mmdet.evaluation import DumpDetResults
+    from mmengine.config import ConfigDict
+
+    from surge_det.deploy import format_of
+    from surge_det.deploy.loading import as_model_cfg
+
     format = format_of(args.checkpoint)
     if format.one_process and args.launcher != 'none':
         fail(
@@ -116,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             f'{format.name!r} is tested in one process'
         )
     cfg = load_config(args, ('test',))
+    prepare_run(args, cfg)
     cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
     # What a config starts training from would be loaded over it.
     cfg.load_from, cfg.resume = None, False
@@ -133,8 +132,3 @@ def main(argv: list[str] | None = None) -> None:
             DumpDetResults(out_file_path=args.out)
         )
     runner.test()
-
-
-if __name__ == '__main__':
-    main()
-    leave()

@@ -1,28 +1,26 @@
-"""Train a detector: mmdet's ``tools/train.py`` with SURGE registered.
+"""Train a detector, as mmdet's ``tools/train.py`` does.
 
 Example::
 
-    python tools/train.py configs/surge_faster_rcnn_r18_voc.py
+    surge-det train configs/surge_faster_rcnn_r18_voc.py --amp
 """
 
 from __future__ import annotations
 
 import argparse
-
-# First: closes the toolbox's gaps before anything of it is imported.
-import surge_det  # noqa: F401
-
-# isort: split
-from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config
+from typing import TYPE_CHECKING
 
 from surge_det.cli.common import (
-    add_common_arguments,
+    add_config,
+    add_run_arguments,
     build_runner,
     fail,
-    leave,
     load_config,
+    prepare_run,
 )
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 # mmdet's own tool puts mmengine's wrapper here and loses AGS.
 AMP_TWINS = {
@@ -32,11 +30,10 @@ AMP_TWINS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description='Train a detector')
-    parser.add_argument('config', help='train config file path')
-    add_common_arguments(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_config(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -55,7 +52,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='resume from this checkpoint, or without a value from the '
         'latest in the work directory',
     )
-    return parser.parse_args(argv)
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
@@ -79,15 +75,9 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the tool."""
-    args = parse_args(argv)
-    setup_cache_size_limit_of_dynamo()
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     cfg = load_config(args, ('train', 'val'))
+    prepare_run(args, cfg)
     apply_flags(cfg, args)
     build_runner(cfg).train()
-
-
-if __name__ == '__main__':
-    main()
-    leave()

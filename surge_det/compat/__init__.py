@@ -3,7 +3,7 @@
 `install()` does three things, each only where its package is there:
 
 - ``mmcv.ops`` works without mmcv's compiled extension (`mmcv_ops`);
-- mmengine reads checkpoints with ``weights_only`` safety (`checkpoint`);
+- mmengine reads checkpoints with ``weights_only`` safety (`safe_load`);
 - the warning about ``pkg_resources`` that mmengine's imports set off is
   silenced: the pins and the doctor take care of it.
 
@@ -32,14 +32,14 @@ def install() -> None:
     if find_spec('mmengine') is None:
         return
     try:
-        from surge_det.compat import checkpoint
+        from surge_det.compat import safe_load
 
-        checkpoint.install()
+        safe_load.install()
     except Exception as error:
         # A half-installed toolbox fails with far more than ImportError.
         warnings.warn(
             f'mmengine is installed but cannot be imported '
             f'({type(error).__name__}: {error}). Run '
-            '`python -m surge_det.doctor` for the remedy.',
+            '`python -m surge_det doctor` for the remedy.',
             stacklevel=2,
         )

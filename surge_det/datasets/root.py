@@ -32,9 +32,7 @@ _SOURCES = {
         'git clone https://github.com/Shenggan/BCCD_Dataset, then copy its '
         'folder BCCD to bccd/ in the data folder.'
     ),
-    'bccd_crops': (
-        'BCCD, cut into one image per cell: python tools/make_crops.py'
-    ),
+    'bccd_crops': ('BCCD, cut into one image per cell: surge-det make-crops'),
     'imagenet': (
         'ImageNet (ILSVRC 2012): download ILSVRC2012_img_train.tar, '
         'ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from '
@@ -43,7 +41,7 @@ _SOURCES = {
         "for the splits 'train' and 'val' unpacks them to train/ and val/ "
         'with one folder per class.'
     ),
-    'shapes': 'The demo dataset is drawn by: python tools/make_demo_data.py',
+    'shapes': 'The demo dataset is drawn by: surge-det make-demo-data',
 }
 
 
@@ -131,7 +129,9 @@ def check_data(
     """
     for mode in modes:
         loader = cfg.get(f'{mode}_dataloader')
-        for dataset in _leaves(loader.get('dataset') if loader else None):
+        for dataset in leaf_datasets(
+            loader.get('dataset') if loader else None
+        ):
             for path in _dataset_paths(dataset):
                 _require(path, f'{mode}_dataloader')
         evaluators = cfg.get(f'{mode}_evaluator') or []
@@ -142,16 +142,21 @@ def check_data(
                 _require(evaluator['ann_file'], f'{mode}_evaluator')
 
 
-def _leaves(dataset: Any) -> Iterator[Mapping]:
+def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
+    """Yield the datasets inside wrappers: repeated, concatenated, ...
+
+    Args:
+        dataset: What a dataloader's ``dataset`` is, or None.
+    """
     if isinstance(dataset, list | tuple):
         for item in dataset:
-            yield from _leaves(item)
+            yield from leaf_datasets(item)
     elif isinstance(dataset, Mapping):
         inner = dataset.get('dataset', dataset.get('datasets'))
         if inner is None:
             yield dataset
         else:
-            yield from _leaves(inner)
+            yield from leaf_datasets(inner)
 
 
 def _dataset_paths(dataset: Mapping) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch.nn.modules.utils import (
     consume_prefix_in_state_dict_if_present,
 )
 
-from surge_det.compat.checkpoint import UnsafeCheckpointError
+from surge_det.compat.safe_load import UnsafeCheckpointError
 from surge_det.core.layers import named_surge_layers
 from surge_det.deploy.config import read_config
 

@@ -4,7 +4,6 @@ The networks below have the names, shapes and forward passes of the public
 code of BiDet, ReActNet (ResNet variant) and Bi-Real Net.
 """
 
-import importlib
 import os
 import re
 import subprocess
@@ -19,14 +18,14 @@ from torch.nn import functional as F
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
-import surge_det  # noqa: F401
-
-# isort: split
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
+from surge_det.cli import convert
+from surge_det.cli.main import main
 from surge_det.core.layers import named_surge_layers
 from surge_det.models.backbones.published import (
+    LAYOUTS,
     convert_published,
     detect_layout,
     unwrap,
@@ -582,10 +581,6 @@ class Evil:
         return (os.system, ('true',))
 
 
-def load_tool():
-    return importlib.import_module('surge_det.cli.convert')
-
-
 @pytest.mark.parametrize(
     ('content', 'said'),
     [
@@ -597,17 +592,20 @@ def load_tool():
     ],
 )
 def test_command_refuses_with_a_message(content, said, tmp_path, capsys):
-    tool = load_tool()
     source, out = tmp_path / 'in.pth', tmp_path / 'out.pth'
     if isinstance(content, bytes):
         source.write_bytes(content)
     elif content is not None:
         torch.save(content, source)
     with pytest.raises(SystemExit) as error:
-        tool.main([str(source), str(out)])
+        main(['convert', str(source), str(out)])
     assert error.value.code == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
     for args in ([str(out), str(out)], [str(source), 'out.pkl']):
         with pytest.raises(SystemExit):
-            tool.parse_args(args)
+            main(['convert', *args])
+
+
+def test_the_command_names_all_layouts():
+    assert convert.LAYOUTS == LAYOUTS

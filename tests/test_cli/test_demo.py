@@ -6,10 +6,9 @@ import pytest
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
-import surge_det  # noqa: F401
-
-# isort: split
 from mmengine.config import Config
+
+from surge_det.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
@@ -57,20 +56,20 @@ def test_training_with_another_config_is_not_reused(demo, finished):
 
 @pytest.fixture
 def ran(demo, finished, monkeypatch):
-    """The tools that the demo runs, and a stand-in for what they write."""
+    """The commands that the demo runs, and a stand-in for what they write."""
     folder = finished[0]
     commands = []
 
-    def run(tool, *args):
-        commands.append((tool, *args))
-        if tool == 'test.py':
+    def call(command, *args):
+        commands.append((command, *args))
+        if command == 'test':
             for stamp, score in (('20260101_1', 0.1), ('20260102_1', 0.654)):
                 path = folder / 'test' / stamp / f'{stamp}.json'
                 path.parent.mkdir(parents=True)
                 path.write_text(json.dumps({'pascal_voc/mAP': score}))
             (folder / 'predictions.pkl').write_bytes(b'')
 
-    monkeypatch.setattr(demo, 'run', run)
+    monkeypatch.setattr(demo, 'call', call)
     return commands
 
 
@@ -79,11 +78,11 @@ def test_second_run_reuses_all_and_the_last_line_is_the_map(
 ):
     folder, checkpoint, _ = finished
     for expected in (
-        ['make_demo_data.py', 'test.py', 'show_detections.py', 'plot_run.py'],
-        ['make_demo_data.py', 'show_detections.py', 'plot_run.py'],
+        ['make-demo-data', 'test', 'show-detections', 'plot-run'],
+        ['make-demo-data', 'show-detections', 'plot-run'],
     ):
         ran.clear()
-        demo.main(['--work-dir', str(folder)])
+        main(['demo', '--work-dir', str(folder)])
         assert [command[0] for command in ran] == expected
         out = capsys.readouterr().out
         assert f'Trained already: {checkpoint}' in out
@@ -95,13 +94,13 @@ def test_interrupted_training_goes_on(demo, finished, ran):
     checkpoint.rename(folder / 'epoch_1.pth')
     (folder / 'last_checkpoint').write_text('epoch_1.pth')
     (folder / checkpoint.name).write_bytes(b'what training will write')
-    demo.main(['--work-dir', str(folder)])
-    assert ran[1][0] == 'train.py'
+    main(['demo', '--work-dir', str(folder)])
+    assert ran[1][0] == 'train'
     assert ran[1][-1] == '--resume'
 
 
 def test_failing_tool_ends_the_demo(demo, tmp_path, monkeypatch):
     monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
     with pytest.raises(SystemExit) as error:
-        demo.run('train.py', 'missing.py')
+        demo.call('train', 'missing.py')
     assert error.value.code

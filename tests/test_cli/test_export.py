@@ -1,6 +1,5 @@
 """export.py, test.py and infer.py on a small detector."""
 
-import importlib
 import importlib.util
 import json
 import re
@@ -14,27 +13,17 @@ from command_line import ROOT
 pytest.importorskip('mmdet', reason='needs the toolbox')
 pytest.importorskip('safetensors', reason='needs the extra deploy')
 
-import surge_det  # noqa: F401
-
-# isort: split
 import mmcv
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.registry import init_default_scope
 from small_detector import small_config, train
 
+from surge_det.cli.export import FORMAT_NAMES
+from surge_det.cli.main import main
 from surge_det.datasets.shapes import prepare_shapes
-from surge_det.deploy import load_detector
+from surge_det.deploy import FORMATS, load_detector
 from surge_det.deploy.trained import build_detector
-
-
-@pytest.fixture(scope='module')
-def tools():
-    """The commands' modules, by name."""
-    return {
-        name: importlib.import_module(f'surge_det.cli.{name}')
-        for name in ('export', 'infer', 'test')
-    }
 
 
 @pytest.fixture(scope='module')
@@ -58,10 +47,11 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def packed(trained, tools):
+def packed(trained):
     """The packed file beside the checkpoint, and what was printed."""
-    tools['export'].main(
+    main(
         [
+            'export',
             str(trained / 'config.py'),
             str(trained / 'epoch_1.pth'),
             '--format',
@@ -71,15 +61,15 @@ def packed(trained, tools):
     return trained / 'epoch_1.safetensors'
 
 
-def printed(capsys, tools, trained, *args):
+def printed(capsys, trained, *args):
     config, checkpoint = trained / 'config.py', trained / 'epoch_1.pth'
-    tools['export'].main([str(config), str(checkpoint), *map(str, args)])
+    main(['export', str(config), str(checkpoint), *map(str, args)])
     return capsys.readouterr().out
 
 
-def test_preflight_and_sizes(tools, trained, capsys, tmp_path):
+def test_preflight_and_sizes(trained, capsys, tmp_path):
     path = tmp_path / 'deep' / 'detector.safetensors'
-    out = printed(capsys, tools, trained, '--format', 'packed', '--out', path)
+    out = printed(capsys, trained, '--format', 'packed', '--out', path)
     line = next(x for x in out.splitlines() if 'layer4.1.conv2' in x)
     size, float_size = 128 * (128 * 9 // 8 + 4), 4 * 128 * 128 * 9
     assert re.split(r'  +', line) == [
@@ -98,18 +88,17 @@ def test_preflight_and_sizes(tools, trained, capsys, tmp_path):
     assert f'detector.safetensors: {path.stat().st_size:,} bytes' in out
 
 
-def test_pth(tools, trained, capsys):
-    out = printed(capsys, tools, trained, '--format', 'pth')
+def test_pth(trained, capsys):
+    out = printed(capsys, trained, '--format', 'pth')
     assert 'epoch_1.deploy.pth' in out
     state = torch.load(trained / 'epoch_1.deploy.pth', weights_only=True)
     assert state['meta']['dataset_meta']['classes'][0] == 'circle'
 
 
-def test_options_of_the_config_are_stored(tools, trained, capsys, tmp_path):
+def test_options_of_the_config_are_stored(trained, capsys, tmp_path):
     path = tmp_path / 'x.safetensors'
     printed(
         capsys,
-        tools,
         trained,
         *('--format', 'packed', '--out', path),
         *('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.4'),
@@ -181,29 +170,35 @@ def test_options_of_the_config_are_stored(tools, trained, capsys, tmp_path):
     ids=lambda value: ' '.join(value)[:60] if isinstance(value, list) else '',
 )
 def test_refused_before_anything_is_written(
-    args, said, tools, trained, monkeypatch, capsys
+    args, said, trained, monkeypatch, capsys
 ):
     monkeypatch.chdir(trained)
     (trained / 'x.pth').mkdir(exist_ok=True)
     (trained / 'broken.py').write_text('model = dict(')
     before = sorted(trained.iterdir())
     with pytest.raises(SystemExit) as error:
-        tools['export'].main(args)
+        main(['export', *args])
     assert error.value.code == 2
     assert re.search(said, capsys.readouterr().err)
     assert sorted(trained.iterdir()) == before
 
 
 def test_a_layer_that_cannot_be_exported(
-    tools, trained, monkeypatch, capsys, tmp_path
+    trained, monkeypatch, capsys, tmp_path
 ):
     state = torch.load(trained / 'epoch_1.pth', weights_only=True)
     state['state_dict']['neck.fpn_convs.0.conv.weight'][0] = float('nan')
     broken = tmp_path / 'broken.pth'
     torch.save(state, broken)
     with pytest.raises(SystemExit) as error:
-        tools['export'].main(
-            [str(trained / 'config.py'), str(broken), '--format', 'packed']
+        main(
+            [
+                'export',
+                str(trained / 'config.py'),
+                str(broken),
+                '--format',
+                'packed',
+            ]
         )
     assert error.value.code == 2
     printed = capsys.readouterr()
@@ -214,15 +209,15 @@ def test_a_layer_that_cannot_be_exported(
     assert list(tmp_path.iterdir()) == [broken]
 
 
-def test_layers_that_gain_nothing_are_named(tools, trained, capsys, tmp_path):
+def test_layers_that_gain_nothing_are_named(trained, capsys, tmp_path):
     if importlib.util.find_spec('openvino') is None:
         pytest.skip('needs the extra deploy')
     state = torch.load(trained / 'epoch_1.pth', weights_only=True)
     # Such a detector's has the same values.
     del state['meta']['cfg']
     torch.save(state, tmp_path / 'x.pth')
-    tools['export'].main(
-        [str(trained / 'config.py'), str(tmp_path / 'x.pth')]
+    main(
+        ['export', str(trained / 'config.py'), str(tmp_path / 'x.pth')]
         + ['--format', 'openvino', '--out', str(tmp_path / 'x.xml')]
         + ['--cfg-options', 'model.neck.conv_cfg.binarize_activation=False']
     )
@@ -239,31 +234,31 @@ def test_layers_that_gain_nothing_are_named(tools, trained, capsys, tmp_path):
     assert 'backbone' not in re.search('gain nothing .*', out)[0]
 
 
-def test_without_the_extra(tools, trained, monkeypatch, capsys):
+def test_without_the_extra(trained, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     with pytest.raises(SystemExit) as error:
-        printed(capsys, tools, trained, '--format', 'packed')
+        printed(capsys, trained, '--format', 'packed')
     assert error.value.code == 2
     err = capsys.readouterr().err
     assert 'safetensors' in err
     assert 'pip install -e ".[deploy]"' in err
 
 
-def evaluate(tools, trained, checkpoint, work_dir, config=None):
+def evaluate(trained, checkpoint, work_dir, config=None):
     """Run test.py; return its figure and the predictions' file."""
     predictions = work_dir / 'predictions.pkl'
-    tools['test'].main(
-        [str(config or trained / 'config.py'), str(checkpoint)]
+    main(
+        ['test', str(config or trained / 'config.py'), str(checkpoint)]
         + ['--work-dir', str(work_dir), '--out', str(predictions)]
     )
     (log,) = work_dir.glob('*/*.json')
     return json.loads(log.read_text())['pascal_voc/mAP'], predictions
 
 
-def test_evaluation_of_a_packed_file(packed, tools, trained, tmp_path):
+def test_evaluation_of_a_packed_file(packed, trained, tmp_path):
     """mmdet's evaluator gives the checkpoint's figure."""
     (figure, predictions), (packed_figure, packed_predictions) = (
-        evaluate(tools, trained, file, tmp_path / str(i))
+        evaluate(trained, file, tmp_path / str(i))
         for i, file in enumerate([trained / 'epoch_1.pth', packed])
     )
     assert figure == packed_figure
@@ -277,13 +272,11 @@ def test_evaluation_of_a_packed_file(packed, tools, trained, tmp_path):
             )
 
 
-def test_evaluation_refuses_what_is_damaged(
-    packed, tools, trained, tmp_path, capsys
-):
+def test_evaluation_refuses_what_is_damaged(packed, trained, tmp_path, capsys):
     damaged = tmp_path / 'x.safetensors'
     damaged.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(SystemExit) as error:
-        evaluate(tools, trained, damaged, tmp_path)
+        evaluate(trained, damaged, tmp_path)
     assert error.value.code == 2
     assert 'x.safetensors: no safetensors file' in capsys.readouterr().err
 
@@ -297,7 +290,7 @@ def test_evaluation_refuses_what_is_damaged(
     ],
 )
 def test_evaluation_refuses_a_checkpoint_of_something_else(
-    name, said, tools, trained, tmp_path, capsys
+    name, said, trained, tmp_path, capsys
 ):
     whole = trained / 'epoch_1.pth'
     if name == 'renamed.pth':
@@ -313,20 +306,18 @@ def test_evaluation_refuses_a_checkpoint_of_something_else(
         size = whole.stat().st_size // 2
         (tmp_path / name).write_bytes(whole.read_bytes()[:size])
     with pytest.raises(SystemExit) as error:
-        evaluate(tools, trained, tmp_path / name, tmp_path)
+        evaluate(trained, tmp_path / name, tmp_path)
     assert error.value.code == 2
     said_last = capsys.readouterr().err.splitlines()[-1]
     assert said in said_last
     assert len(said_last) < 600
 
 
-def test_openvino(tools, trained, capsys, images, tmp_path):
+def test_openvino(trained, capsys, images, tmp_path):
     if importlib.util.find_spec('openvino') is None:
         pytest.skip('needs the extra deploy')
     path = tmp_path / 'detector.xml'
-    out = printed(
-        capsys, tools, trained, '--format', 'openvino', '--out', path
-    )
+    out = printed(capsys, trained, '--format', 'openvino', '--out', path)
     line = next(x for x in out.splitlines() if 'layer4.1.conv2' in x)
     assert '  BinaryConvolution  ' in line
     for name in ('detector.xml', 'detector.bin'):
@@ -337,8 +328,8 @@ def test_openvino(tools, trained, capsys, images, tmp_path):
     for model in (path, trained / 'epoch_1.pth'):
         folder = tmp_path / model.stem
         config = [] if model == path else [str(trained / 'config.py')]
-        tools['infer'].main(
-            [str(images), '--model', str(model), '--out', str(folder)]
+        main(
+            ['infer', str(images), '--model', str(model), '--out', str(folder)]
             + ['--config', *config] * bool(config)
         )
         assert len(list((folder / 'vis').iterdir())) == 2
@@ -382,7 +373,7 @@ def same_predictions(one, other):
 
 @pytest.mark.parametrize('kind', ['pth', 'packed', 'openvino'])
 def test_what_a_config_starts_from_is_not_loaded_over_a_file(
-    kind, tools, trained, packed, start, tmp_path
+    kind, trained, packed, start, tmp_path
 ):
     if kind == 'openvino':
         if importlib.util.find_spec('openvino') is None:
@@ -390,25 +381,23 @@ def test_what_a_config_starts_from_is_not_loaded_over_a_file(
         path = tmp_path / 'detector.xml'
         args = [str(trained / 'config.py'), str(trained / 'epoch_1.pth')]
         args += ['--format', 'openvino', '--out', str(path)]
-        tools['export'].main(args)
+        main(['export', *args])
     else:
         path = packed if kind == 'packed' else trained / 'epoch_1.pth'
-    figure, plain = evaluate(tools, trained, path, tmp_path / 'plain')
-    found, started = evaluate(tools, trained, path, tmp_path / 'start', start)
+    figure, plain = evaluate(trained, path, tmp_path / 'plain')
+    found, started = evaluate(trained, path, tmp_path / 'start', start)
     assert found == figure
     same_predictions(plain, started)
 
 
 @pytest.mark.parametrize('name', ['x.bin', 'x.roi.bin', 'x.roi.xml'])
-def test_a_checkpoint_is_not_overwritten(
-    name, tools, trained, tmp_path, capsys
-):
+def test_a_checkpoint_is_not_overwritten(name, trained, tmp_path, capsys):
     checkpoint = tmp_path / name
     checkpoint.write_bytes((trained / 'epoch_1.pth').read_bytes())
     before = checkpoint.read_bytes()
     with pytest.raises(SystemExit):
-        tools['export'].main(
-            [str(trained / 'config.py'), str(checkpoint), '--format']
+        main(
+            ['export', str(trained / 'config.py'), str(checkpoint), '--format']
             + ['openvino', '--out', str(tmp_path / 'x.xml')]
         )
     assert f'{name}' in capsys.readouterr().err
@@ -416,11 +405,11 @@ def test_a_checkpoint_is_not_overwritten(
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_one_process_for_openvino(tools, trained, tmp_path, capsys):
+def test_one_process_for_openvino(trained, tmp_path, capsys):
     (tmp_path / 'x.xml').write_text('')
     with pytest.raises(SystemExit):
-        tools['test'].main(
-            [str(trained / 'config.py'), str(tmp_path / 'x.xml')]
+        main(
+            ['test', str(trained / 'config.py'), str(tmp_path / 'x.xml')]
             + ['--launcher', 'slurm']
         )
     assert 'in one process' in capsys.readouterr().err
@@ -438,12 +427,12 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['epoch_1.safetensors', 'epoch_1.pth'])
-def test_infer_draws(name, packed, tools, trained, images, tmp_path, capsys):
+def test_infer_draws(name, packed, trained, images, tmp_path, capsys):
     out = tmp_path / 'out'
     config = [] if name.endswith('tensors') else ['--config', 'config.py']
     config = [str(trained / x) if '.' in x else x for x in config]
-    tools['infer'].main(
-        [str(images), '--model', str(trained / name), *config]
+    main(
+        ['infer', str(images), '--model', str(trained / name), *config]
         + ['--out', str(out), '--score-thr', '0', '--device', 'cpu']
     )
     printed = capsys.readouterr().out
@@ -463,16 +452,14 @@ def test_infer_draws(name, packed, tools, trained, images, tmp_path, capsys):
 
 
 def test_infer_tells_of_images_that_fail(
-    packed, tools, trained, images, tmp_path, capsys
+    packed, trained, images, tmp_path, capsys
 ):
     (images / 'aa.jpg').write_bytes(b'')
     (images / 'ab.jpg').write_text('no image')
     mmcv.imwrite(np.zeros((20, 30), 'uint8'), str(images / 'ac.pgm'))
     out = tmp_path / 'out'
     with pytest.raises(SystemExit) as error:
-        tools['infer'].main(
-            [str(images), '--model', str(packed), '--out', str(out)]
-        )
+        main(['infer', str(images), '--model', str(packed), '--out', str(out)])
     assert error.value.code == 2
     printed = capsys.readouterr()
     assert 'in 2 image(s)' in printed.out
@@ -518,7 +505,7 @@ def test_infer_tells_of_images_that_fail(
     ],
     ids=lambda value: ' '.join(value)[:60] if isinstance(value, list) else '',
 )
-def test_infer_refuses(args, said, tools, trained, monkeypatch, capsys):
+def test_infer_refuses(args, said, trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
     (trained / 'broken.py').write_text('model = dict(')
     state = torch.load('epoch_1.pth', weights_only=True)
@@ -526,6 +513,10 @@ def test_infer_refuses(args, said, tools, trained, monkeypatch, capsys):
     for name in ('a/x.jpg', 'b/x.png'):
         mmcv.imwrite(np.zeros((8, 8, 3), np.uint8), name)
     with pytest.raises(SystemExit) as error:
-        tools['infer'].main(args)
+        main(['infer', *args])
     assert error.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_command_names_all_formats():
+    assert tuple(FORMATS) == FORMAT_NAMES

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import dump
 
+from surge_det.cli.main import main
 from surge_det.datasets import shapes
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def plot():
 
 @pytest.fixture(scope='module')
 def show():
-    return _tool('show_detections')
+    return _tool('detection_pictures')
 
 
 def _log(work_dir, start, records):
@@ -136,11 +137,12 @@ def test_picture_shows_panels(plot, tmp_path, scored):
         assert (abs(image.astype(int) - color).max(-1) < 12).any() == there
 
 
-def test_no_log_is_an_error(plot, tmp_path):
+def test_no_log_is_an_error(plot, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match='no log of a training run'):
         plot.plot_run(tmp_path)
-    with pytest.raises(SystemExit, match='plot_run: no log'):
-        plot.main([str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main(['plot-run', tmp_path])
+    assert 'error: no log' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
@@ -173,8 +175,16 @@ def test_pictures_and_sheet(show, tested, tmp_path):
     root, path, _, predictions = tested
     dump(predictions, tmp_path / 'p.pkl')
     out = tmp_path / 'out'
-    show.main(
-        [str(path), str(tmp_path / 'p.pkl'), '--out', str(out), '--num', '5']
+    main(
+        [
+            'show-detections',
+            str(path),
+            str(tmp_path / 'p.pkl'),
+            '--out',
+            str(out),
+            '--num',
+            '5',
+        ]
         + ['--cfg-options', f'data_root={root}/shapes']
     )
     names = sorted(p.name for p in out.iterdir())

@@ -192,7 +192,7 @@ def test_missing_data_is_told_first(tmp_path):
     assert 'System environment' not in out
     assert os.path.join('nowhere', 'shapes') in first
     assert 'SURGE_DATA_ROOT' in out
-    assert 'make_demo_data.py' in out
+    assert 'make-demo-data' in out
     assert 'Traceback' not in out
 
 
@@ -288,6 +288,7 @@ def test_stock_tools_on_a_users_config(users_config, root):
         sys.executable,
         '-m',
         'surge_det',
+        'run',
         stock_tool('test.py'),
         users_config,
         checkpoint,

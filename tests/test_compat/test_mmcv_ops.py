@@ -92,9 +92,9 @@ def test_ops_source_without_torchvision(monkeypatch, tmp_path):
 
 def test_broken_mmengine_gives_a_warning(monkeypatch):
     monkeypatch.setattr(compat, 'find_spec', lambda name: object())
-    monkeypatch.setitem(sys.modules, 'surge_det.compat.checkpoint', None)
-    monkeypatch.delattr(compat, 'checkpoint', raising=False)
-    with pytest.warns(UserWarning, match='surge_det.doctor'):
+    monkeypatch.setitem(sys.modules, 'surge_det.compat.safe_load', None)
+    monkeypatch.delattr(compat, 'safe_load', raising=False)
+    with pytest.warns(UserWarning, match='surge_det doctor'):
         compat.install()
 
 

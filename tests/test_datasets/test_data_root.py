@@ -72,7 +72,7 @@ def test_check_data_reads_the_evaluator(tmp_path):
         ('VOCdevkit', 'host.robots.ox.ac.uk'),
         ('coco', 'cocodataset.org'),
         ('bccd', 'BCCD_Dataset'),
-        ('shapes', 'tools/make_demo_data.py'),
+        ('shapes', 'surge-det make-demo-data'),
     ],
 )
 def test_message_tells_path_setting_and_source(monkeypatch, folder, source):

@@ -1,5 +1,4 @@
 import copy
-import importlib
 import json
 import os
 import random
@@ -15,6 +14,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.logging import MessageHub
 from torch import nn
 
+from surge_det.cli.main import main
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.models.detector_policy import binarize_detector
 from surge_det.models.preflight import preflight
@@ -295,13 +295,6 @@ def config(tmp_path):
     return path
 
 
-@pytest.fixture
-def main(monkeypatch, tmp_path):
-    """The tool in this process: importing the toolbox takes its time."""
-    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
-    return importlib.import_module('surge_det.cli.preflight').main
-
-
 def test_tool_names_blind_layers_and_fails(config, tmp_path):
     output = tool('preflight.py', config, root=tmp_path, ok=False)
     assert '1 of 26 binarized layers' in output
@@ -311,13 +304,16 @@ def test_tool_names_blind_layers_and_fails(config, tmp_path):
     assert 'never' not in line
 
 
-def test_tool_succeeds_with_a_checkpoint(config, tmp_path, main, capsys):
+def test_tool_succeeds_with_a_checkpoint(
+    config, tmp_path, monkeypatch, capsys
+):
     model = MODELS.build(fcos(relu_before_extra_convs=False))
     binarize_detector(model)
     checkpoint = tmp_path / 'last.pth'
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
     fixed = ['--cfg-options', 'model.neck.relu_before_extra_convs=False']
-    status = main([str(config), '--checkpoint', str(checkpoint), *fixed])
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
+    status = main(['preflight', config, '--checkpoint', checkpoint, *fixed])
     assert status == 0
     output = capsys.readouterr().out
     assert '26 binarized layers, all of them see both signs' in output
@@ -337,9 +333,12 @@ def test_tool_succeeds_with_a_checkpoint(config, tmp_path, main, capsys):
         ),
     ],
 )
-def test_tool_says_what_is_wrong(config, main, capsys, arguments, message):
+def test_tool_says_what_is_wrong(
+    config, monkeypatch, tmp_path, capsys, arguments, message
+):
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
     with pytest.raises(SystemExit) as stop:
-        main([str(config), *arguments])
+        main(['preflight', config, *arguments])
     assert stop.value.code == 2
     assert f'error: {message}' in capsys.readouterr().err
 

@@ -35,7 +35,8 @@ from mmengine.registry import init_default_scope
 from surge_det.cli.benchmark import arguments
 from surge_det.cli.benchmark.measure import interleaved, ratio, timed
 from surge_det.cli.benchmark.train import class_count, image_size
-from surge_det.cli.common import fail, leave, read_config
+from surge_det.cli.common import fail, read_config
+from surge_det.cli.main import leave
 
 
 def build(cfg: Config, wrap: bool, batch: dict) -> Callable[[], float]:

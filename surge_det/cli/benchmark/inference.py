@@ -69,7 +69,12 @@ from surge_det.cli.benchmark.inference_report import (
     write_sizes,
 )
 from surge_det.cli.benchmark.layers import SHAPES
-from surge_det.cli.common import add_cfg_options, fail, read_config
+from surge_det.cli.common import (
+    add_cfg_options,
+    fail,
+    parse_cfg_options,
+    read_config,
+)
 from surge_det.datasets import merge_options
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.runtime import shared_core
@@ -88,7 +93,7 @@ def one_bit_config(path: Path, args: argparse.Namespace) -> Config:
     """
     cfg = read_config(path)
     try:
-        merge_options(cfg, args.cfg_options)
+        merge_options(cfg, parse_cfg_options(args.cfg_options or []))
         # What the twin is made by.
         apply_method(cfg, 'float')
     except ValueError as error:

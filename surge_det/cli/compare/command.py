@@ -1,6 +1,6 @@
 """Train one detector by several methods and put their mAP side by side.
 
-Each method is trained with each seed, as ``tools/train.py`` does it, and
+Each method is trained with each seed, as ``surge-det train`` does it, and
 evaluated by the validation of its last epoch. Runs of one seed are paired:
 they start from the same weights and see the images in the same order. Given
 several configs and no ``--methods``, the configs are what is compared.
@@ -21,7 +21,7 @@ their run is finished and, where a rate is chosen, evaluated.
 
 Example::
 
-    python tools/compare.py configs/surge_faster_rcnn_r18_bccd.py \\
+    surge-det compare configs/surge_faster_rcnn_r18_bccd.py \\
         --methods float ste reste fsg surge surge+reste \\
         --seeds 0 1 2 --jobs 2 --lr-grid 0.0005 0.001 0.002 \\
         --out work_dirs/compare_bccd
@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surge_det.cli.common import add_cfg_options, fail
+from surge_det.cli.common import add_cfg_options, config_file, fail
 
 if TYPE_CHECKING:
     from surge_det.cli.compare.candidates import Candidate
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
-    add('configs', nargs='+', type=Path, metavar='CONFIG')
+    add('configs', nargs='+', type=config_file, metavar='CONFIG')
     add(
         '--methods',
         nargs='+',
@@ -256,14 +256,6 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command as a program of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog=__doc__.partition('\n')[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
+    from surge_det.cli import main
 
-
-if __name__ == '__main__':
-    sys.exit(main())
+    return main.main(['compare', *(sys.argv[1:] if argv is None else argv)])

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from surge_det.__main__ import main
+from surge_det.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def test_script_runs_as_python_would_run_it(tmp_path, capsys):
         "    print(sys.argv[1:], 'surge_det' in sys.modules,\n"
         '          neighbour_of_script.value, sys.argv[0] == __file__)\n'
     )
-    main([str(script), 'config.py', '--work-dir', 'x'])
+    main(['run', script, 'config.py', '--work-dir', 'x'])
     printed = capsys.readouterr().out
     assert printed == "['config.py', '--work-dir', 'x'] True 7 True\n"
 
@@ -30,20 +30,22 @@ def test_scripts_exit_status_passes(tmp_path):
     script = tmp_path / 'script.py'
     script.write_text('raise SystemExit(3)\n')
     with pytest.raises(SystemExit) as stop:
-        main([str(script)])
+        main(['run', script])
     assert stop.value.code == 3
 
 
 @pytest.mark.parametrize(
     ('argv', 'status', 'said'),
     [
-        ([], 2, 'usage'),
-        (['--help'], 0, 'usage'),
-        (['nowhere/test.py'], 2, "'nowhere/test.py' is not a file"),
+        ([], 2, 'usage: surge-det'),
+        (['run'], 2, 'usage: surge-det run'),
+        (['run', '--help'], 0, 'usage: surge-det run'),
+        (['run', 'nowhere/test.py'], 2, "'nowhere/test.py' does not exist"),
     ],
 )
 def test_missing_script(argv, status, said, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == status
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err

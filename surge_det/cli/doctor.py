@@ -1,10 +1,13 @@
-"""``python -m surge_det.doctor``: is this environment fit to train in?
+"""Say whether this environment is fit to train in.
 
 Prints one table (what is installed, whether it imports, where mmcv's ops
 come from, which devices there are) and a remedy for each problem. The exit
 status is 0 where training with the toolbox works and 1 where it does not.
 """
 
+from __future__ import annotations
+
+import argparse
 import importlib
 import platform
 import re
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
+from surge_det.cli.tables import print_table
 from surge_det.compat import mmcv_ops
 from surge_det.version import __version__
 
@@ -87,38 +91,22 @@ def collect() -> list[Row]:
     ]
 
 
-def report(rows: list[Row]) -> str:
-    """Lay the rows out as an aligned table, remedies below.
-
-    Args:
-        rows: What `collect` returned.
-
-    Returns:
-        str: Several lines, without a newline at the end.
-    """
-    cells = [('item', 'found', 'status')]
-    cells += [(row.item, row.found, row.status) for row in rows]
-    widths = [max(len(cell[i]) for cell in cells) for i in range(2)]
-    lines = [
-        f'{item:<{widths[0]}}  {found:<{widths[1]}}  {status}'
-        for item, found, status in cells
-    ]
-    lines.insert(1, '-' * max(map(len, lines)))
-    remedies = [f'{r.item}: {r.remedy}' for r in rows if r.remedy]
-    if remedies:
-        lines += ['', 'What to do:', *(f'- {text}' for text in remedies)]
-    return '\n'.join(lines)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments: it has none."""
 
 
-def main() -> int:
-    """Print the table.
-
-    Returns:
-        int: Exit status, 0 where nothing needs doing and 1 otherwise.
-    """
+def run(args: argparse.Namespace) -> int:
+    """Print the table; status 1 where something needs doing."""
     rows = collect()
-    print(report(rows))
-    return int(any(row.remedy for row in rows))
+    print_table(
+        ('item', 'found', 'status'),
+        [(row.item, row.found, row.status) for row in rows],
+        left=3,
+    )
+    remedies = [f'- {row.item}: {row.remedy}' for row in rows if row.remedy]
+    if remedies:
+        print('\nWhat to do:', *remedies, sep='\n')
+    return int(bool(remedies))
 
 
 def _installed(names) -> dict[str, str]:
@@ -355,7 +343,3 @@ def _cuda() -> list[Row]:
         Row(f'cuda:{i}', torch.cuda.get_device_name(i))
         for i in range(torch.cuda.device_count())
     ]
-
-
-if __name__ == '__main__':
-    raise SystemExit(main())

@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from surge_det import compat
-from surge_det.compat.checkpoint import UnsafeCheckpointError, safe_load
+from surge_det.compat.safe_load import UnsafeCheckpointError, safe_load
 
 compat.install()
 

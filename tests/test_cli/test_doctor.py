@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from surge_det import doctor
+from surge_det.cli import doctor
+from surge_det.cli.main import main
 from surge_det.compat import mmcv_ops
 
 _GOOD = {
@@ -81,7 +82,7 @@ def test_good_environment(environment, capsys):
     assert rows['mmcv'].found == '2.1.0 (mmcv-lite)'
     assert rows['toolbox flavour'].found == 'mmdet'
     assert rows["mmcv's ops"].found == mmcv_ops.STAND_IN
-    assert doctor.main() == 0
+    assert main(['doctor']) == 0
     assert 'What to do' not in capsys.readouterr().out
 
 
@@ -108,7 +109,7 @@ def test_torch_only(environment, capsys):
     for item in ('torchvision', 'mmengine', 'mmcv', 'mmdet', 'pycocotools'):
         assert rows[item].status == doctor.ABSENT
         assert 'pip install' in rows[item].remedy
-    assert doctor.main() == 1
+    assert main(['doctor']) == 1
     assert '.[mmdet]' in capsys.readouterr().out
 
 
@@ -142,7 +143,7 @@ def test_problem_and_remedy(environment, changes, item, remedy):
     rows = environment(changes)
     assert rows[item].status != doctor.OK
     assert remedy in rows[item].remedy
-    assert doctor.main() == 1
+    assert main(['doctor']) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,20 +209,19 @@ def test_ops_compiled_for_another_torch(environment):
     assert 'mmcv-lite>=2.0.0,<2.2.0' in rows["mmcv's ops"].remedy
 
 
-def test_table_is_aligned_and_lists_remedies():
+def test_table_and_remedies(monkeypatch, capsys):
     rows = [
         doctor.Row('a', '1'),
         doctor.Row('longer', '22', doctor.PROBLEM, 'mend it'),
     ]
-    assert doctor.report(rows).splitlines() == [
-        'item    found  status',
-        '----------------------',
-        'a       1      ok',
-        'longer  22     problem',
-        '',
-        'What to do:',
-        '- longer: mend it',
+    monkeypatch.setattr(doctor, 'collect', lambda: rows)
+    assert main(['doctor']) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[2:4]] == [
+        ['a', '1', 'ok'],
+        ['longer', '22', 'problem'],
     ]
+    assert lines[4:] == ['', 'What to do:', '- longer: mend it']
 
 
 def test_import_error_is_one_line(monkeypatch, tmp_path):
@@ -234,7 +234,7 @@ def test_import_error_is_one_line(monkeypatch, tmp_path):
 
 
 def test_this_environment_is_reported(capsys):
-    status = doctor.main()
+    status = main(['doctor'])
     printed = capsys.readouterr().out
     assert f'{sys.version_info[0]}.{sys.version_info[1]}.' in printed
     assert status == int('What to do' in printed)

@@ -1,0 +1,109 @@
+"""The command ``surge-det``: one subcommand for each task.
+
+A command is a module with ``add_arguments(parser)``, which imports nothing
+heavy, and ``run(args)``, which imports what it needs and returns the exit
+status or None. Only the module of the chosen command is imported, so that
+``--help`` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from surge_det.cli.common import parse_cfg_options
+
+# What each command is for, in the order of a detector's life.
+COMMANDS = {
+    'doctor': 'say what is installed, and what is amiss',
+    'config': 'print the path of a shipped config, or start one from it',
+    'check-data': 'say what data a config needs, and whether it is there',
+    'summary': 'list layers, operations and bytes of a detector',
+    'preflight': 'show what every sign sees on one training image',
+    'train': 'train a detector',
+    'test': 'evaluate a detector',
+    'compare': 'train one detector by several methods, side by side',
+    'plot-run': 'draw loss and mAP of a training',
+    'show-detections': 'draw detections beside the ground truth',
+    'export': 'write a trained detector as a file that runs',
+    'infer': 'draw the detections of a model in images',
+    'convert': "bring a published backbone's checkpoint into one of ours",
+    'make-crops': 'cut the boxes of a dataset into an image folder',
+    'make-demo-data': "draw the demo's dataset",
+    'demo': 'draw a dataset, train on it, evaluate, show',
+    'run': 'run a script of the toolbox, with its gaps closed',
+}
+# Those whose module is `command` in a package.
+PACKAGES = ('compare',)
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Build the parser, with the arguments of one command only.
+
+    Args:
+        command: The command that is going to be parsed.
+    """
+    parser = argparse.ArgumentParser(
+        prog='surge-det', description='1-bit object detectors with SURGE.'
+    )
+    commands = parser.add_subparsers(
+        dest='command', metavar='COMMAND', required=True
+    )
+    for name, help_text in COMMANDS.items():
+        subparser = commands.add_parser(name, help=help_text)
+        if name == command:
+            module_name = f'surge_det.cli.{name.replace("-", "_")}'
+            if name in PACKAGES:
+                module_name += '.command'
+            module = importlib.import_module(module_name)
+            text, _, more = module.__doc__.partition('\n\n')
+            subparser.description = text
+            subparser.epilog = more
+            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The command and its arguments; by default those of the process.
+
+    Returns:
+        The exit status.
+    """
+    argv = sys.argv[1:] if argv is None else list(map(str, argv))
+    args = build_parser(next(iter(argv), None)).parse_args(argv)
+    if getattr(args, 'cfg_options', None):
+        args.cfg_options = parse_cfg_options(args.cfg_options)
+    return args.run(args) or 0
+
+
+def script(*command: str) -> NoReturn:
+    """Run a command as the whole program.
+
+    Args:
+        command: What stands before the arguments of the process.
+    """
+    leave(main([*command, *sys.argv[1:]]))
+
+
+def leave(status: int = 0) -> NoReturn:
+    """End the process, whole, after all is done."""
+    torch = sys.modules.get('torch')
+    dist = torch.distributed if torch else None
+    if dist and dist.is_initialized() and dist.get_backend() == 'gloo':
+        # gloo's threads now and then abort a process that ends by itself.
+        dist.barrier()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -1,0 +1,43 @@
+"""The configs that come with the package: in a clone, or in the wheel."""
+
+import difflib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+# A wheel carries what mmdet's wheels do, in the same folder; a clone has it
+# at its root.
+FOLDER = PACKAGE / '.mim'
+if not FOLDER.is_dir():
+    FOLDER = PACKAGE.parent
+CONFIGS = FOLDER / 'configs'
+
+
+def config_names() -> list[str]:
+    """Return the names of all shipped configs, without ``.py``, sorted."""
+    return sorted(
+        path.relative_to(CONFIGS).with_suffix('').as_posix()
+        for path in CONFIGS.rglob('*.py')
+        if '_base_' not in path.parts
+    )
+
+
+def shipped_config(name: str) -> Path:
+    """Return the path of a shipped config.
+
+    Args:
+        name: Such as ``'surge_faster_rcnn_r18_voc'`` or
+            ``'pretrain/surge_resnet18_crops'``, with or without ``.py``.
+
+    Raises:
+        ValueError: If there is no such config. The message has the names
+            that are near it.
+    """
+    name = name.removesuffix('.py')
+    names = config_names()
+    if name in names:
+        return CONFIGS / f'{name}.py'
+    near = difflib.get_close_matches(name, names, n=5)
+    raise ValueError(
+        f'config {name!r} is not among the {len(names)} shipped ones'
+        + (f'; near names: {", ".join(near)}' if near else '')
+    )
