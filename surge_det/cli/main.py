@@ -70,19 +70,18 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        argv: The command and its arguments; by default those of the process.
-
-    Returns:
-        The exit status.
-    """
-    argv = sys.argv[1:] if argv is None else list(map(str, argv))
-    args = build_parser(next(iter(argv), None)).parse_args(argv)
+def parse_args(argv: Sequence[object]) -> argparse.Namespace:
+    """Parse a command and its arguments."""
+    argv = list(map(str, argv))
+    args = build_parser(argv[0] if argv else None).parse_args(argv)
     if getattr(args, 'cfg_options', None):
         args.cfg_options = parse_cfg_options(args.cfg_options)
+    return args
+
+
+def main(argv: Sequence[object]) -> int:
+    """Run a command, given with its arguments; return the exit status."""
+    args = parse_args(argv)
     return args.run(args) or 0
 
 

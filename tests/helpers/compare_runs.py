@@ -1,11 +1,12 @@
 """For the tests of ``tools/compare.py``."""
 
-import argparse
 import csv
 import os
 import signal
 import threading
 import time
+
+from surge_det.cli.main import parse_args
 
 
 def rows(out):
@@ -16,9 +17,7 @@ def rows(out):
 
 def arguments(compare, args):
     """Parse and check a command line."""
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    parsed = parser.parse_args(args)
+    parsed = parse_args(['compare', *args])
     compare.check(parsed)
     return parsed
 

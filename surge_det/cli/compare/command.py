@@ -136,9 +136,6 @@ def check(args: argparse.Namespace) -> None:
         ValueError: If some are wrong.
     """
     args.lr, args.lr_grid = dict(args.lr), sorted(args.lr_grid)
-    for config in args.configs:
-        if not config.is_file():
-            raise ValueError(f'config {str(config)!r} does not exist')
     if args.methods and len(args.configs) > 1:
         raise ValueError(
             f'--methods: one config, not {len(args.configs)}; without '
