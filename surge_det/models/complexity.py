@@ -21,10 +21,9 @@ from __future__ import annotations
 import importlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,7 +37,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
 
+from surge_det.core import checks
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGELayer
 from surge_det.core.operators.sign_conv import signs_as_floats
@@ -162,12 +163,11 @@ class ModelCost:
         return parts
 
 
-# mmengine's FlopAnalyzer serves as the reference in the tests, not here: its
-# jit trace fails in the NMS of two-stage detectors, it computes the network
-# in full, has no output shapes and puts the projections of
-# nn.MultiheadAttention, which are used without being called, down to no
-# layer. Forward hooks alone miss those projections as well. Hence torch's
-# formulas, operator by operator, each assigned to the weight that it takes.
+# mmengine's FlopAnalyzer is the reference in the tests. It does not serve
+# here: its jit trace fails in the NMS of two-stage detectors, it computes the
+# whole network, and it assigns the projections of nn.MultiheadAttention to no
+# layer, as forward hooks do. So torch's formulas are applied operator by
+# operator, and each is assigned to the weight that it takes.
 class _Products(TorchDispatchMode):
     """Counts products of tensors, and does not compute them.
 
@@ -223,12 +223,20 @@ class _Products(TorchDispatchMode):
                 return self._weights[storage]
         return None
 
-    def enter(self, module: nn.Module, args: Any) -> None:
-        self.running.append(module)
-        self.called.add(module)
+    def watch(self, module: nn.Module) -> list[RemovableHandle]:
+        """Note when a module runs."""
 
-    def leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        self.running.pop()
+        def before(module: nn.Module, args: Any) -> None:
+            self.running.append(module)
+            self.called.add(module)
+
+        def after(module: nn.Module, args: Any, out: Any) -> None:
+            self.running.pop()
+
+        return [
+            module.register_forward_pre_hook(before),
+            module.register_forward_hook(after, always_call=True),
+        ]
 
 
 def count_cost(model: nn.Module, forward: Callable[[], Any]) -> ModelCost:
@@ -247,16 +255,20 @@ def count_cost(model: nn.Module, forward: Callable[[], Any]) -> ModelCost:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         for module in model.modules():
-            for handle in (
-                module.register_forward_pre_hook(products.enter),
-                module.register_forward_hook(products.leave, always_call=True),
-            ):
+            for handle in products.watch(module):
                 stack.callback(handle.remove)
         # Fused attention would hide products.
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(_without_deformable_convs())
+        for name in ('deform_conv', 'modulated_deform_conv'):
+            # mmcv's kernels write where no counter sees it, and need not be
+            # installed.
+            owner = importlib.import_module(f'mmcv.ops.{name}')
+            stack.callback(
+                setattr, owner, f'{name}2d', getattr(owner, f'{name}2d')
+            )
+            setattr(owner, f'{name}2d', _deformable_zeros)
         stack.enter_context(signs_as_floats())
         # Calls of the root's own methods run below nothing.
         products.running.append(model)
@@ -326,15 +338,14 @@ def _layers(model: nn.Module, products: _Products) -> Iterator[LayerCost]:
 def _gaps(model: nn.Module, products: _Products) -> list[str]:
     """Say what was not counted."""
     notes = []
-    if products.unweighted:
-        kinds: Counter[str] = Counter()
-        for module, macs in products.unweighted.items():
-            kinds[type(module).__name__] += macs
+    kinds: Counter[str] = Counter()
+    for module, macs in products.unweighted.items():
+        kinds[type(module).__name__] += macs
+    if kinds:
+        counts = ', '.join(f'{kind}: {n:.3g}' for kind, n in kinds.items())
         notes.append(
             'not in FLOPs: multiply-accumulates of activations with one '
-            'another ('
-            + ', '.join(f'{kind}: {macs:.3g}' for kind, macs in kinds.items())
-            + ')'
+            f'another ({counts})'
         )
     uncounted: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
     for name, module in model.named_modules():
@@ -355,27 +366,16 @@ def _gaps(model: nn.Module, products: _Products) -> list[str]:
     return notes
 
 
-@contextmanager
-def _without_deformable_convs() -> Iterator[None]:
-    """Let deformable convolutions give zeros.
-
-    mmcv's kernels write where no counter sees it, and need not be installed.
-    """
-
-    def zeros(x: Tensor, offset: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        tensors = [*args, *kwargs.values()]
-        weight = next(
-            t
-            for t in tensors
-            if isinstance(t, Tensor) and t.shape[2:] != offset.shape[2:]
-        )
-        return x.new_zeros(len(x), len(weight), *offset.shape[2:])
-
-    with ExitStack() as stack:
-        for name in ('deform_conv', 'modulated_deform_conv'):
-            module = importlib.import_module(f'mmcv.ops.{name}')
-            stack.enter_context(patch.object(module, f'{name}2d', zeros))
-        yield
+def _deformable_zeros(
+    x: Tensor, offset: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Return zeros in the shape of a deformable convolution's output."""
+    weight = next(
+        t
+        for t in [*args, *kwargs.values()]
+        if isinstance(t, Tensor) and t.shape[2:] != offset.shape[2:]
+    )
+    return x.new_zeros(len(x), len(weight), *offset.shape[2:])
 
 
 def detector_cost(
@@ -407,7 +407,7 @@ def detector_cost(
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     height, width = _test_shape(cfg) if shape is None else shape
     if min(height, width) < 1:
-        raise ValueError(f'shape={shape!r} is not allowed: numbers > 0')
+        checks.refuse('shape', shape, 'numbers > 0')
     model = MODELS.build(cfg.model).eval()
     if not hasattr(model, 'data_preprocessor'):
         raise ValueError(
@@ -428,31 +428,35 @@ def detector_cost(
             scale_factor=(1.0, 1.0),
         )
     )
-    # Some detectors look for them outside training too.
+    # Some detectors read them in evaluation too.
     sample.gt_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
     )
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     data = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
     inputs = data['inputs']
-    notes = [
+    note = (
         f'one image, without post-processing: input {height}x{width} '
         '(height x width)'
-        + (
-            ''
-            if tuple(inputs.shape[2:]) == (height, width)
-            else ', padded to {}x{}'.format(*inputs.shape[2:])
-        )
-    ]
-    proposals = _fix_proposals(model)
-    cost = count_cost(
-        model, lambda: model(inputs, data['data_samples'], mode='tensor')
     )
-    if proposals:
+    if tuple(inputs.shape[2:]) != (height, width):
+        note += ', padded to {}x{}'.format(*inputs.shape[2:])
+    notes = [note]
+    if proposals := _fix_proposals(model):
         notes.append(
             f'RoI head at {proposals} proposals (test_cfg.rpn.max_per_img)'
         )
-    notes += _masks(model, cost)
+    cost = count_cost(
+        model, lambda: model(inputs, data['data_samples'], mode='tensor')
+    )
+    for layer in cost.layers:
+        if layer.name.startswith('roi_head.mask_head.') and layer.macs:
+            notes.append(
+                f"mask head at {layer.output_shapes[0][0]} boxes (mmdet's "
+                "choice in mode='tensor'; test_cfg.rcnn.max_per_img is "
+                f'{model.test_cfg.rcnn.max_per_img})'
+            )
+            break
     return ModelCost(cost.layers, notes + cost.notes)
 
 
@@ -473,22 +477,6 @@ def _fix_proposals(model: nn.Module) -> int | None:
 
     model.rpn_head.predict = predict_number
     return number
-
-
-def _masks(model: nn.Module, cost: ModelCost) -> list[str]:
-    name = 'roi_head.mask_head.'
-    shapes = [
-        layer.output_shapes[0]
-        for layer in cost.layers
-        if layer.name.startswith(name) and layer.output_shapes
-    ]
-    if not shapes:
-        return []
-    limit = model.test_cfg.rcnn.max_per_img
-    return [
-        f"mask head at {shapes[0][0]} boxes (mmdet's choice in "
-        f"mode='tensor'; test_cfg.rcnn.max_per_img is {limit})"
-    ]
 
 
 def _test_shape(cfg: Config) -> tuple[int, int]:
