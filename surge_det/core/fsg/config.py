@@ -10,8 +10,14 @@ from torch import nn
 
 from .. import checks
 from .fast_net import FastNet
-from .history import DTYPES
 from .slow_net import SlowNet
+
+DTYPES = {
+    'float64': torch.float64,
+    'float32': torch.float32,
+    'bfloat16': torch.bfloat16,
+    'float16': torch.float16,
+}
 
 
 @dataclass(frozen=True)

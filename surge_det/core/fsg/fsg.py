@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +15,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..layers import SURGELayer, named_surge_layers
-from .config import FSGConfig
-from .history import DTYPES, GradientHistory
+from .config import DTYPES, FSGConfig
 
 # Elements of a tensor that a user is warned of: 1 GiB of float32.
 _LARGE = 2**28
@@ -48,20 +49,20 @@ class LayerUpdate:
         self.gradient: Tensor | None = None
 
 
+@dataclass
 class _Layer:
     """A layer with all that FSG keeps for it."""
 
-    def __init__(
-        self, layer: SURGELayer, number: int, history: GradientHistory
-    ) -> None:
-        self.layer = layer
-        self.number = number
-        self.history = history
-        # The weights of the forward pass that the newest gradient is from.
-        self.point: Tensor | None = None
-        self.rate = 0.0
-        self.update = LayerUpdate()
-        layer.fsg = self.update
+    layer: SURGELayer
+    number: int
+    # Its last gradients, flat, oldest first.
+    history: deque[Tensor]
+    # The weights of the forward pass that the newest gradient is from.
+    point: Tensor | None = None
+    rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.update = self.layer.fsg = LayerUpdate()
 
 
 class FSG:
@@ -151,10 +152,11 @@ class FSG:
         self.slow_optimizer = torch.optim.Adam(
             self.slow_net.parameters(), lr=config.slow_lr
         )
-        length, dtype = config.history_length, config.history_dtype
-        dtype = DTYPES.get(dtype, dtype)
+        self._history_dtype = DTYPES.get(
+            config.history_dtype, config.history_dtype
+        )
         self._layers = {
-            name: _Layer(layer, i, GradientHistory(length, dtype))
+            name: _Layer(layer, i, deque(maxlen=config.history_length))
             for i, (name, layer) in enumerate(found.items())
         }
         # What is no shape of a network's parameter, and changes a run.
@@ -164,7 +166,7 @@ class FSG:
             'slow.independent': slow_net.independent,
         }
         self._begun = False
-        self._warn_of_size(length)
+        self._warn_of_size(config.history_length)
 
     def _warn_of_size(self, length: int) -> None:
         sizes = {n: i.layer.weight.numel() for n, i in self._layers.items()}
@@ -221,7 +223,7 @@ class FSG:
             item.update.recording = True
             if len(item.history):
                 weight = item.layer.weight
-                slow = self.slow_net(item.history.gradients, item.number)
+                slow = self.slow_net(item.history, item.number)
                 mixed = torch.lerp(
                     self._generate(item).to(slow.dtype),
                     slow.view_as(weight),
@@ -252,7 +254,7 @@ class FSG:
                 upstream = weight.grad * (-item.rate / scale)
                 weight.grad = self._learn(item, upstream).mul_(scale)
             if update.gradient is not None:
-                item.history.push(update.gradient / scale)
+                self._store(item, update.gradient / scale)
                 point = weight.detach()
                 item.point = (
                     point.clone()
@@ -264,6 +266,10 @@ class FSG:
             optimizer.step()
             optimizer.zero_grad()
 
+    def _store(self, item: _Layer, gradient: Tensor) -> None:
+        flat = gradient.detach().flatten()
+        item.history.append(flat.to(self._history_dtype, copy=True))
+
     def discard(self) -> None:
         """End an update without consequences, as if it had not begun."""
         for item in self._layers.values():
@@ -273,7 +279,7 @@ class FSG:
     def _generate(self, item: _Layer) -> Tensor:
         """Return ``c * fast`` in the weight's shape, with a graph if on."""
         graph = torch.is_grad_enabled()
-        gradient = item.history.gradients[-1].view_as(item.point)
+        gradient = item.history[-1].view_as(item.point)
         with torch.enable_grad():
             point = item.point.detach().requires_grad_()
             prepared = item.layer.weight_binarizer.prepare(point)
@@ -303,9 +309,7 @@ class FSG:
             flat = F.pad(flat, (0, blocks * size - flat.numel()))
             parameters = list(net.parameters())
             for start, stop in net.parts(blocks):
-                part = net.part(
-                    item.history.gradients, item.number, start, stop
-                )
+                part = net.part(item.history, item.number, start, stop)
                 part.backward(
                     flat[start * size : stop * size].view_as(part),
                     inputs=parameters,
@@ -322,7 +326,7 @@ class FSG:
             'settings': dict(self._settings),
             'layers': {
                 name: {
-                    'history': list(item.history.gradients),
+                    'history': list(item.history),
                     'point': item.point,
                 }
                 for name, item in self._layers.items()
@@ -388,7 +392,7 @@ class FSG:
             optimizer.param_groups[0]['lr'] = rate
         for name, item in self._layers.items():
             weight, point = item.layer.weight, saved[name]['point']
-            item.history.gradients = []
+            item.history.clear()
             for gradient in saved[name]['history']:
-                item.history.push(gradient.to(weight.device))
+                self._store(item, gradient.to(weight.device))
             item.point = None if point is None else point.to(weight)

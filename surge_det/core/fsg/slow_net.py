@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,7 @@ class SlowNet(nn.Module):
         self.mamba = _build_mamba(d_model, d_state, d_conv, expand)
         self._has_kernel = self.mamba.config.use_cuda
 
-    def forward(self, history: list[Tensor], layer: int) -> Tensor:
+    def forward(self, history: Sequence[Tensor], layer: int) -> Tensor:
         """Return the update of one layer.
 
         Args:
@@ -143,7 +143,7 @@ class SlowNet(nn.Module):
         return tokens * self.mamba.A_log.numel()
 
     def part(
-        self, history: list[Tensor], layer: int, start: int, stop: int
+        self, history: Sequence[Tensor], layer: int, start: int, stop: int
     ) -> Tensor:
         """Return the update of some blocks, see :meth:`parts`.
 
