@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,28 +110,28 @@ _BLOCK = re.compile(r'layer(\d+)\.(\d+)\.(.+)')
 _STEM = re.compile(r'(conv1\.weight|bn1\.\w+)')
 
 # {h}: the half of our block, 1 or 2.
-_ONE_CONV = (
-    (r'binary_conv\.weights?', r'conv{h}.weight'),
-    (r'bn1\.(\w+)', r'bn{h}.\1'),
-    (r'move0\.bias', r'shift{h}.shift'),
-    (r'move1\.bias', r'act{h}.0.shift'),
-    (r'prelu\.weight', r'act{h}.1.weight'),
-    (r'move2\.bias', r'act{h}.2.shift'),
-    (r'downsample\.1\.weight', r'downsample.0.weight'),
-    (r'downsample\.2\.(\w+)', r'downsample.1.\1'),
-)
-_BIDET = (
-    (r'conv([12])\.conv\.weight', r'conv\1.weight'),
-    (r'conv([12])\.bn\.(\w+)', r'bn\1.\2'),
-    (r'conv1\.res_func\.1\.weight', r'downsample.0.weight'),
-    (r'conv1\.res_func\.2\.(\w+)', r'downsample.1.\1'),
-)
-_BIDET_VGG = (
-    (r'conv\.weight', r'conv.weight'),
-    (r'bn\.(\w+)', r'norm.\1'),
-    (r'downsample\.1\.weight', r'downsample.0.weight'),
-    (r'downsample\.2\.(\w+)', r'downsample.1.\1'),
-)
+_ONE_CONV = {
+    r'binary_conv\.weights?': r'conv{h}.weight',
+    r'bn1\.(\w+)': r'bn{h}.\1',
+    r'move0\.bias': r'shift{h}.shift',
+    r'move1\.bias': r'act{h}.0.shift',
+    r'prelu\.weight': r'act{h}.1.weight',
+    r'move2\.bias': r'act{h}.2.shift',
+    r'downsample\.1\.weight': r'downsample.0.weight',
+    r'downsample\.2\.(\w+)': r'downsample.1.\1',
+}
+_BIDET = {
+    r'conv([12])\.conv\.weight': r'conv\1.weight',
+    r'conv([12])\.bn\.(\w+)': r'bn\1.\2',
+    r'conv1\.res_func\.1\.weight': r'downsample.0.weight',
+    r'conv1\.res_func\.2\.(\w+)': r'downsample.1.\1',
+}
+_BIDET_VGG = {
+    r'conv\.weight': r'conv.weight',
+    r'bn\.(\w+)': r'norm.\1',
+    r'downsample\.1\.weight': r'downsample.0.weight',
+    r'downsample\.2\.(\w+)': r'downsample.1.\1',
+}
 # Blocks of each stage of SURGESSDVGG, depth 16, in order.
 _VGG_BLOCKS = [
     f'stage{stage}.{i}'
@@ -141,11 +142,11 @@ _VGG_BLOCKS = [
 _VGG_ADDED = [f'stage{stage}.1' for stage in range(2, 6)]
 
 
-def _first_match(table: Iterable, name: str, half: int = 0) -> str | None:
-    for pattern, ours in table:
-        found = re.fullmatch(pattern, name)
-        if found:
-            return found.expand(ours.replace('{h}', str(half)))
+def _first_match(table: Mapping[str, Any], name: str) -> Any:
+    """Return what stands for the first pattern that matches, or ``None``."""
+    for pattern, ours in table.items():
+        if found := re.fullmatch(pattern, name):
+            return found.expand(ours) if isinstance(ours, str) else ours
     return None
 
 
@@ -168,8 +169,8 @@ def _match_one_conv(key: str) -> str | None:
     if not found:
         return None
     block, half = divmod(int(found[2]), 2)
-    ours = _first_match(_ONE_CONV, found[3], half + 1)
-    return ours and f'layer{found[1]}.{block}.{ours}'
+    ours = _first_match(_ONE_CONV, found[3])
+    return ours and f'layer{found[1]}.{block}.{ours.format(h=half + 1)}'
 
 
 @_key_by_key
@@ -243,12 +244,12 @@ _LAYOUTS = {
         notes=(
             _PAD,
             _NO_PRELU,
-            'ReLU: the published code has it behind conv6 and conv7; behind '
+            'ReLU: the published code has it after conv6 and conv7; after '
             'conv6, where a real convolution follows, the slope of PReLU is '
-            'set to 0, which is ReLU; behind conv7, where binarized layers '
+            'set to 0, which is ReLU; after conv7, where binarized layers '
             'follow, PReLU keeps its start value, for the sign of what '
             'passed a ReLU is constant here',
-            'norm5: this BN, in front of conv6, is ours; as it starts it '
+            'norm5: this BN, before conv6, is ours; as it starts it '
             'changes no sign in evaluation, while training centres by it',
             "bias: conv7 has none here; the published one's is in the "
             'running mean of norm7',
@@ -288,7 +289,7 @@ _LAYOUTS = {
             'ReLU: the float stem and blocks have it; here the stem has '
             'none and the blocks have RPReLU',
             'shortcuts: here one around each 3x3 convolution; downsampling: '
-            'here average pooling in front of the 1x1 convolution instead '
+            'here average pooling before the 1x1 convolution instead '
             'of a stride in it',
             _STATISTICS,
         ),
@@ -324,12 +325,9 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
         ValueError: If there is no dict of tensors.
     """
     state = checkpoint
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(state, Mapping) and isinstance(
-            state.get(wrapper), Mapping
-        ):
-            state = state[wrapper]
-            break
+    if isinstance(state, Mapping):
+        wrapped = (state.get(key) for key in ('state_dict', 'model'))
+        state = next((w for w in wrapped if isinstance(w, Mapping)), state)
     if (
         not isinstance(state, Mapping)
         or not state
@@ -426,14 +424,14 @@ def convert_published(
         for name, _ in named_surge_layers(backbone)
     }
     slopes = {
-        f'{name}.weight'
+        f'{name}.weight': _first_match(rules.slopes, f'{name}.weight')
         for name, module in backbone.named_modules()
         if isinstance(module, nn.PReLU)
     }
     for key, value in ours.items():
         shape = tuple(value.shape)
         source = sources.get(key)
-        slope = _slope(rules, key) if key in slopes else None
+        status, note = 'missing', 'start value'
         if source is not None:
             old = tuple(state_dict[source].shape)
             tensor = _reshaped(state_dict[source], shape)
@@ -442,24 +440,15 @@ def convert_published(
                 continue
             status = 'loaded' if source == key else 'renamed'
             note = '' if old == shape else f'reshaped from {old}'
-            rows.append(Row(status, key, source, shape, note))
             # A copy: a view would bring its whole storage into the file.
             converted[key] = tensor.to(value.dtype, copy=True).contiguous()
         elif replicas.get(key) in sources:
-            rows.append(
-                Row(
-                    'copied',
-                    key,
-                    sources[replicas[key]],
-                    shape,
-                    'when training begins',
-                )
-            )
-        elif slope is not None:
-            rows.append(Row('set', key, '', shape, f'to {slope:g}'))
-            converted[key] = torch.full_like(value, slope)
-        else:
-            rows.append(Row('missing', key, '', shape, 'start value'))
+            status, note = 'copied', 'when training begins'
+            source = sources[replicas[key]]
+        elif slopes.get(key) is not None:
+            status, note = 'set', f'to {slopes[key]:g}'
+            converted[key] = torch.full_like(value, slopes[key])
+        rows.append(Row(status, key, source or '', shape, note))
     if wrong:
         raise ValueError(
             f'{len(wrong)} shape(s) differ from those of '
@@ -494,13 +483,6 @@ def convert_published(
         if isinstance(module, nn.Conv2d) and f'{name}.weight' not in converted
     ]
     return Conversion(converted, rows, layout, notes, random)
-
-
-def _slope(rules: _Layout, key: str) -> float | None:
-    for pattern, slope in rules.slopes.items():
-        if re.fullmatch(pattern, key):
-            return slope
-    return None
 
 
 def _reshaped(value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
