@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.benchmark.ddp``."""
+"""``surge-det benchmark ddp`` as a script."""
 
-from surge_det.cli.benchmark.ddp import main
-from surge_det.cli.main import leave
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    main()
-    leave()
+    script('benchmark', 'ddp')

@@ -1,8 +1,6 @@
-"""See ``surge_det.cli.benchmark.train``."""
+"""``surge-det benchmark train`` as a script."""
 
-import sys
-
-from surge_det.cli.benchmark.train import main
+from surge_det.cli.main import script
 
 if __name__ == '__main__':
-    sys.exit(main())
+    script('benchmark', 'train')

@@ -32,6 +32,7 @@ COMMANDS = {
     'show-detections': 'draw detections beside the ground truth',
     'export': 'write a trained detector as a file that runs',
     'infer': 'draw the detections of a model in images',
+    'benchmark': 'measure time, memory and size',
     'convert': "bring a published backbone's checkpoint into one of ours",
     'make-crops': 'cut the boxes of a dataset into an image folder',
     'make-demo-data': "draw the demo's dataset",

@@ -1,12 +1,18 @@
 """The layer benchmark: what it says is what it measured."""
 
 import csv
-import importlib
 import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+pytest.importorskip('matplotlib', reason='the benchmark draws')
+pytest.importorskip('rich', reason='the benchmark shows tables')
+
+from surge_det.cli.benchmark import growth, layers, measure, reference, report
+from surge_det.cli.main import main
 
 LAYERS = ['layer1', 'lateral4']
 SMALL = ['--shrink', '30', '--rounds', '1', '--warmup', '0', '--layers']
@@ -14,19 +20,22 @@ SMALL = ['--shrink', '30', '--rounds', '1', '--warmup', '0', '--layers']
 SMALL_ERROR, NARROW_ERROR = 1e-5, 2e-2
 
 
-@pytest.fixture
-def tool():
-    pytest.importorskip('matplotlib', reason='the benchmark draws')
+@pytest.fixture(autouse=True)
+def _threads():
     threads = torch.get_num_threads()
-    yield importlib.import_module('surge_det.cli.benchmark.layers')
+    yield
     torch.set_num_threads(threads)
 
 
 @pytest.fixture
-def quick(tool, monkeypatch):
+def quick(monkeypatch):
     # All modules of a test session are looked through each time.
     monkeypatch.setattr('gc.collect', lambda: 0)
-    monkeypatch.setattr(tool, 'draw', lambda *args: None)
+    monkeypatch.setattr(layers, 'draw_bars', lambda *args: None)
+
+
+def bench(*args):
+    main(['benchmark', 'layers', *args])
 
 
 def records(folder):
@@ -43,8 +52,8 @@ def by_contestant(rows, column):
     return values
 
 
-def test_table_csv_and_picture(tool, tmp_path, capsys):
-    tool.main([*SMALL, *LAYERS, '--out', str(tmp_path), '--threads', '1'])
+def test_table_csv_and_picture(tmp_path, capsys):
+    bench(*SMALL, *LAYERS, '--out', str(tmp_path), '--threads', '1')
     printed = capsys.readouterr().out
     rows = records(tmp_path)
     contestants = [
@@ -58,13 +67,6 @@ def test_table_csv_and_picture(tool, tmp_path, capsys):
     assert [(r['layer'], r['contestant']) for r in rows] == [
         (layer, name) for layer in LAYERS for name in contestants
     ]
-    columns = dict(
-        both='both, ms',
-        eval='evaluation, ms',
-        kept='kept, MiB',
-        peak='peak, MiB',
-        error='gradient error',
-    )
     for row in rows:
         times = [float(row[f'{q}, ms']) for q in ('forward', 'backward')]
         assert all(t > 0 for t in times)
@@ -76,25 +78,19 @@ def test_table_csv_and_picture(tool, tmp_path, capsys):
         assert 0 < error < (NARROW_ERROR if narrow else SMALL_ERROR)
         assert narrow is (error > SMALL_ERROR)
 
-    assert (tmp_path / 'layers.md').read_text().strip() in printed
+    text = (tmp_path / 'layers.md').read_text()
     assert (tmp_path / 'layers.png').read_bytes()[:4] == b'\x89PNG'
     seen = 0
-    quantities = {
-        'time, forward and backward': 'both',
-        'time': 'eval',
-        'bytes kept for backward': 'kept',
-        'peak memory': 'peak',
-    }
-    for line in printed.splitlines():
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
         if len(cells) != 4 or ' / ' not in cells[0]:
             continue
         seen += 1
-        mine, base = cells[0].removesuffix(', evaluation').split(' / ')
-        column = columns[quantities[cells[1]]]
-        values = by_contestant(rows, column).values()
+        assert cells[0] in printed
+        mine, base = cells[0].split(' / ')
+        values = by_contestant(rows, cells[1]).values()
         one = [v[mine] / v[base] if v[base] else math.nan for v in values]
-        if cells[2] == '—' or quantities[cells[1]] == 'peak':
+        if cells[2] == '—' or cells[1] == 'peak, MiB':
             # Peaks this small come in pages, or are not to be had.
             continue
         mean = statistics.geometric_mean(one)
@@ -102,12 +98,12 @@ def test_table_csv_and_picture(tool, tmp_path, capsys):
         assert float(cells[2]) == pytest.approx(mean, abs=0.011, rel=2e-3)
         assert low == pytest.approx(min(one), abs=0.011, rel=2e-3)
         assert high == pytest.approx(max(one), abs=0.011, rel=2e-3)
-    assert seen == len(tool.RATIOS)
+    assert seen == len(layers.RATIOS)
 
 
 @pytest.mark.usefixtures('quick')
-def test_bytes_kept_are_those_of_the_tensors(tool, tmp_path):
-    tool.main([*SMALL, 'layer1', '--out', str(tmp_path)])
+def test_bytes_kept_are_those_of_the_tensors(tmp_path):
+    bench(*SMALL, 'layer1', '--out', str(tmp_path))
     kept = by_contestant(records(tmp_path), 'kept, MiB')['layer1']
     x = 2 * 64 * (150 // 30) * (250 // 30)
     weights = 64 * 64 * 9
@@ -128,9 +124,9 @@ def test_bytes_kept_are_those_of_the_tensors(tool, tmp_path):
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize('dtype', ['bfloat16', 'autocast'])
 @pytest.mark.parametrize('format_', [[], ['--channels-last']])
-def test_other_types_and_formats(tool, tmp_path, dtype, format_):
+def test_other_types_and_formats(tmp_path, dtype, format_):
     args = ['--out', str(tmp_path), '--dtype', dtype, *format_]
-    tool.main([*SMALL, 'layer2.0', *args, '--shrink', '40', '--batch', '1'])
+    bench(*SMALL, 'layer2.0', *args, '--shrink', '40', '--batch', '1')
     errors = by_contestant(records(tmp_path), 'gradient error')['layer2.0']
     assert len(errors) == 6
     for name, error in errors.items():
@@ -158,7 +154,7 @@ WRONG = {
 
 @pytest.mark.usefixtures('quick')
 @pytest.mark.parametrize('spoil', WRONG.values(), ids=WRONG)
-def test_a_wrong_kernel_shows(tool, tmp_path, monkeypatch, spoil):
+def test_a_wrong_kernel_shows(tmp_path, monkeypatch, spoil):
     from surge_det.core import SURGEConv2d
 
     right = SURGEConv2d._run
@@ -192,7 +188,7 @@ def test_a_wrong_kernel_shows(tool, tmp_path, monkeypatch, spoil):
         return Spoilt.apply(x, layer.weight, layer.aux_weight, layer)
 
     monkeypatch.setattr(SURGEConv2d, '_run', run)
-    tool.main([*SMALL, 'lateral5', '--out', str(tmp_path)])
+    bench(*SMALL, 'lateral5', '--out', str(tmp_path))
     errors = by_contestant(records(tmp_path), 'gradient error')['lateral5']
     wrong = errors.pop('SURGEConv2d')
     assert not wrong <= NARROW_ERROR
@@ -203,28 +199,54 @@ def test_a_wrong_kernel_shows(tool, tmp_path, monkeypatch, spoil):
 @pytest.mark.parametrize(
     ('args', 'named'),
     [
-        (['--rounds', '0'], '--rounds 0'),
+        (['--rounds', '0'], "--rounds: '0'"),
         (['--warmup', '-1'], '--warmup -1'),
-        (['--batch', '0'], '--batch 0'),
-        (['--shrink', '0'], '--shrink 0'),
-        (['--threads', '0'], '--threads 0'),
+        (['--batch', '0'], "--batch: '0'"),
+        (['--shrink', '0'], "--shrink: '0'"),
+        (['--threads', '0'], "--threads: '0'"),
+        (['--cpu-time'], '--cpu-time'),
+        (['--growth', '--layers', 'fpn5'], '--growth'),
         (['--device', 'gpu'], "--device 'gpu'"),
         (['--dtype', 'float16'], 'float16'),
         (['--layers', 'layer9'], 'layer9'),
     ],
 )
-def test_bad_arguments_are_named(tool, capsys, args, named):
+def test_bad_arguments_are_named(capsys, args, named):
     with pytest.raises(SystemExit) as stop:
-        tool.main(args)
+        bench(*args)
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_growth_finds_the_exponent(tmp_path, monkeypatch, capsys):
+    assert growth.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    monkeypatch.setattr(
+        growth, 'SWEEPS', {'area': [1, 4], 'channels': [8, 16]}
+    )
+    bench(
+        *('--growth', '--shrink', '4', '--rounds', '1', '--warmup', '0'),
+        *('--out', str(tmp_path)),
+    )
+    with open(tmp_path / 'growth.csv', newline='') as file:
+        assert len(list(csv.DictReader(file))) == 2 * 2 * len(growth.SHOWN)
+    # What SURGE keeps is the input and nothing that does not grow with it.
+    slopes = {
+        tuple(cells[1:3]): float(cells[4])
+        for cells in (
+            [c.strip() for c in line.split('|')]
+            for line in (tmp_path / 'growth.md').read_text().splitlines()[2:]
+        )
+    }
+    assert slopes['area', 'SURGEConv2d'] == pytest.approx(1, abs=0.05)
+    assert slopes['channels', 'SURGEConv2d'] == pytest.approx(1, abs=0.05)
+    assert 'area' in capsys.readouterr().out
+    assert (tmp_path / 'growth.png').stat().st_size > 10_000
 
 
 # What the benchmarks share
 
 
-def test_turns_are_taken(tool):
-    measure = importlib.import_module('surge_det.cli.benchmark.measure')
+def test_turns_are_taken(capsys):
     order = []
 
     def turn(name):
@@ -234,55 +256,54 @@ def test_turns_are_taken(tool):
 
         return run
 
-    taken = measure.interleaved(
-        {'a': turn('a'), 'b': turn('b')}, 2, 1, lambda: order.append('|')
-    )
-    assert ''.join(order) == 'ab|ab|ab|'
-    assert taken == {'a': [(4,), (7,)], 'b': [(5,), (8,)]}
+    args = SimpleNamespace(rounds=2, warmup=1)
+    turns = {'a': turn('a'), 'b': turn('b')}
+    taken = measure.interleaved(turns, args)
+    assert ''.join(order) == 'ababab'
+    assert taken == {'a': [(3,), (5,)], 'b': [(4,), (6,)]}
+    assert capsys.readouterr() == ('', '')
+    measure.interleaved(turns, args, 'two of them')
+    out, err = capsys.readouterr()
+    assert not out
+    assert 'two of them' in err
 
 
-def test_ratios_are_of_pairs(tool):
-    measure = importlib.import_module('surge_det.cli.benchmark.measure')
-    assert measure.ratio([1, 20, 3], [2, 10, 1]) == 2
+def test_ratios_are_of_pairs():
+    assert report.ratio([1, 20, 3], [2, 10, 1]) == 2
     with pytest.raises(ValueError, match='zip'):
-        measure.ratio([1, 2], [1])
-    assert measure.geometric_mean([0.5, 2, 8]) == pytest.approx(2)
+        report.ratio([1, 2], [1])
 
 
-def test_kept_storages_count_once(tool):
-    measure = importlib.import_module('surge_det.cli.benchmark.measure')
-    weight = torch.nn.Parameter(torch.randn(3, 5))
+def test_kept_storages_count_once():
+    linear = torch.nn.Linear(5, 3, bias=False)
     x = torch.randn(7, 5, requires_grad=True)
 
     def run():
         # Both keep x; exp keeps its own result.
-        return (x @ weight.t()).exp() + (x * x).sum()
+        return linear(x).exp() + (x * x).sum()
 
-    assert measure.kept_bytes(run, [weight]) == x.nbytes + 7 * 3 * 4
-    assert measure.kept_bytes(run, []) == (
-        x.nbytes + 7 * 3 * 4 + weight.nbytes
-    )
+    kept = (x.nbytes + 7 * 3 * 4) / 2**20
+    assert measure.kept_mib(run, linear) == kept
+    weight = linear.weight.nbytes / 2**20
+    assert measure.kept_mib(run, torch.nn.Identity()) == kept + weight
     with torch.no_grad():
-        assert measure.kept_bytes(run, []) == 0
+        assert measure.kept_mib(run, torch.nn.Identity()) == 0
 
 
-def test_peak_is_what_a_call_adds(tool):
-    measure = importlib.import_module('surge_det.cli.benchmark.measure')
-    size = 64 * 2**20
-    peak = measure.peak_bytes(
-        lambda: torch.ones(size, dtype=torch.uint8), torch.device('cpu')
+def test_peak_is_what_a_call_adds():
+    peak = measure.peak_mib(
+        lambda: torch.ones(64 * 2**20, dtype=torch.uint8), torch.device('cpu')
     )
     if peak is None:
         pytest.skip('this system does not say')
-    assert size * 0.9 < peak < size * 1.3
+    assert 64 * 0.9 < peak < 64 * 1.3
 
 
-def test_references_are_the_formula(tool):
+def test_references_are_the_formula():
     from reference import expected, relative_error
 
     from surge_det.core import SURGEConv2d
 
-    reference = importlib.import_module('surge_det.cli.benchmark.reference')
     torch.manual_seed(0)
     layer = SURGEConv2d(4, 6, 3, stride=2, padding=1).double()
     with torch.no_grad():
@@ -292,7 +313,7 @@ def test_references_are_the_formula(tool):
         reference.ReferenceSTEConv2d,
         reference.ReferenceSURGEConv2d,
     ):
-        copy = reference.as_reference(layer, cls)
+        copy = reference.copy_as(layer, cls)
         leaf = x.clone().requires_grad_()
         out = copy(leaf)
         grad = torch.randn_like(out)

@@ -1,1 +1,33 @@
-"""What the benchmark tools share."""
+"""Measure time, memory and size: of layers, training, DDP and inference."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import arguments, ddp, inference, layers, train
+
+_COMMANDS = dict(layers=layers, train=train, ddp=ddp, inference=inference)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a command for each benchmark."""
+    commands = parser.add_subparsers(
+        required=True, metavar='|'.join(_COMMANDS)
+    )
+    for name, module in _COMMANDS.items():
+        head, _, rest = module.__doc__.partition('\n')
+        command = commands.add_parser(
+            name,
+            help=head,
+            description=head,
+            epilog=rest,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(benchmark=module.run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the benchmark that was asked for."""
+    arguments.prepare(args)
+    args.benchmark(args)

@@ -1,28 +1,79 @@
-"""What the measurements of inference say: tables, CSV, bar chart."""
+"""What was measured of inference, and its tables, CSV and bar chart."""
 
 from __future__ import annotations
 
-import csv
 import statistics
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib
+from .report import Panel, Table, ratio
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    from surge_det.deploy import Row
 
-from surge_det.deploy import Row
-
-from .inference_measure import CONTESTANTS, FP32, TORCH, Case, Operation
-from .measure import geometric_mean
-
+TORCH, TORCH_1BIT = 'torch fp32', 'torch 1-bit'
+FP32, INT8, ONE_BIT = 'OpenVINO fp32', 'OpenVINO int8', 'OpenVINO 1-bit'
+CONTESTANTS = [TORCH, FP32, INT8, TORCH_1BIT, ONE_BIT]
+# What the names of contestants that take both layouts end with.
+DEFAULT, CHANNELS_LAST = '', ', channels_last'
 # Layers whose mean is told apart: in narrower ones binarization takes the
 # time.
 WIDE = 128
 BASES = FP32, TORCH
 _FASTER = [f'1-bit faster than {base}' for base in BASES]
+
+
+@dataclass
+class Case:
+    """One thing that all contestants compute, and how long they took.
+
+    Args:
+        level: layers, network or detector.
+        name: Of the layer or the config.
+        size: Rows and columns of the image.
+        threads: Number of threads.
+        channels: The smaller number of a layer's channels.
+        seconds: Contestant -> seconds of its turns; in both layouts, where it
+            takes both.
+        counts: Contestant -> number of proposals, with two stages, and of
+            boxes, where there are any.
+    """
+
+    level: str
+    name: str
+    size: tuple[int, int]
+    threads: int
+    channels: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    counts: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> str:
+        """Size as text."""
+        return 'x'.join(map(str, self.size))
+
+    @property
+    def title(self) -> str:
+        """One line that says what is measured."""
+        threads = f'{self.threads} thread{"s" * (self.threads > 1)}'
+        return f'{self.level}, {self.name}, {self.shape}, {threads}'
+
+    def best(self, contestant: str) -> str | None:
+        """Return a contestant's name in its faster layout, if it took part."""
+        names = [contestant + end for end in (DEFAULT, CHANNELS_LAST)]
+        return min(
+            (name for name in names if name in self.seconds),
+            key=lambda name: statistics.median(self.seconds[name]),
+            default=None,
+        )
+
+    def times_faster(self, base: str, mine: str = ONE_BIT) -> float | None:
+        """Median of the ratios of paired turns, the base's time by mine."""
+        first, second = self.best(base), self.best(mine)
+        if first is None or second is None:
+            return None
+        return ratio(self.seconds[first], self.seconds[second])
 
 
 class Sizes(NamedTuple):
@@ -40,153 +91,116 @@ def _number(value: float | None) -> str:
     return f'{value:.0f}' if value >= 100 else f'{value:#.3g}'
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    rows = [header, ['---'] * len(header), *rows]
-    return '\n'.join(f'| {" | ".join(map(str, row))} |' for row in rows)
-
-
 def _time(case: Case, contestant: str) -> str:
     best = case.best(contestant)
     if best is None:
         return '—'
-    layout, seconds = best
-    last = ' (cl)' * (layout == 'channels_last')
-    return _number(statistics.median(seconds) * 1000) + last
+    milliseconds = statistics.median(case.seconds[best]) * 1000
+    return _number(milliseconds) + ' (cl)' * best.endswith(CHANNELS_LAST)
 
 
-def table(cases: Sequence[Case]) -> str:
-    """Make a Markdown table with a row for each case."""
-    return _markdown(
-        ['level', 'what', 'size', 'threads']
-        + [f'{name}, ms' for name in CONTESTANTS]
-        + _FASTER,
-        [
-            [case.level, case.name, case.shape, case.threads]
-            + [_time(case, name) for name in CONTESTANTS]
-            + [_number(case.times_faster(base)) for base in BASES]
-            for case in cases
-        ],
-    )
+def time_table(cases: Sequence[Case]) -> Table:
+    """Make a table with a row for each case."""
+    header = ['level', 'what', 'size', 'threads']
+    header += [f'{name}, ms' for name in CONTESTANTS]
+    rows = [
+        [case.level, case.name, case.shape, case.threads]
+        + [_time(case, name) for name in CONTESTANTS]
+        + [_number(case.times_faster(base)) for base in BASES]
+        for case in cases
+    ]
+    return Table(header + _FASTER, rows, 2)
 
 
-def mean_table(cases: Sequence[Case]) -> str:
-    """Make a Markdown table of the layers' geometric means."""
+def mean_table(cases: Sequence[Case]) -> Table:
+    """Make a table of the layers' geometric means."""
     rows = []
     layers = [case for case in cases if case.level == 'layers']
     for place in dict.fromkeys((c.shape, c.threads) for c in layers):
         here = [c for c in layers if (c.shape, c.threads) == place]
         wide = [c for c in here if c.channels >= WIDE]
         for name, chosen in (('all', here), (f'≥ {WIDE} channels', wide)):
-            means = [
-                _number(geometric_mean(c.times_faster(b) for c in chosen))
+            means = (
+                statistics.geometric_mean(c.times_faster(b) for c in chosen)
                 for b in BASES
-            ]
-            rows.append([f'{name} ({len(chosen)})', *place, *means])
-    return _markdown(
-        ['geometric mean of layers', 'size', 'threads', *_FASTER], rows
-    )
+            )
+            row = [f'{name} ({len(chosen)})', *place, *map(_number, means)]
+            rows.append(row)
+    header = ['geometric mean of layers', 'size', 'threads']
+    return Table(header + _FASTER, rows)
 
 
-def count_table(cases: Sequence[Case]) -> str:
-    """Make a Markdown table of how many boxes there are."""
-    return _markdown(
-        ['proposals / boxes', 'size', 'threads', *CONTESTANTS],
-        [
-            [case.name, case.shape, case.threads]
-            + [
-                ' / '.join(map(str, case.counts.get(name, ['—'])))
-                for name in CONTESTANTS
-            ]
-            for case in cases
-            if case.counts
-        ],
-    )
-
-
-def size_table(sizes: dict[str, Sizes]) -> str:
-    """Make a Markdown table of bytes."""
+def count_table(cases: Sequence[Case]) -> Table:
+    """Make a table of how many boxes there are."""
     rows = []
-    for name, one in sizes.items():
-        for what, mine, base in (
-            (
-                f'{len(one.layers)} 1-bit layers, values',
-                sum(row.bytes for row in one.layers),
-                sum(row.float_bytes for row in one.layers),
-            ),
-            ('all files for OpenVINO', one.files, one.float_files),
+    for case in cases:
+        if case.counts:
+            found = (case.counts.get(name, ['—']) for name in CONTESTANTS)
+            counts = [' / '.join(map(str, numbers)) for numbers in found]
+            rows.append([case.name, case.shape, case.threads, *counts])
+    header = ['proposals / boxes', 'size', 'threads', *CONTESTANTS]
+    return Table(header, rows)
+
+
+def size_table(sizes: dict[str, Sizes]) -> Table:
+    """Make a table of bytes."""
+    rows = []
+    for name, (layers, files, float_files) in sizes.items():
+        mine = sum(row.bytes for row in layers)
+        base = sum(row.float_bytes for row in layers)
+        for what, one, other in (
+            (f'{len(layers)} 1-bit layers, values', mine, base),
+            ('all files for OpenVINO', files, float_files),
         ):
-            share = f'1/{base / mine:.1f}'
-            rows.append([name, what, f'{mine:,}', f'{base:,}', share])
-    return _markdown(
-        ['config', 'bytes of', '1-bit', 'float twin', 'of it'], rows
-    )
+            share = f'1/{other / one:.1f}'
+            rows.append([name, what, f'{one:,}', f'{other:,}', share])
+    header = ['config', 'bytes of', '1-bit', 'float twin', 'of it']
+    return Table(header, rows, 2)
 
 
-def profile_table(operations: Sequence[Operation]) -> str:
-    """Make a Markdown table of where the time goes."""
-    total = sum(one.seconds for one in operations)
-    count = sum(one.count for one in operations)
-    return _markdown(
-        ['operation', 'executed by', 'number', 'ms', 'share'],
-        [
-            [one.kind, one.execution, one.count]
-            + [_number(one.seconds * 1000), f'{one.seconds / total:.1%}']
-            for one in [*operations, Operation('all', '', count, total)]
-        ],
-    )
+def share_table(
+    header: Sequence[str], parts: Sequence[Sequence], total: Sequence[object]
+) -> Table:
+    """Make a table of what takes the time.
+
+    Args:
+        header: Titles of the columns before the times.
+        parts: Cells of these columns, then seconds.
+        total: Cells of these columns in the last row.
+    """
+    whole = sum(seconds for *_, seconds in parts)
+    rows = [
+        [*cells, _number(seconds * 1000), f'{seconds / whole:.1%}']
+        for *cells, seconds in [*parts, [*total, whole]]
+    ]
+    return Table([*header, 'ms', 'share'], rows, len(header))
 
 
-def stage_table(stages: Sequence[tuple[str, float]]) -> str:
-    """Make a Markdown table of what takes the time from image to boxes."""
-    total = sum(seconds for _, seconds in stages)
-    return _markdown(
-        ['stage', 'ms', 'share'],
-        [
-            [name, _number(seconds * 1000), f'{seconds / total:.1%}']
-            for name, seconds in [*stages, ('all', total)]
-        ],
-    )
-
-
-def write_csv(cases: Sequence[Case], path: Path) -> None:
-    """Write a row for each turn."""
+def turns(cases: Sequence[Case]) -> Table:
+    """List every turn, for a CSV file."""
+    rows = [
+        [case.level, case.name, *case.size, case.threads]
+        + [name, i, f'{value * 1000:.4f}']
+        for case in cases
+        for name, seconds in case.seconds.items()
+        for i, value in enumerate(seconds)
+    ]
     header = ['level', 'what', 'rows', 'columns', 'threads']
-    header += ['contestant', 'round', 'ms']
-    _write(
-        path,
-        header,
-        [
-            [case.level, case.name, *case.size, case.threads]
-            + [name, i, f'{value * 1000:.4f}']
-            for case in cases
-            for name, seconds in case.seconds.items()
-            for i, value in enumerate(seconds)
-        ],
-    )
+    return Table([*header, 'contestant', 'round', 'ms'], rows)
 
 
-def write_sizes(sizes: dict[str, Sizes], path: Path) -> None:
-    """Write a row for each 1-bit layer."""
-    _write(
-        path,
-        ['config', 'layer', 'bytes', 'float bytes'],
-        [
-            [name, row.name, row.bytes, row.float_bytes]
-            for name, one in sizes.items()
-            for row in one.layers
-        ],
-    )
+def layer_sizes(sizes: dict[str, Sizes]) -> Table:
+    """List the bytes of every 1-bit layer, for a CSV file."""
+    rows = [
+        [name, row.name, row.bytes, row.float_bytes]
+        for name, one in sizes.items()
+        for row in one.layers
+    ]
+    return Table(['config', 'layer', 'bytes', 'float bytes'], rows)
 
 
-def _write(
-    path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]
-) -> None:
-    with open(path, 'w', newline='') as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def draw(cases: Sequence[Case], path: Path) -> None:
-    """Draw how many times faster than OpenVINO's float32 each is."""
+def panels(cases: Sequence[Case]) -> list[Panel]:
+    """Show how many times faster than OpenVINO's float32 each is."""
     groups: dict[tuple[str, int], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.level, case.threads), []).append(case)
@@ -195,32 +209,11 @@ def draw(cases: Sequence[Case], path: Path) -> None:
         for name in CONTESTANTS
         if name != FP32 and any(case.best(name) for case in cases)
     ]
-    width = 0.8 / len(names)
-    most = max(map(len, groups.values()))
-    figure, axes = plt.subplots(
-        len(groups),
-        1,
-        figsize=(max(6, 2 + 0.7 * most), 3.2 * len(groups)),
-        layout='constrained',
-        squeeze=False,
-    )
-    for ax, ((level, threads), group) in zip(axes[:, 0], groups.items()):
-        for i, name in enumerate(names):
-            ax.bar(
-                [j + (i + 0.5) * width - 0.4 for j in range(len(group))],
-                [case.times_faster(FP32, name) or 0 for case in group],
-                width,
-                label=name,
-                color=f'C{i}',
-            )
-        labels = [
-            f'{case.name.replace("_", " ")}\n{case.shape}' for case in group
-        ]
-        ax.axhline(1, color='black', linewidth=0.8)
-        ax.set_xticks(range(len(group)), labels, fontsize='x-small')
-        ax.set_title(f'{level}, threads: {threads}', fontsize='medium')
-        ax.set_ylabel(f'times faster than\n{FP32}')
-        ax.grid(axis='y', alpha=0.3)
-    axes[0, 0].legend(fontsize='small')
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return [
+        Panel(
+            f'{level}, threads: {threads}\ntimes faster than\n{FP32}',
+            [f'{c.name.replace("_", " ")}\n{c.shape}' for c in group],
+            {n: [c.times_faster(FP32, n) for c in group] for n in names},
+        )
+        for (level, threads), group in groups.items()
+    ]

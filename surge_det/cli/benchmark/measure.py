@@ -2,93 +2,89 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 MIB = 2**20
 _STATUS = Path('/proc/self/status')
 _CLEAR = Path('/proc/self/clear_refs')
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was given to a GPU."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
+_Key, _Taken = TypeVar('_Key'), TypeVar('_Taken')
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], Sequence[float]]],
-    rounds: int,
-    warmup: int,
-    after_round: Callable[[], None] = lambda: None,
-) -> dict[str, list[Sequence[float]]]:
+    contestants: Mapping[_Key, Callable[[], _Taken]],
+    args: argparse.Namespace,
+    title: str | None = None,
+) -> dict[_Key, list[_Taken]]:
     """Let contestants take turns, so that all meet what the machine does.
 
     Args:
         contestants: Each runs once and returns its seconds, one number or
             more.
-        rounds: Turns of each that count.
-        warmup: Turns before, which don't.
-        after_round: Called after every round, to show progress.
+        args: The command line, with ``rounds`` and ``warmup``.
+        title: Of the progress bar on stderr; ``None`` for no bar.
 
     Returns:
         What each turn that counted returned.
     """
     taken = {name: [] for name in contestants}
-    for i in range(warmup + rounds):
+    # No thread refreshes the bar: it would take time from the contestants.
+    for i in track(
+        range(args.warmup + args.rounds),
+        title or '',
+        console=Console(stderr=True),
+        auto_refresh=False,
+        disable=title is None,
+    ):
         for name, run in contestants.items():
             seconds = run()
-            if i >= warmup:
+            if i >= args.warmup:
                 taken[name].append(seconds)
-        after_round()
     return taken
 
 
 def timed(
-    run: Callable[[], object],
-    device: torch.device,
-    clock: Callable[[], float] = time.perf_counter,
+    run: Callable[[], object], device: torch.device, cpu_time: bool = False
 ) -> float:
     """Seconds that a call takes, GPU work included.
 
     Args:
         run: The call.
         device: Where it works.
-        clock: ``time.thread_time`` for the CPU time of one thread, which other
+        cpu_time: Whether the CPU time of the process counts, which other
             work on the machine prolongs less.
     """
-    synchronize(device)
+    clock = time.process_time if cpu_time else time.perf_counter
+    _synchronize(device)
     start = clock()
     run()
-    synchronize(device)
+    _synchronize(device)
     return clock() - start
 
 
-def ratio(mine: Iterable[float], base: Iterable[float]) -> float:
-    """Median of the ratios of paired turns."""
-    return statistics.median(a / b for a, b in zip(mine, base, strict=True))
+def _synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
 
 
-def kept_bytes(
-    run: Callable[[], object], parameters: Iterable[nn.Parameter]
-) -> int:
-    """Bytes that a forward pass keeps for the backward pass.
+def kept_mib(run: Callable[[], object], model: nn.Module) -> float:
+    """MiB that a forward pass keeps for the backward pass.
 
-    Each storage counts once; parameters do not.
-
-    Args:
-        run: The forward pass.
-        parameters: What lives anyway.
+    Each storage counts once; the model's parameters, which live anyway, do
+    not.
     """
-    known = {p.untyped_storage().data_ptr() for p in parameters}
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -98,15 +94,14 @@ def kept_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        # Named, so that no storage is freed, and its address taken again.
         out = run()
     del out
-    return sum(storages.values())
+    return sum(storages.values()) / MIB
 
 
-def peak_bytes(
-    run: Callable[[], object], device: torch.device
-) -> float | None:
-    """Bytes that a call allocates at its peak, beyond what was there.
+def peak_mib(run: Callable[[], object], device: torch.device) -> float | None:
+    """MiB that a call allocates at its peak, beyond what was there.
 
     On CUDA by torch's counter. On a CPU by the process's resident size, which
     Linux lets start its peak anew; ``None`` where that is not to be had.
@@ -118,7 +113,7 @@ def peak_bytes(
         before = torch.cuda.memory_allocated(device)
         run()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return (torch.cuda.max_memory_allocated(device) - before) / MIB
     with suppress(OSError, AttributeError):
         # What was freed goes back to the system first.
         ctypes.CDLL(None).malloc_trim(0)
@@ -128,7 +123,7 @@ def peak_bytes(
     except OSError:
         return None
     run()
-    return _resident('VmHWM') - before
+    return (_resident('VmHWM') - before) / MIB
 
 
 def _resident(field: str) -> int:
@@ -136,8 +131,3 @@ def _resident(field: str) -> int:
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise OSError(f'{_STATUS} has no {field}')
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive numbers."""
-    return statistics.geometric_mean(values)

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surge_det.core import SURGEConv2d
-
 
 class _Sign(torch.autograd.Function):
     """Sign with the clipped straight-through estimator; keeps its input."""
@@ -72,14 +70,12 @@ class ReferenceSURGEConv2d(ReferenceSTEConv2d):
         return super().forward(x) + replica - replica.detach()
 
 
-def as_reference(
-    layer: SURGEConv2d, cls: type[nn.Conv2d], **kwargs
-) -> nn.Conv2d:
-    """Make a float or reference layer of a SURGE layer's shape and weights.
+def copy_as(layer: nn.Conv2d, cls: type[nn.Conv2d], **kwargs) -> nn.Conv2d:
+    """Make a layer of another class with a convolution's shape and weights.
 
     Args:
         layer: What to copy.
-        cls: ``nn.Conv2d`` or one of this file's.
+        cls: ``nn.Conv2d``, ``SURGEConv2d`` or one of this file's.
         kwargs: More of its arguments.
     """
     copy = cls(
@@ -95,10 +91,7 @@ def as_reference(
         dtype=layer.weight.dtype,
         **kwargs,
     )
-    with torch.no_grad():
-        for name, parameter in copy.named_parameters():
-            source = layer.weight if name == 'aux_weight' else None
-            if source is None:
-                source = getattr(layer, name)
-            parameter.copy_(source)
+    # A replica starts from the weights.
+    state = {**layer.state_dict(), 'aux_weight': layer.weight}
+    copy.load_state_dict(state, strict=False)
     return copy.train(layer.training)

@@ -1,0 +1,209 @@
+"""Training steps of a detector with one or another kind of layers."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from surge_det.cli.common import read_config
+from surge_det.core import SURGEConv2d
+from surge_det.core.layers import named_surge_layers
+
+from .measure import interleaved, peak_mib, timed
+from .reference import ReferenceSTEConv2d, ReferenceSURGEConv2d, copy_as
+from .train import FLOAT, NARROW, REF_STE, REF_SURGE, STE
+
+_REFERENCES: dict[str, type[nn.Conv2d]] = {
+    FLOAT: nn.Conv2d,
+    REF_STE: ReferenceSTEConv2d,
+    REF_SURGE: ReferenceSURGEConv2d,
+}
+# Batches of --data that are taken in turn.
+BATCHES = 4
+# A config's name and a contestant -> seconds of its steps, and MiB of one
+# at its peak.
+Taken = dict[tuple[str, str], tuple[list[float], 'float | None']]
+
+
+def measure(
+    paths: Sequence[Path], contestants: Sequence[str], args: argparse.Namespace
+) -> tuple[Taken, float]:
+    """Let configs and contestants take turns, step by step.
+
+    Returns:
+        What each took, and the largest size of this process in MiB.
+
+    Raises:
+        OSError: If the training images cannot be read.
+        ValueError: If a config does not fit.
+    """
+    cfgs = {path.stem: read_train_config(path) for path in paths}
+    make = training_batches if args.data else random_batches
+    batches = make(next(iter(cfgs.values())), args)
+    trainers = {
+        (name, contestant): Trainer(cfg, contestant, batches, args)
+        for name, cfg in cfgs.items()
+        for contestant in contestants
+    }
+    turns = {key: trainer.step for key, trainer in trainers.items()}
+    seconds = interleaved(turns, args, ', '.join(cfgs))
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process_peak = size / 2 ** (20 if sys.platform == 'darwin' else 10)
+    taken = {
+        key: (seconds[key], peak_mib(trainer.step, trainer.device))
+        for key, trainer in trainers.items()
+    }
+    return taken, process_peak
+
+
+def read_train_config(path: Path) -> Config:
+    """Read a config, without weights that may be for download.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    # Every initialized parameter is a line otherwise.
+    MMLogger.get_current_instance().setLevel('WARNING')
+    cfg = read_config(path)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    cfg.model.get('backbone', {}).pop('init_cfg', None)
+    return cfg
+
+
+def random_batches(
+    cfg: Config, args: argparse.Namespace, seed: int = 0
+) -> list[dict]:
+    """Make a batch of noise with eight boxes an image.
+
+    Raises:
+        ValueError: If neither ``--size`` nor the config says how large.
+    """
+    sizes = [
+        (min(step.scale), max(step.scale))
+        for step in cfg.test_dataloader.dataset.pipeline
+        if step.type.endswith('Resize') and 'scale' in step
+    ]
+    if not (args.size or sizes):
+        raise ValueError(
+            'test_dataloader.dataset.pipeline has no Resize with a scale; '
+            'give --size'
+        )
+    head = cfg.model.get('roi_head') or cfg.model
+    torch.manual_seed(seed)
+    batch = demo_mm_inputs(
+        batch_size=args.batch,
+        image_shapes=[(3, *(args.size or sizes[0]))] * args.batch,
+        num_items=[8] * args.batch,
+        num_classes=head['bbox_head']['num_classes'],
+        device=args.device,
+    )
+    return [batch]
+
+
+def training_batches(cfg: Config, args: argparse.Namespace) -> list[dict]:
+    """Read the first batches of a config's training images."""
+    loader_cfg = copy.deepcopy(cfg.train_dataloader)
+    loader_cfg.update(num_workers=0, persistent_workers=False)
+    loader = Runner.build_dataloader(loader_cfg, seed=0)
+    return list(islice(loader, BATCHES))
+
+
+def change_layers(model: nn.Module, contestant: str) -> None:
+    """Make a detector's 1-bit convolutions those of a contestant.
+
+    Raises:
+        ValueError: If a layer has settings that the references lack.
+    """
+    for name, layer in list(named_surge_layers(model)):
+        if contestant == NARROW:
+            layer.aux_dtype = torch.bfloat16
+        elif contestant == STE:
+            layer.strip()
+        elif contestant in _REFERENCES:
+            if not isinstance(layer, SURGEConv2d) or layer.shift is not None:
+                raise ValueError(
+                    f'{name} is {layer}: the references are convolutions '
+                    'without a shift of their own'
+                )
+            parent, _, child = name.rpartition('.')
+            copied = copy_as(layer, _REFERENCES[contestant])
+            setattr(model.get_submodule(parent), child, copied)
+
+
+class Trainer:
+    """A detector with a contestant's layers, and its optimizer.
+
+    Args:
+        cfg: The config; not changed.
+        contestant: One of ``CONTESTANTS``, or ``AS_IS``.
+        batches: What ``train_step`` takes, in turn.
+        args: The command line.
+        wrap: Makes the model a replica of a group of processes.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        contestant: str,
+        batches: Sequence[dict],
+        args: argparse.Namespace,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> None:
+        self.device = torch.device(args.device)
+        self.cpu_time = args.cpu_time
+        self.batches = cycle(batches)
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        change_layers(model, contestant)
+        model.to(self.device).train()
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if args.dtype == 'bfloat16':
+            model.to(torch.bfloat16)
+            # Images become float32 there.
+            model.data_preprocessor.register_forward_hook(_narrow_images)
+        self.model = wrap(model)
+        wrapper = copy.deepcopy(cfg.optim_wrapper)
+        if contestant in (*_REFERENCES, STE):
+            # No replica is left that these were about.
+            for key in ('ags', 'fsg', 'constructor', 'paramwise_cfg'):
+                wrapper.pop(key, None)
+            wrapper.type = 'OptimWrapper'
+        if args.dtype == 'autocast':
+            # mmengine's own asks for a GPU.
+            kind = 'FSG' if wrapper.type.startswith('FSG') else 'AGS'
+            wrapper.type = f'{kind}AmpOptimWrapper'
+            wrapper.dtype = 'bfloat16'
+        self.wrapper = build_optim_wrapper(self.model, wrapper)
+        # What schedules are told.
+        steps = args.warmup + args.rounds
+        self.wrapper.initialize_count_status(self.model, 0, steps)
+
+    def step(self) -> float:
+        """Take one step; returns its seconds."""
+        batch = copy.deepcopy(next(self.batches))
+        return timed(
+            lambda: self.model.train_step(batch, self.wrapper),
+            self.device,
+            self.cpu_time,
+        )
+
+
+def _narrow_images(module: nn.Module, args: tuple, data: dict) -> dict:
+    return {**data, 'inputs': data['inputs'].to(torch.bfloat16)}

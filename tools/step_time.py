@@ -1,8 +1,0 @@
-"""See ``surge_det.cli.benchmark.step_time``."""
-
-import sys
-
-from surge_det.cli.benchmark.step_time import main
-
-if __name__ == '__main__':
-    sys.exit(main())
