@@ -485,7 +485,7 @@ def test_by_name_object_and_default(name):
         dict(type='ReCU', tau=1),
         'ReCU',
         ReCU,
-        object(),
+        3,
         nn.Identity(),
     ],
     ids=str,
