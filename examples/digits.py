@@ -28,13 +28,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import multiprocessing
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
@@ -52,17 +51,12 @@ from digits_report import (
     write_csv,
 )
 from digits_train import (
-    AUX_INITS,
-    FAST_NETS,
-    OPTIMIZERS,
-    SCALERS,
-    TRAIN_IMAGES,
+    CHOICES,
     Run,
     train,
 )
 
 from surge_det.cli.tables import markdown_table
-from surge_det.core.methods import method_cfg
 
 # The first seed that rates are chosen on.
 TUNE_FROM = 1000
@@ -162,63 +156,23 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def number(
-    low: float, high: float = math.inf, kind: type = float
-) -> Callable[[str], float]:
-    """Return a type of argument: a finite number from ``low`` to ``high``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if low <= value <= high and value < math.inf:
-            return value
-        upper = f' and <= {high}' if high < math.inf else ''
-        raise argparse.ArgumentTypeError(
-            f'{text} is not allowed: a number >= {low}{upper}'
-        )
-
-    return parse
-
-
-def _rate(text: str) -> float:
-    rate = number(0)(text)
-    if rate == 0:
-        raise argparse.ArgumentTypeError('0 is not allowed: a number > 0')
-    return rate
-
-
-def _method(text: str) -> str:
-    try:
-        method_cfg(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-# Settings that are crossed: what is allowed, and help.
+# Settings that may have several values, with their help.
 CROSSED = {
-    'weight_lr': (
-        number(0),
-        "factor on the latent weights' learning rate; 0 freezes them",
-    ),
-    'eta': (number(0), 'base factor of AGS'),
-    'aux_lr': (
-        number(0),
-        "factor on the replicas' learning rate; 0 freezes them",
-    ),
-    'aux_init': (AUX_INITS, 'where the replicas start'),
-    'scaler': (
-        tuple(SCALERS),
-        'ags: SURGE; clipped (compensate only where STE clips), direction, '
-        'length (take only that from SURGE): experiments',
-    ),
-    'fast_net': (
-        tuple(FAST_NETS),
-        "FSG's fast network; linear: as published",
-    ),
-    'fast_lr': (_rate, "learning rate of FSG's fast network"),
+    'weight_lr': "factor on the latent weights' learning rate; 0 freezes them",
+    'eta': 'base factor of AGS',
+    'aux_lr': "factor on the replicas' learning rate; 0 freezes them",
+    'aux_init': 'where the replicas start',
+    'scaler': 'ags: SURGE; clipped (compensate only where STE clips), '
+    'direction, length (take only that from SURGE): experiments',
+    'fast_net': "FSG's fast network; linear: as published",
+    'fast_lr': "learning rate of FSG's fast network",
+}
+# Settings that all runs share.
+SHARED = {
+    'optimizer': 'sgd with momentum, or adam',
+    'epochs': 'passes over the training images',
+    'batch': 'images per step',
+    'clip_norm': 'norm at which gradients are clipped; 0: no clipping',
 }
 
 
@@ -229,51 +183,44 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    methods = ['float', 'ste', 'surge']
-    add('--methods', nargs='+', type=_method, default=methods)
+    add('--methods', nargs='+', default=['float', 'ste', 'surge'])
     add(
         '--baseline',
         help='one of the methods, at the first value of each setting '
         '(default: ste, or the first)',
     )
-    count = number(1, kind=int)
-    add('--layers', nargs='+', type=count, default=[8], help='1-bit layers')
+    add('--layers', nargs='+', type=int, default=[8], help='1-bit layers')
     add(
         '--seeds',
         nargs='+',
-        type=number(0, kind=int),
+        type=int,
         default=[5],
         help='one number: how many, from 0; several: which',
     )
-    for name, (allowed, text) in CROSSED.items():
-        kind = 'type' if callable(allowed) else 'choices'
-        flag, default = '--' + name.replace('_', '-'), [getattr(Run, name)]
-        add(flag, nargs='+', default=default, help=text, **{kind: allowed})
-    add('--optimizer', choices=OPTIMIZERS, default=Run.optimizer)
+    for name, text in (CROSSED | SHARED).items():
+        default = getattr(Run, name)
+        if name in CHOICES:
+            text += f'; one of {", ".join(CHOICES[name])}'
+        settings = dict(type=type(default), default=default, help=text)
+        if name in CROSSED:
+            settings.update(nargs='+', default=[default])
+        add('--' + name.replace('_', '-'), **settings)
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument('--lr', nargs='+', type=_rate, default=[Run.lr])
+    rate.add_argument('--lr', nargs='+', type=float, default=[Run.lr])
     rate.add_argument(
         '--lr-grid',
         nargs='+',
-        type=_rate,
+        type=float,
         help='choose a learning rate for each method from these, on the '
         'tuning seeds and the first of --layers',
     )
     add(
         '--tune-seeds',
-        type=count,
+        type=int,
         default=8,
         help=f'how many seeds, from {TUNE_FROM}, --lr-grid is tried on',
     )
-    add('--epochs', type=count, default=Run.epochs)
-    add('--batch', type=number(2, TRAIN_IMAGES, int), default=Run.batch)
-    add(
-        '--clip-norm',
-        type=number(0),
-        default=Run.clip_norm,
-        help='norm at which gradients are clipped; 0: no clipping',
-    )
-    add('--jobs', type=count, default=1, help='processes')
+    add('--jobs', type=int, default=1, help='processes')
     add(
         '--out',
         type=Path,
@@ -286,29 +233,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(
             f'--baseline {args.baseline}: one of {args.methods} is allowed'
         )
-    others = [m for m in args.methods if m.startswith('surge+')]
-    if 'clipped' in args.scaler and others:
-        parser.error(
-            f'--scaler clipped needs the estimator of surge, {others[0]} has '
-            'another; without it all are allowed'
-        )
-    if args.lr_grid and len(set(args.lr_grid)) < 2:
-        parser.error(
-            f'--lr-grid {args.lr_grid[0]}: two different rates or more are '
-            'allowed'
-        )
-    if args.seeds == [0]:
-        parser.error('--seeds 0: one seed or more')
     if len(args.seeds) == 1:
         args.seeds = list(range(args.seeds[0]))
+    for flag, value in (
+        ('--seeds', len(args.seeds)),
+        ('--tune-seeds', args.tune_seeds),
+        ('--jobs', args.jobs),
+    ):
+        if value < 1:
+            parser.error(f'{flag} {value}: at least 1')
     args.tune_seeds = range(TUNE_FROM, TUNE_FROM + args.tune_seeds)
-    for seed in args.seeds if args.lr_grid else ():
-        if seed in args.tune_seeds:
-            parser.error(
-                f'--seeds {seed}: rates are chosen on '
-                f'{args.tune_seeds[0]} to {args.tune_seeds[-1]}, others are '
-                'allowed'
-            )
+    if args.lr_grid:
+        if len(set(args.lr_grid)) < 2:
+            parser.error(f'--lr-grid {args.lr_grid}: two different rates')
+        both = sorted({*args.seeds} & {*args.tune_seeds})
+        if both:
+            parser.error(f'--seeds {both}: rates are chosen on these')
+    try:
+        # A run refuses values that are not allowed.
+        for run in plan(args):
+            for lr in args.lr_grid or ():
+                replace(run, lr=lr)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

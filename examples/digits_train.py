@@ -38,10 +38,11 @@ FSG_SETTINGS = {
         'independent': True,
     }
 }
-AUX_INITS = ('weight', 'random', 'binary', 'zeros')
-OPTIMIZERS = ('sgd', 'adam')
-# Their nonlinearities, as FSG has them.
+# FSG's fast networks with their nonlinearities, as FSG has them.
 FAST_NETS = {'linear': None, 'tanh': 'tanh', 'relu': 'relu'}
+# The least value of a setting.
+LEAST = {'layers': 1, 'seed': 0, 'epochs': 1, 'batch': 2, 'clip_norm': 0}
+LEAST |= {'eta': 0, 'aux_lr': 0, 'weight_lr': 0}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Run:
         batch: Images per step.
         clip_norm: Norm at which gradients are clipped; 0 for no clipping.
         width: Channels.
+
+    Raises:
+        ValueError: If a value is not allowed.
     """
 
     method: str
@@ -90,6 +94,25 @@ class Run:
     weight_lr: float = 1.0
     fast_net: str = 'linear'
     fast_lr: float = 1e-2
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        method_cfg(self.method)
+        for name, value in vars(self).items():
+            allowed = None
+            if name in CHOICES and value not in CHOICES[name]:
+                allowed = f'one of {CHOICES[name]}'
+            if name in LEAST and not LEAST[name] <= value < math.inf:
+                allowed = f'at least {LEAST[name]}'
+            if name in ('lr', 'fast_lr') and not 0 < value < math.inf:
+                allowed = 'above 0'
+            if name == 'batch' and value > TRAIN_IMAGES:
+                allowed = f'at most {TRAIN_IMAGES}'
+            composed = self.method.startswith('surge+')
+            if name == 'scaler' and value == 'clipped' and composed:
+                allowed = f'any other with {self.method}, for it is of STE'
+            if allowed:
+                raise ValueError(f'{name}={value!r} is not allowed: {allowed}')
 
     @property
     def uses_fsg(self) -> bool:
@@ -214,6 +237,12 @@ SCALERS = {
     'clipped': ClippedOnly,
     'direction': DirectionOnly,
     'length': LengthOnly,
+}
+CHOICES = {
+    'aux_init': ('weight', 'random', 'binary', 'zeros'),
+    'scaler': tuple(SCALERS),
+    'fast_net': tuple(FAST_NETS),
+    'optimizer': ('sgd', 'adam'),
 }
 
 
