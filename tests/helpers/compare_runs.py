@@ -1,4 +1,4 @@
-"""For the tests of ``tools/compare.py``."""
+"""For the tests of ``surge-det compare``."""
 
 import csv
 import os
@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+from surge_det.cli.compare.command import check
 from surge_det.cli.main import parse_args
 
 
@@ -15,10 +16,10 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
-def arguments(compare, args):
+def arguments(args):
     """Parse and check a command line."""
     parsed = parse_args(['compare', *args])
-    compare.check(parsed)
+    check(parsed)
     return parsed
 
 
@@ -36,7 +37,7 @@ def interrupt(compare, args, mark):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    status = compare.main(args)
+    status = compare(args)
     thread.join()
     pid = int(mark.read_text())
     mark.unlink()

@@ -73,12 +73,19 @@ if score == 'fail':
 )
 """
 
+# What stands for ``python -m surge_det``.
+PROGRAM = """
+import pathlib, runpy, sys
+runpy.run_path(pathlib.Path(__file__).with_name(sys.argv.pop(1) + '.py'))
+"""
+
 
 @pytest.fixture(scope='session')
 def compare():
-    """``tools/compare.py`` as a module."""
+    """Return the command as a function of its arguments."""
     pytest.importorskip('mmdet', reason='needs the toolbox')
-    return importlib.import_module('surge_det.cli.compare.command')
+    main = importlib.import_module('surge_det.cli.main').main
+    return lambda args: main(['compare', *args])
 
 
 @pytest.fixture(scope='session')
@@ -97,7 +104,11 @@ def calls(compare, drawn_data, tmp_path, monkeypatch):
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
     (tmp_path / 'tools' / 'test.py').write_text(TEST)
-    monkeypatch.setattr('surge_det.cli.compare.runs.TOOLS', tmp_path / 'tools')
+    program = tmp_path / 'tools' / 'program.py'
+    program.write_text(PROGRAM)
+    monkeypatch.setattr(
+        'surge_det.cli.compare.runs.PROGRAM', [sys.executable, str(program)]
+    )
     for name in ('runs', 'scheduler'):
         monkeypatch.setattr(f'surge_det.cli.compare.{name}.POLL', 0.02)
     # The toolbox lays out what it writes, which takes longest.

@@ -20,7 +20,7 @@ def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
     out = tmp_path / 'out'
     args = [str(SURGE), '--methods', 'surge', 'ste', 'surge+reste', '--seeds']
     args += ['0', '1', '--jobs', '2', '--out', str(out), '--lr', 'ste=0.002']
-    assert compare.main(args) == 0
+    assert compare(args) == 0
     assert len(calls()) == 6
     head, _, surge, ste, reste = (out / 'table.md').read_text().splitlines()
     assert head.startswith(
@@ -66,11 +66,11 @@ def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
     assert seeds == ['0'] * 3 + ['1'] * 3
 
     # Everything is kept; another method and another setting are added.
-    assert compare.main([*args, '--baseline', 'surge']) == 0
+    assert compare([*args, '--baseline', 'surge']) == 0
     assert calls() == []
     assert 'minus surge |' in (out / 'table.md').read_text()
     more = ['--seeds', '0', '--cfg-options', 'train_cfg.max_epochs=3']
-    assert compare.main([*args, *more, '--methods', 'ste', 'ede']) == 0
+    assert compare([*args, *more, '--methods', 'ste', 'ede']) == 0
     assert len(calls()) == 2
 
 
@@ -81,7 +81,7 @@ def test_several_configs_are_compared_as_they_are(compare, calls, tmp_path):
     ]
     work_dir = tmp_path / 'work'
     args = [*map(str, configs), '--seeds', '0', '--out', str(tmp_path / 'out')]
-    assert compare.main([*args, '--work-dir', str(work_dir)]) == 0
+    assert compare([*args, '--work-dir', str(work_dir)]) == 0
     ste, surge = (tmp_path / 'out' / 'table.md').read_text().splitlines()[2:]
     assert ste.startswith('| ste_faster_rcnn_r18_demo | 0.001 | 0.500 | 0.500')
     assert '| 0.530 | 0.530 | +0.030 |' in surge
@@ -95,7 +95,7 @@ def test_failed_run_is_named_after_the_others_are_done(
 ):
     out = tmp_path / 'out'
     args = [str(SURGE), '--methods', 'ste', 'reste', 'ede', '--out', str(out)]
-    assert compare.main([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
+    assert compare([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
     said = capsys.readouterr().err
     assert 'reste seed 0: FAILED, training ended with status 1' in said
     assert re.search(r'reste/seed0-\w+/train\.log ends with:', said)
@@ -105,7 +105,7 @@ def test_failed_run_is_named_after_the_others_are_done(
     assert line.startswith('| reste | 0.04 | — | — | — |')
     # What failed is tried again, what was done is not.
     calls()
-    assert compare.main([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
+    assert compare([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
     assert calls() == ['reste 0']
 
 
@@ -128,16 +128,16 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     stub = tmp_path / 'tools' / 'train.py'
     stub.write_text(stub.read_text().replace('0.03:', '0.0:'))
     (half.parent / 'left_over').touch()
-    assert compare.main(args) == 0
+    assert compare(args) == 0
     assert not (half.parent / 'left_over').exists()
     assert calls() == ['ede 0', 'surge 0']
     assert [r['resumed'] for r in rows(out)] == ['0', '0', '0']
 
 
-def only_run(compare, args):
+def only_run(args):
     from surge_det.cli.compare.candidates import make_candidates
 
-    (candidate,) = make_candidates(arguments(compare, args))
+    (candidate,) = make_candidates(arguments(args))
     ((run,),) = candidate.runs
     return run
 
@@ -146,19 +146,19 @@ def only_run(compare, args):
 def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
     args.append(str(tmp_path))
-    run = only_run(compare, args)
+    run = only_run(args)
     with run.lock() as lock:
         assert run.lock() is None
         threading.Timer(0.5, lock.close).start()
         start = time.monotonic()
-        assert compare.main(args) == 0
+        assert compare(args) == 0
         assert time.monotonic() - start > 0.5
     assert calls() == ['ste 0']
 
 
 def test_memory_is_that_of_the_training(compare, calls, tmp_path):
     args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
-    run = only_run(compare, [*args, '--out', str(tmp_path)])
+    run = only_run([*args, '--out', str(tmp_path)])
     run.execute(dict(os.environ), run.lock(), threading.Event())
     # Not of the process that this test runs in, which has the toolbox in it.
     assert 100 < run.result.memory < 150
@@ -352,7 +352,7 @@ def test_split(compare, tmp_path):
     ('args', 'said'),
     [
         (['missing.py'], 'missing.py'),
-        ([SURGE, '--jobs', '0'], '--jobs 0'),
+        ([SURGE, '--jobs', '0'], "--jobs: '0' is not allowed"),
         ([SURGE, SURGE], "CONFIG: one of ['surge_faster_rcnn_r18_demo'"),
         ([SURGE, '--seeds', '1', '1'], '--seeds: one of [1, 1]'),
         (
@@ -387,7 +387,7 @@ def test_split(compare, tmp_path):
 )
 def test_wrong_arguments_are_refused(compare, capsys, args, said):
     with pytest.raises(SystemExit) as error:
-        compare.main(list(map(str, args)))
+        compare(list(map(str, args)))
     assert error.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -401,11 +401,11 @@ def test_nothing_starts_where_a_run_could_not(
         (['--split', 'val'], 'there is no '),
     ):
         with pytest.raises(SystemExit, match='2'):
-            compare.main([*args, *wrong])
+            compare([*args, *wrong])
         assert said in capsys.readouterr().err
     monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path / 'nowhere'))
     with pytest.raises(SystemExit, match='2'):
-        compare.main(args)
+        compare(args)
     assert 'nowhere' in capsys.readouterr().err
     assert calls() == []
 
@@ -441,7 +441,7 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
         'model.train_cfg.rpn_proposal.max_per_img=16',
         'model.test_cfg.rpn.max_per_img=16',
     ]
-    assert compare.main(args) == 0
+    assert compare(args) == 0
     ste, reste = rows(tmp_path)
     assert ste['status'] == reste['status'] == 'done'
     assert ste['lr'] == '0.0005'
@@ -466,7 +466,7 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
     from surge_det.cli.compare.runs import Evaluation
     from surge_det.cli.compare.scheduler import environment
 
-    ((run,),) = make_candidates(arguments(compare, args))[1].runs
+    ((run,),) = make_candidates(arguments(args))[1].runs
     assert run.load()
     split = next(drawn_data.glob('shapes/ImageSets/Main')) / 'val.txt'
     split.write_text('none_of_the_others')

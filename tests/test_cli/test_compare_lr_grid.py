@@ -36,7 +36,7 @@ def grid(compare, calls, with_val, tmp_path, monkeypatch):
         return [*args, '--out', str(tmp_path / 'out')]
 
     def call(*args):
-        return compare.main(arguments(*args))
+        return compare(arguments(*args))
 
     call.arguments = arguments
     return call
@@ -286,7 +286,7 @@ def test_expected_tasks(compare, grid, calls):
 
     more = ['--lr', 'ede=1', '--seeds', '0', '1', '2']
     args = grid.arguments('ste ede', '0.001 0.002 0.004', *more)
-    tuned, fixed = make_candidates(arguments(compare, args))
+    tuned, fixed = make_candidates(arguments(args))
     assert fixed.expected_tasks() == fixed.compared
     assert len(fixed.compared) == 3
     # 3 rates, their evaluations, 2 more seeds.

@@ -36,7 +36,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surge_det.cli.common import add_cfg_options, config_file, fail
+from surge_det.cli.common import (
+    add_cfg_options,
+    config_file,
+    fail,
+    positive_int,
+)
 
 if TYPE_CHECKING:
     from surge_det.cli.compare.candidates import Candidate
@@ -54,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'wrong name lists all',
     )
     add('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    add('--jobs', type=int, default=1, help='runs at a time')
+    add('--jobs', type=positive_int, default=1, help='runs at a time')
     add(
         '--baseline',
         metavar='METHOD',
@@ -130,14 +135,10 @@ def _method_rate(text: str) -> tuple[str, float]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the arguments as a whole and fill in defaults.
-
-    Raises:
-        ValueError: If some are wrong.
-    """
+    """Check the arguments as a whole and fill in defaults."""
     args.lr, args.lr_grid = dict(args.lr), sorted(args.lr_grid)
     if args.methods and len(args.configs) > 1:
-        raise ValueError(
+        fail(
             f'--methods: one config, not {len(args.configs)}; without '
             '--methods the configs themselves are compared'
         )
@@ -150,19 +151,15 @@ def check(args: argparse.Namespace) -> None:
         ('--lr-grid', args.lr_grid),
     ):
         if len(set(values)) < len(values):
-            raise ValueError(f'{option}: one of {values} is given twice')
+            fail(f'{option}: one of {values} is given twice')
     for option, given in (('--baseline', [args.baseline]), ('--lr', args.lr)):
         for name in given:
             if name not in names:
-                raise ValueError(f'{option} {name!r}: one of {names}')
-    if args.jobs < 1:
-        raise ValueError(f'--jobs {args.jobs}: at least 1')
+                fail(f'{option} {name!r}: one of {names}')
     if len(args.lr_grid) == 1:
-        raise ValueError(
-            f'--lr-grid {args.lr_grid[0]}: two or more rates to choose from'
-        )
+        fail(f'--lr-grid {args.lr_grid[0]}: two or more rates to choose from')
     if args.lr_split and not args.lr_grid:
-        raise ValueError(f'--lr-split {args.lr_split}: only with --lr-grid')
+        fail(f'--lr-split {args.lr_split}: only with --lr-grid')
     args.lr_split = args.lr_split or 'val'
 
 
@@ -194,10 +191,7 @@ def run(args: argparse.Namespace) -> int:
         The exit status: 1 if a run that is compared is missing, 130 after an
         interruption.
     """
-    try:
-        check(args)
-    except ValueError as error:
-        fail(error)
+    check(args)
 
     from surge_det.cli.compare.candidates import (
         expected_tasks,
@@ -249,10 +243,3 @@ def run(args: argparse.Namespace) -> int:
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
     return 1 if failures else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command as a program of its own."""
-    from surge_det.cli import main
-
-    return main.main(['compare', *(sys.argv[1:] if argv is None else argv)])

@@ -25,7 +25,7 @@ from mmengine.config import Config
 
 from surge_det.cli.plot_run import MAP, read_curves
 
-TOOLS = Path(__file__).resolve().parents[3] / 'tools'
+PROGRAM = [sys.executable, '-m', 'surge_det']
 LAST_LINES = 8
 # Seconds between two looks at a process, and that one has to end when asked.
 POLL, GRACE = 0.2, 10.0
@@ -309,8 +309,8 @@ def _command(
     """Write a config; return the command that trains or tests with it."""
     with _DUMP_LOCK:
         cfg.dump(config)
-    command = [sys.executable, TOOLS / f'{name}.py', config, *args]
-    return [*map(str, command), '--work-dir', str(work_dir)]
+    command = [*PROGRAM, name, config, *args, '--work-dir', work_dir]
+    return [*map(str, command)]
 
 
 def _run(
