@@ -26,14 +26,15 @@ if importlib.util.find_spec('openvino') is None:
 from mmengine.config import Config
 
 from surge_det.cli.benchmark import (
-    inference,
     inference_measure,
     inference_profile,
     inference_report,
+    inference_run,
     layers,
 )
 from surge_det.cli.benchmark.layers import Shape
 from surge_det.cli.main import main
+from surge_det.deploy import FORMATS
 from surge_det.deploy.trained import build_detector
 
 VOC = ROOT / 'configs' / 'surge_faster_rcnn_r18_voc.py'
@@ -105,8 +106,8 @@ def report(tmp_path_factory):
         redirect_stdout(out),
         redirect_stderr(err),
     ):
-        patch.setattr(inference, 'SHAPES', shapes)
-        patch.setattr(inference_measure, 'Detector', keep)
+        patch.setattr(inference_run, 'SHAPES', shapes)
+        patch.setattr(inference_run, 'Detector', keep)
         bench(
             *(config, '--size', 64, 96, '--profile', '--no-int8'),
             *('--rounds', 3, '--warmup', 1, '--out', folder / 'out'),
@@ -200,9 +201,14 @@ def test_the_table_is_what_was_measured(report):
         assert found == pytest.approx(wanted, rel=0.01)
 
 
+def plan(report):
+    rows = FORMATS['openvino'].plan(report.detector.one_bit)
+    return [row for row in rows if row.bits == '1/1']
+
+
 def test_bytes_are_those_of_layers_and_files(report):
-    sizes = records(report.folder / 'sizes.csv')
-    names = [row['layer'] for row in sizes]
+    rows = plan(report)
+    names = [row.name for row in rows]
     assert 'backbone.layer1.0.conv1' in names
     assert any(name.startswith('roi_head.bbox_head.shared') for name in names)
     layers, files = (
@@ -211,12 +217,12 @@ def test_bytes_are_those_of_layers_and_files(report):
         if row[-1].startswith('1/')
     )
     assert layers == [
-        sum(int(row[column]) for row in sizes)
-        for column in ('bytes', 'float bytes')
+        sum(row.bytes for row in rows),
+        sum(row.float_bytes for row in rows),
     ]
-    first = sizes[names.index('backbone.layer1.0.conv1')]
+    first = rows[names.index('backbone.layer1.0.conv1')]
     # Bits, then the scales.
-    assert int(first['bytes']) == 16 * 16 * 9 // 8 + 4 * 16
+    assert first.bytes == 16 * 16 * 9 // 8 + 4 * 16
     assert layers[0] < files[0] < files[1]
 
 
@@ -244,8 +250,7 @@ def test_the_profile_is_of_the_1_bit_network(report):
     number = sum(
         int(row[2]) for row in operations if row[0] == 'BinaryConvolution'
     )
-    layers = records(report.folder / 'sizes.csv')
-    dense = [row for row in layers if not row['layer'].startswith('roi')]
+    dense = [row for row in plan(report) if not row.name.startswith('roi')]
     # The RPN's runs on five levels.
     assert number == len(dense) + 4
     assert operations[-1][0] == 'all'
@@ -423,7 +428,7 @@ def test_a_config_with_one_size_is_run_at_it():
         (VOC.name, [(240, 320), (600, 1000)]),
     ):
         cfg = Config.fromfile(folder / name)
-        assert inference.config_sizes(cfg) == sizes
+        assert inference_run.config_sizes(cfg) == sizes
 
 
 def test_an_int8_twin_takes_part_where_it_can_be_made(

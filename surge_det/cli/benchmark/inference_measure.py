@@ -53,7 +53,6 @@ from .inference_report import (
     TORCH,
     TORCH_1BIT,
     Case,
-    Sizes,
 )
 from .layers import FULL_SIZE, Shape
 from .measure import interleaved, timed
@@ -370,8 +369,8 @@ class Detector:
         install_networks(model, networks)
         return model
 
-    def sizes(self) -> Sizes:
-        """Bytes of the 1-bit layers' values, of all files and the twin's."""
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """Bytes of 1-bit layers and of files: what, 1-bit, float twin."""
         save_model = require('openvino').save_model
         twins = []
         for number, model in enumerate(self._twins[FP32]):
@@ -379,12 +378,17 @@ class Detector:
             save_model(model, path, compress_to_fp16=False)
             twins += [path, path.with_suffix('.bin')]
         rows = FORMATS['openvino'].plan(self.one_bit)
+        rows = [row for row in rows if row.bits == '1/1']
+        values = sum(row.bytes for row in rows)
+        float_values = sum(row.float_bytes for row in rows)
         files, float_files = (
             sum(file.stat().st_size for file in written)
             for written in (self.files, twins)
         )
-        layers = [row for row in rows if row.bits == '1/1']
-        return Sizes(layers, files, float_files)
+        return [
+            (f'{len(rows)} 1-bit layers, values', values, float_values),
+            ('all files for OpenVINO', files, float_files),
+        ]
 
 
 def _detector(cfg: Config, checkpoint: str | None) -> nn.Module:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
 
 from .report import Panel, Table, ratio
-
-if TYPE_CHECKING:
-    from surge_det.deploy import Row
 
 TORCH, TORCH_1BIT = 'torch fp32', 'torch 1-bit'
 FP32, INT8, ONE_BIT = 'OpenVINO fp32', 'OpenVINO int8', 'OpenVINO 1-bit'
@@ -76,14 +72,6 @@ class Case:
         return ratio(self.seconds[first], self.seconds[second])
 
 
-class Sizes(NamedTuple):
-    """Bytes of a detector: its 1-bit layers, all files, and the twin's."""
-
-    layers: list[Row]
-    files: int
-    float_files: int
-
-
 def _number(value: float | None) -> str:
     """Write a number with three digits."""
     if value is None:
@@ -142,18 +130,12 @@ def count_table(cases: Sequence[Case]) -> Table:
     return Table(header, rows)
 
 
-def size_table(sizes: dict[str, Sizes]) -> Table:
-    """Make a table of bytes."""
-    rows = []
-    for name, (layers, files, float_files) in sizes.items():
-        mine = sum(row.bytes for row in layers)
-        base = sum(row.float_bytes for row in layers)
-        for what, one, other in (
-            (f'{len(layers)} 1-bit layers, values', mine, base),
-            ('all files for OpenVINO', files, float_files),
-        ):
-            share = f'1/{other / one:.1f}'
-            rows.append([name, what, f'{one:,}', f'{other:,}', share])
+def size_table(sizes: Sequence[tuple[str, str, int, int]]) -> Table:
+    """Make a table of bytes: config, of what, 1-bit, in the float twin."""
+    rows = [
+        [name, what, f'{mine:,}', f'{base:,}', f'1/{base / mine:.1f}']
+        for name, what, mine, base in sizes
+    ]
     header = ['config', 'bytes of', '1-bit', 'float twin', 'of it']
     return Table(header, rows, 2)
 
@@ -187,16 +169,6 @@ def turns(cases: Sequence[Case]) -> Table:
     ]
     header = ['level', 'what', 'rows', 'columns', 'threads']
     return Table([*header, 'contestant', 'round', 'ms'], rows)
-
-
-def layer_sizes(sizes: dict[str, Sizes]) -> Table:
-    """List the bytes of every 1-bit layer, for a CSV file."""
-    rows = [
-        [name, row.name, row.bytes, row.float_bytes]
-        for name, one in sizes.items()
-        for row in one.layers
-    ]
-    return Table(['config', 'layer', 'bytes', 'float bytes'], rows)
 
 
 def panels(cases: Sequence[Case]) -> list[Panel]:
