@@ -15,7 +15,7 @@ from digits_train import Run
 from surge_det.cli.tables import markdown_table
 from surge_det.core.methods import method_cfg
 from surge_det.paired import (
-    draw_difference,
+    draw_differences,
     estimate,
     paired_differences,
     plus_minus,
@@ -169,31 +169,25 @@ def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     depths = list(dict.fromkeys(row.layers for row in rows))
-    names = list(dict.fromkeys(row.label for row in rows))
+    count = len({row.label for row in rows})
     figure, columns = plt.subplots(
         1,
         len(depths),
-        figsize=(1.5 + 4 * len(depths), 1.2 + 0.32 * len(names)),
+        figsize=(1.5 + 4 * len(depths), 1.2 + 0.32 * count),
         layout='constrained',
         sharey=True,
         squeeze=False,
     )
     for axes, depth in zip(columns[0], depths):
-        axes.axvline(0, color='0.6', linewidth=1)
-        for row in rows:
-            if row.layers == depth:
-                text = f'{statistics.mean(row.accuracies):.1f}'
-                height = names.index(row.label)
-                draw_difference(axes, height, row.differences, text, SHOWN)
+        mine = [row for row in rows if row.layers == depth]
+        differences = {row.label: row.differences for row in mine}
+        texts = [f'{statistics.mean(row.accuracies):.1f}' for row in mine]
+        draw_differences(axes, differences, SHOWN, texts)
         axes.set_title(f'{depth} binary layers', fontsize=10)
         axes.set_xlabel(
             f'accuracy minus {baseline}, points (95 % interval); number: '
             'accuracy %',
             fontsize=8,
         )
-        axes.grid(axis='x', alpha=0.3)
-        axes.set_xlim(-SHOWN - 1, SHOWN + 1)
-    columns[0][0].set_yticks(range(len(names)), names)
-    columns[0][0].set_ylim(len(names) - 0.5, -0.7)
     figure.savefig(path, dpi=130)
     plt.close(figure)

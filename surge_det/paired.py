@@ -53,48 +53,54 @@ def plus_minus(mean: float, spread: float, form: str = '.3f') -> str:
     return f'{text} ± {spread:{form.removeprefix("+")}}'
 
 
-def draw_difference(
+def draw_differences(
     axes: Axes,
-    height: float,
-    differences: Sequence[float] | None,
-    text: str | None,
+    differences: Mapping[str, Sequence[float] | None],
     limit: float,
-    each: bool = False,
+    texts: Sequence[str] | None = None,
 ) -> None:
-    """Draw a mean paired difference with its 95 % interval.
+    """Draw mean paired differences with their 95 % intervals, one a row.
 
     Args:
         axes: Where to draw.
-        height: The place on the y axis.
-        differences: To the baseline, for each seed; None for the baseline
-            itself, which is a diamond at 0.
-        text: Written above.
+        differences: Those to the baseline, for each seed, by what names them
+            on the y axis; None for the baseline itself, a diamond at 0.
         limit: A mean beyond ± this value is an arrow at the edge, so that
             its interval does not squeeze all others into a line.
-        each: Whether to draw a dot for each pair below.
+        texts: Written above each; without them the difference is, and a dot
+            for each seed is drawn below.
     """
-    at = 0.0
-    if differences is None:
-        axes.plot(at, height, 'D', color='0.4', markersize=5)
-    else:
-        mean, _, half = estimate(differences)
-        at = min(max(mean, -limit), limit)
-        if at != mean:
-            axes.plot(at, height, '<' if at < 0 else '>', color='C0')
-        else:
-            style = dict(fmt='o', color='C0', capsize=3, markersize=5)
-            half = None if math.isnan(half) else half
-            axes.errorbar(mean, height, xerr=half, **style)
-            if each:
-                style = dict(color='C1', alpha=0.6, linewidth=0)
-                heights = [height + 0.2] * len(differences)
-                axes.plot(differences, heights, 'o', ms=4, mew=0, **style)
-    if text is not None:
-        axes.annotate(
-            text,
-            (at, height),
-            xytext=(0, 5),
-            textcoords='offset points',
-            ha='center',
-            fontsize=7,
-        )
+    axes.axvline(0, color='0.6', linewidth=1)
+    for height, values in enumerate(differences.values()):
+        at, text = 0.0, ''
+        if values is None:
+            axes.plot(at, height, 'D', color='0.4', markersize=5)
+        elif values:
+            mean, _, half = estimate(values)
+            at = min(max(mean, -limit), limit)
+            if at != mean:
+                text = f'{mean:+.3f}'
+                axes.plot(at, height, '<' if at < 0 else '>', color='C0')
+            else:
+                text = plus_minus(mean, half, '+.3f')
+                half = None if math.isnan(half) else half
+                style = dict(fmt='o', color='C0', capsize=3, markersize=5)
+                axes.errorbar(mean, height, xerr=half, **style)
+                if not texts:
+                    heights = [height + 0.2] * len(values)
+                    style = dict(color='C1', alpha=0.6, linewidth=0)
+                    axes.plot(values, heights, 'o', ms=4, mew=0, **style)
+        text = texts[height] if texts else text
+        if text:
+            axes.annotate(
+                text,
+                (at, height),
+                xytext=(0, 5),
+                textcoords='offset points',
+                ha='center',
+                fontsize=7,
+            )
+    axes.set_yticks(range(len(differences)), differences)
+    axes.set_ylim(len(differences) - 0.4, -0.7)
+    axes.set_xlim(-1.1 * limit, 1.1 * limit)
+    axes.grid(axis='x', alpha=0.3)

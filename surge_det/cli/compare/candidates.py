@@ -112,12 +112,12 @@ class Candidate:
         ended = len(failed) + len(finished) == len(self.evaluations)
         if self.chosen is not None or self.failure or not ended:
             return
-        for task in failed:
-            lr = getattr(task, 'run', task).lr
-            print(
-                f'warning: {self.name}: lr {lr:g} is left out, its '
-                f'{task.kind} failed'
-            )
+        for evaluation in self.evaluations:
+            if evaluation.failed:
+                print(
+                    f'warning: {self.name}: lr {evaluation.run.lr:g} is left '
+                    f'out, its {evaluation.failed.kind} failed'
+                )
         if not finished:
             reasons = '\n'.join(map(describe, failed))
             self.failure = f'no learning rate could be evaluated\n{reasons}'

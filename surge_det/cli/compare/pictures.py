@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from surge_det.paired import draw_difference, estimate, plus_minus
+from surge_det import paired
+from surge_det.paired import estimate
 
 from .candidates import Candidate
 
@@ -124,14 +124,15 @@ def draw_differences(
     may run over the edge.
     """
     base = next(c for c in candidates if c.name == baseline)
-    figure, axes = plt.subplots(
-        figsize=(7, 1.3 + 0.42 * len(candidates)), layout='constrained'
-    )
-    axes.axvline(0, color='0.6', linewidth=1)
-    pairs = [None if c is base else c.differences(base) for c in candidates]
-    extents = []
-    for differences in filter(None, pairs):
-        extents.append(max(map(abs, differences)))
+    rows, extents = {}, []
+    for candidate in candidates:
+        if candidate is base:
+            rows[candidate.name] = None
+            continue
+        differences = candidate.differences(base)
+        rows[f'{candidate.name} (n={len(differences)})'] = differences
+        if differences:
+            extents.append(max(map(abs, differences)))
         if len(differences) > 2:
             mean, _, half_width = estimate(differences)
             extents[-1] = max(extents[-1], abs(mean) + half_width)
@@ -139,26 +140,13 @@ def draw_differences(
     if extents:
         far = _FAR * statistics.median(extents)
         limit = max(min(max(extents), far), limit)
-    for place, differences in enumerate(pairs):
-        text = None
-        if differences:
-            mean, _, half_width = estimate(differences)
-            if abs(mean) > limit:
-                half_width = math.nan
-            text = plus_minus(mean, half_width, '+.3f')
-        if differences != []:
-            draw_difference(axes, place, differences, text, limit, each=True)
-    names = [
-        c.name if differences is None else f'{c.name} (n={len(differences)})'
-        for c, differences in zip(candidates, pairs)
-    ]
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.7)
-    axes.set_xlim(-1.1 * limit, 1.1 * limit)
+    figure, axes = plt.subplots(
+        figsize=(7, 1.3 + 0.42 * len(candidates)), layout='constrained'
+    )
+    paired.draw_differences(axes, rows, limit)
     axes.set_xlabel(
         f'mAP minus {baseline}: mean with 95 % interval; below, each seed',
         fontsize=8,
     )
-    axes.grid(axis='x', alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
