@@ -6,13 +6,11 @@ code of BiDet, ReActNet (ResNet variant) and Bi-Real Net.
 
 import os
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from command_line import ROOT, tool
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,7 +29,6 @@ from surge_det.models.backbones.published import (
     unwrap,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (64, 128, 256, 512)
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -536,15 +533,9 @@ def test_weights_that_are_only_signs_are_told(published, backbone):
 
 
 def command(*args, ok=True):
-    result = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', *args],
-        env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'),
-        text=True,
-        capture_output=True,
-    )
-    assert (result.returncode == 0) is ok, result.stderr
-    assert 'Traceback' not in result.stderr
-    return result.stdout + result.stderr
+    said = tool('convert_checkpoint.py', *args, root=ROOT, ok=ok)
+    assert 'Traceback' not in said
+    return said
 
 
 def test_command(published, tmp_path, backbone):
