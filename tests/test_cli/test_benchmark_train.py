@@ -116,25 +116,6 @@ def test_layers_that_the_references_lack_are_refused():
         train_step.change_layers(model, train.REF_STE)
 
 
-def test_references_compute_what_the_layer_does():
-    torch.manual_seed(0)
-    layer = SURGEConv2d(3, 4, 3, padding=1, stride=2).double()
-    x = torch.randn(2, 3, 7, 7, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(2, 4, 4, 4, dtype=torch.float64)
-    layer(x).backward(grad)
-    ours = [x.grad, layer.weight.grad, layer.aux_weight.grad, layer.bias.grad]
-    x.grad = None
-    copy = reference.copy_as(
-        layer,
-        reference.ReferenceSURGEConv2d,
-        factor=layer.ags.last_scale.item(),
-    )
-    copy(x).backward(grad)
-    theirs = [x.grad, copy.weight.grad, copy.aux_weight.grad, copy.bias.grad]
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other)
-
-
 def test_configs_take_turns(tmp_path, monkeypatch, capsys):
     pytest.importorskip('mambapy', reason='the slow network is a block of it')
     prepare_shapes(tmp_path, 5, 5, 0)

@@ -14,19 +14,19 @@ from surge_det.core import SURGEConv2d
 from . import layers
 from .layers import FLOAT, NARROW, REF_STE, REF_SURGE, STE, SURGE
 from .measure import interleaved, kept_mib, peak_mib, timed
-from .reference import ReferenceSTEConv2d, ReferenceSURGEConv2d, copy_as
+from .reference import REFERENCES, copy_as
 
 ETA = 0.2
 # Rows and columns of the maps that gradients are compared on.
 CHECKED = 40, 64
-# Class and keywords of the contestants' layers.
+# Keywords of the contestants' layers.
 CONTESTANTS = {
-    FLOAT: (nn.Conv2d, {}),
-    REF_STE: (ReferenceSTEConv2d, {}),
-    REF_SURGE: (ReferenceSURGEConv2d, dict(factor=ETA)),
-    SURGE: (SURGEConv2d, dict(eta=ETA)),
-    NARROW: (SURGEConv2d, dict(eta=ETA, aux_dtype='bfloat16')),
-    STE: (SURGEConv2d, dict(compensate=False)),
+    FLOAT: {},
+    REF_STE: {},
+    REF_SURGE: dict(factor=ETA),
+    SURGE: dict(eta=ETA),
+    NARROW: dict(eta=ETA, aux_dtype='bfloat16'),
+    STE: dict(compensate=False),
 }
 
 
@@ -65,9 +65,10 @@ class Bench:
             dtype=dtype,
         )
         self.layers = {
-            name: copy_as(layer, cls, **kwargs).to(memory_format=layout)
-            for name, (cls, kwargs) in CONTESTANTS.items()
-            if name in names
+            name: copy_as(
+                layer, REFERENCES.get(name, SURGEConv2d), **CONTESTANTS[name]
+            ).to(memory_format=layout)
+            for name in names
         }
         size = batch, shape.c_in, shape.height, shape.width
         x = torch.randn(size, device=self.device).to(dtype)
@@ -145,22 +146,21 @@ class Bench:
         out.backward(grad.to(out.dtype))
         ours = [part.grad, *(p.grad for p in layer.parameters())]
 
-        def formula(cls: type[nn.Conv2d], **kwargs) -> list[Tensor]:
-            reference = copy_as(layer, cls, **kwargs).double()
+        def formula(name: str, **kwargs) -> list[Tensor]:
+            reference = copy_as(layer, REFERENCES[name], **kwargs).double()
             x = part.detach().double().requires_grad_()
             reference(x).backward(grad.double())
             return [x.grad, *(p.grad for p in reference.parameters())]
 
         if name in (SURGE, NARROW):
             # The replica still is what the weights are.
-            g_b, g_a = formula(ReferenceSTEConv2d)[0], formula(nn.Conv2d)[0]
+            g_b, g_a = formula(REF_STE)[0], formula(FLOAT)[0]
             factor = ETA * g_b.norm() / (g_a.norm() + layer.ags.eps)
-            expected = formula(ReferenceSURGEConv2d, factor=factor)
+            expected = formula(REF_SURGE, factor=factor)
         elif name == STE:
-            expected = formula(ReferenceSTEConv2d)
+            expected = formula(REF_STE)
         else:
-            cls, kwargs = CONTESTANTS[name]
-            expected = formula(cls, **kwargs)
+            expected = formula(name, **CONTESTANTS[name])
         return max(
             ((mine.double() - right).abs().max() / right.abs().max()).item()
             for mine, right in zip(ours, expected, strict=True)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import FLOAT, REF_STE, REF_SURGE
+
 
 class _Sign(torch.autograd.Function):
     """Sign with the clipped straight-through estimator; keeps its input."""
@@ -68,6 +70,13 @@ class ReferenceSURGEConv2d(ReferenceSTEConv2d):
             self.groups,
         )
         return super().forward(x) + replica - replica.detach()
+
+
+REFERENCES: dict[str, type[nn.Conv2d]] = {
+    FLOAT: nn.Conv2d,
+    REF_STE: ReferenceSTEConv2d,
+    REF_SURGE: ReferenceSURGEConv2d,
+}
 
 
 def copy_as(layer: nn.Conv2d, cls: type[nn.Conv2d], **kwargs) -> nn.Conv2d:

@@ -25,14 +25,9 @@ from surge_det.core import SURGEConv2d
 from surge_det.core.layers import named_surge_layers
 
 from .measure import interleaved, peak_mib, timed
-from .reference import ReferenceSTEConv2d, ReferenceSURGEConv2d, copy_as
-from .train import FLOAT, NARROW, REF_STE, REF_SURGE, STE
+from .reference import REFERENCES, copy_as
+from .train import NARROW, STE
 
-_REFERENCES: dict[str, type[nn.Conv2d]] = {
-    FLOAT: nn.Conv2d,
-    REF_STE: ReferenceSTEConv2d,
-    REF_SURGE: ReferenceSURGEConv2d,
-}
 # Batches of --data that are taken in turn.
 BATCHES = 4
 # A config's name and a contestant -> seconds of its steps, and MiB of one
@@ -134,14 +129,14 @@ def change_layers(model: nn.Module, contestant: str) -> None:
             layer.aux_dtype = torch.bfloat16
         elif contestant == STE:
             layer.strip()
-        elif contestant in _REFERENCES:
+        elif contestant in REFERENCES:
             if not isinstance(layer, SURGEConv2d) or layer.shift is not None:
                 raise ValueError(
                     f'{name} is {layer}: the references are convolutions '
                     'without a shift of their own'
                 )
             parent, _, child = name.rpartition('.')
-            copied = copy_as(layer, _REFERENCES[contestant])
+            copied = copy_as(layer, REFERENCES[contestant])
             setattr(model.get_submodule(parent), child, copied)
 
 
@@ -180,7 +175,7 @@ class Trainer:
             model.data_preprocessor.register_forward_hook(_narrow_images)
         self.model = wrap(model)
         wrapper = copy.deepcopy(cfg.optim_wrapper)
-        if contestant in (*_REFERENCES, STE):
+        if contestant in (*REFERENCES, STE):
             # No replica is left that these were about.
             for key in ('ags', 'fsg', 'constructor', 'paramwise_cfg'):
                 wrapper.pop(key, None)
