@@ -159,10 +159,11 @@ def run_all(
                     task = running.pop(future)
                     progress.remove_task(bars.pop(task))
                     ended(task)
+                at_work = {task.folder for task in bars}
                 for task in _waiting(candidates):
                     if len(running) == jobs:
                         break
-                    if task in bars or not task.open:
+                    if task.folder in at_work:
                         continue
                     lock = task.lock()
                     if lock is None:
