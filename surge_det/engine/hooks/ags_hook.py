@@ -8,7 +8,6 @@ import statistics
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -20,7 +19,7 @@ from surge_det.engine.optim.ags_optim_wrapper import (
     compensated_layers,
 )
 
-from .interval import check_interval, logs_now
+from .common import check_interval, logs_now, optim_wrappers
 
 
 @HOOKS.register_module()
@@ -66,12 +65,7 @@ class AGSHook(Hook):
         """Find the layers; warn where AGS was lost."""
         self._layers = compensated_layers(runner.model)
         self._warned_of_unreached = False
-        wrapper = runner.optim_wrapper
-        wrappers = (
-            list(wrapper.values())
-            if isinstance(wrapper, OptimWrapperDict)
-            else [wrapper]
-        )
+        wrappers = optim_wrappers(runner)
         if self._layers and not any(isinstance(w, AGSMixin) for w in wrappers):
             found = ', '.join(type(w).__name__ for w in wrappers)
             runner.logger.warning(
@@ -129,16 +123,12 @@ class AGSHook(Hook):
             }
 
     def _read(self) -> dict[str, float]:
-        tensors = {}
-        for name, layer in self._layers.items():
-            ags = layer.ags
-            for key, value in (
-                ('scale', ags.last_scale),
-                ('norm_b', ags.last_norm_b),
-                ('norm_a', ags.last_norm_a),
-            ):
-                if value is not None:
-                    tensors[f'ags/{key}/{name}'] = value
+        tensors = {
+            f'ags/{key}/{name}': value
+            for name, layer in self._layers.items()
+            for key in ('scale', 'norm_b', 'norm_a')
+            if (value := getattr(layer.ags, f'last_{key}')) is not None
+        }
         if not tensors:
             return {}
         # One transfer for all of them.
@@ -163,21 +153,22 @@ class AGSHook(Hook):
 
     def _summarize(self, runner: Runner, scales: dict[str, float]) -> None:
         finite = {n: s for n, s in scales.items() if math.isfinite(s)}
+        ordered = sorted(finite, key=finite.get)
         line = f'AGS lambda of {len(scales)} layers'
         if finite:
             median = statistics.median(finite.values())
             runner.message_hub.update_scalar('train/ags_scale', median)
             line += (
-                f': min {min(finite.values()):.3g}, median {median:.3g}, '
-                f'max {max(finite.values()):.3g}'
+                f': min {finite[ordered[0]]:.3g}, median {median:.3g}, '
+                f'max {finite[ordered[-1]]:.3g}'
             )
-        ordered = sorted(finite, key=finite.get)
-        ends = {'smallest': ordered[: self.top]}
-        # Where both ends would overlap, one list says it all.
+        # Where both ends would overlap, one list is enough.
+        ends = {'layers': ordered}
         if len(ordered) >= 2 * self.top:
-            ends['largest'] = ordered[::-1][: self.top]
-        else:
-            ends = {'layers': ordered}
+            ends = {
+                'smallest': ordered[: self.top],
+                'largest': ordered[::-1][: self.top],
+            }
         for label, names in ends.items():
             if names:
                 shown = ', '.join(f'{n} {finite[n]:.3g}' for n in names)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
@@ -22,7 +21,7 @@ from surge_det.core.indicators import (
 from surge_det.core.layers import SURGELayer, named_surge_layers
 from surge_det.core.progress import scheduled_values, set_progress
 
-from .interval import check_interval, logs_now
+from .common import check_interval, logs_now, optim_wrappers
 
 
 @HOOKS.register_module()
@@ -116,14 +115,8 @@ class SURGEProgressHook(Hook):
                 )
             )
             replicas.add(id(layer.aux_weight))
-        wrapper = runner.optim_wrapper
-        wrappers = (
-            list(wrapper.values())
-            if isinstance(wrapper, OptimWrapperDict)
-            else [wrapper]
-        )
 
-        # Behind the step the wrapper has set the gradients to none.
+        # After the step the wrapper has set the gradients to none.
         def see_gradients(
             optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict
         ) -> None:
@@ -134,11 +127,10 @@ class SURGEProgressHook(Hook):
                 if id(p) not in replicas and p.grad is not None
             ]
             if parameters:
-                self._seen['gradient_variance'].append(
-                    gradient_variance(parameters)
-                )
+                variance = gradient_variance(parameters)
+                self._seen['gradient_variance'].append(variance)
 
-        for wrapper in wrappers:
+        for wrapper in optim_wrappers(runner):
             self._handles.append(
                 wrapper.optimizer.register_step_pre_hook(see_gradients)
             )

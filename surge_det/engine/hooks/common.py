@@ -1,8 +1,9 @@
-"""When a hook that sends values to the log has its turn."""
+"""What the hooks that send values to the log share."""
 
 from __future__ import annotations
 
 from mmengine.hooks import Hook, LoggerHook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from surge_det.core import checks
@@ -44,3 +45,11 @@ def logs_now(
     return hook.end_of_epoch(loader, batch_idx) and (
         not ignore_last or len(loader) <= interval
     )
+
+
+def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
+    """Return the optimizer wrappers of a runner, one or several."""
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, OptimWrapperDict):
+        return list(wrapper.values())
+    return [wrapper]
