@@ -53,8 +53,8 @@ class RPReLU(nn.Sequential):
 
     with :math:`f'(x) = 1` above :math:`\gamma` and :math:`\beta` below. The
     first shift is :math:`-\gamma`, the second :math:`\zeta`, both zero at
-    first; :math:`\beta` starts at 0.25. It keeps negative values, so that a
-    sign behind it sees both.
+    first; :math:`\beta` starts at 0.25. It keeps negative values, so that
+    the next sign sees both.
 
     Source: ReActNet (arXiv 2003.03488), eq. 3.
 

@@ -38,13 +38,7 @@ def pack_codes(codes: Tensor, channels_last: bool = False) -> Tensor:
 def unpack_codes(
     packed: Tensor, shape: torch.Size, channels_last: bool = False
 ) -> Tensor:
-    """Undo :func:`pack_codes`.
-
-    Args:
-        packed: What it returned.
-        shape: Of the codes.
-        channels_last: As given there.
-    """
+    """Undo :func:`pack_codes`; ``shape`` is that of the codes."""
     packed = packed.to(torch.int32)
     words = packed & 0b11
     for i, shift in enumerate(_SHIFTS, 1):

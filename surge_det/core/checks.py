@@ -1,4 +1,9 @@
-"""Checks of arguments, with one form of message for all of them."""
+"""Checks of arguments, with one form of message for all of them.
+
+Each takes the argument's name and its value, and raises a ``ValueError`` with
+both and with what is allowed. What an argument belongs to may stand before
+its name, as in ``'ags: eta'``.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,7 @@ from typing import Any, NoReturn
 
 
 def refuse(name: str, value: Any, allowed: str) -> NoReturn:
-    """Raise the error for a value that is not allowed.
-
-    Args:
-        name: The argument; what it belongs to may stand before it, as in
-            ``'ags: eta'``.
-        value: What was given.
-        allowed: What is allowed, in words.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Raise the error for a value; ``allowed`` says in words what is."""
     raise ValueError(f'{name}={value!r} is not allowed: {allowed}')
 
 
@@ -54,20 +49,16 @@ def number(
         high: The largest number allowed; only with ``low``.
         above: What the number must exceed; instead of ``low``.
         or_none: Whether ``None`` is allowed too.
-
-    Raises:
-        ValueError: If it is something else.
     """
     if value is None and or_none:
         return None
+    allowed = 'a finite number'
     if high is not None:
         allowed = f'a number in [{low}, {high}]'
     elif low is not None:
-        allowed = f'a finite number >= {low}'
+        allowed += f' >= {low}'
     elif above is not None:
-        allowed = f'a finite number > {above}'
-    else:
-        allowed = 'a finite number'
+        allowed += f' > {above}'
     if (
         not is_number(value)
         or (low is not None and value < low)
@@ -79,35 +70,37 @@ def number(
 
 
 def integer(name: str, value: Any, low: int) -> int:
-    """Return an integer that is at least ``low``.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Return an integer that is at least ``low``."""
     if not is_integer(value) or value < low:
         refuse(name, value, f'an integer >= {low}')
     return value
 
 
 def positive_integers(**arguments: Any) -> None:
-    """Check arguments that are an int > 0, or a tuple or list of them.
-
-    Raises:
-        ValueError: If one is something else.
-    """
+    """Check arguments that are an int > 0, or a tuple or list of them."""
     for name, value in arguments.items():
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not all(is_integer(v) and v > 0 for v in values):
             refuse(name, value, 'whole numbers > 0')
 
 
-def from_settings(cls: type, settings: dict[str, Any], name: str) -> Any:
-    """Build a dataclass from a dict of settings, as a config has it.
+def boolean(name: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        refuse(name, value, 'True or False')
+    return value
 
-    Args:
-        cls: The dataclass.
-        settings: Values of its fields.
-        name: What the settings belong to.
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """Return a value that is in ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        refuse(name, value, f'one of {allowed}')
+    return value
+
+
+def from_settings(cls: type, settings: dict[str, Any], name: str) -> Any:
+    """Build a dataclass from a dict of its fields, as a config has it.
 
     Raises:
         ValueError: If there is no such field, or the class refuses a value.
@@ -117,26 +110,3 @@ def from_settings(cls: type, settings: dict[str, Any], name: str) -> Any:
     if unknown:
         raise ValueError(f'{name}: unknown {unknown}; allowed are {allowed}')
     return cls(**settings)
-
-
-def boolean(name: str, value: Any) -> bool:
-    """Return a bool.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    if not isinstance(value, bool):
-        refuse(name, value, 'True or False')
-    return value
-
-
-def one_of(name: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """Return a value that is in ``allowed``.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    allowed = list(allowed)
-    if value not in allowed:
-        refuse(name, value, f'one of {allowed}')
-    return value

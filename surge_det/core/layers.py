@@ -343,16 +343,8 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
 
     Args:
         in_channels: As in ``nn.Conv2d``, like all arguments up to ``dtype``.
-        out_channels: Number of output channels.
-        kernel_size: Rows, columns.
-        stride: Rows, columns.
-        padding: Number(s), ``'same'`` or ``'valid'``. Applied after sign.
-        dilation: Rows, columns.
-        groups: Number of groups.
-        bias: Whether a real-valued bias is added.
-        padding_mode: ``'zeros'`` only.
-        device: Where parameters live.
-        dtype: Type of parameters.
+            ``padding`` is applied after the sign; ``padding_mode`` can only
+            be ``'zeros'``.
         **kwargs: Keywords of :class:`~surge_det.core.layer_config.ConvConfig`.
 
     Raises:
@@ -456,11 +448,7 @@ class SURGELinear(SURGELayer, nn.Linear):
           ``bias``: (C_out,); ``shift``: (C_in,).
 
     Args:
-        in_features: C_in.
-        out_features: C_out.
-        bias: Whether a real-valued bias is added.
-        device: Where parameters live.
-        dtype: Type of parameters.
+        in_features: As in ``nn.Linear``, like all arguments up to ``dtype``.
         **kwargs: Keywords of
             :class:`~surge_det.core.layer_config.LayerConfig`.
 

@@ -125,7 +125,7 @@ class _Count:
         share = self.negative.double() / self.total
         fixed = (share == 0) | (share == 1)
         overall = share.mean().item()
-        # One value a channel, as behind global pooling, cannot change.
+        # One value a channel, as after global pooling, cannot change.
         constant = overall in (0, 1) or (self.total > 1 and bool(fixed.all()))
         return SignReport(
             name, overall, fixed.double().mean().item(), constant, True

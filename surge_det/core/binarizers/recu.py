@@ -65,7 +65,7 @@ class ReCU(Scheduled, Binarizer):
         self.alpha = nn.Parameter(alpha, weight.requires_grad)
         if weight.is_meta:
             return
-        # A generator of its own, so that the layers behind start from the
+        # A generator of its own, so that later layers start from the
         # weights that they have with any other binarizer.
         generator = torch.Generator().manual_seed(
             hash(weight.detach().double().sum().item())

@@ -28,7 +28,7 @@ class LinearOperator:
         value: float,
         need: tuple[bool, bool, bool],
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of input, weight and bias; see :class:`ConvOperator`."""
+        """Return gradients as :meth:`ConvOperator.adjoint` does."""
         rows = grad.given.reshape(-1, grad.given.shape[-1])
         return (
             (rows @ weight).view(x.shape) if need[0] else None,

@@ -82,9 +82,9 @@ def sign_conv2d(
         weight: (C_out, C_in / groups, kh, kw).
         scale: (C_out or 1, 1, 1, 1).
         bias: (C_out,) or ``None``.
-        stride: Rows, columns.
-        padding: Rows, columns, of zeros.
-        dilation: Rows, columns.
+        stride: Rows, columns, like ``padding`` (of zeros) and ``dilation``.
+        padding: As ``stride``.
+        dilation: As ``stride``.
         groups: Number of groups.
         dtype: Of the output, float32 or bfloat16.
 

@@ -99,9 +99,8 @@ class AGSMixin:
     def bind(self, model: nn.Module) -> None:
         """Take over the base factors of a model's SURGE layers.
 
-        Called by :meth:`initialize_count_status` and, for a model not seen
-        before, by :meth:`optim_context`. A model without a compensated layer
-        is warned of and otherwise left alone.
+        :meth:`initialize_count_status` calls it and, for a model not seen
+        before, :meth:`optim_context`. A model without a replica is warned of.
 
         Args:
             model: The model, in a model wrapper or not.
@@ -131,13 +130,7 @@ class AGSMixin:
     def initialize_count_status(
         self, model: nn.Module, init_counts: int, max_counts: int
     ) -> None:
-        """As the base class does; then :meth:`bind` to the model.
-
-        Args:
-            model: The model, in a model wrapper or not.
-            init_counts: Iterations done so far.
-            max_counts: Iterations of the whole run.
-        """
+        """As the base class does; then :meth:`bind` to the model."""
         super().initialize_count_status(model, init_counts, max_counts)
         self.bind(model)
 
@@ -225,10 +218,7 @@ class AGSOptimWrapper(AGSMixin, OptimWrapper):
         ...     ags=dict(eta=0.2, warmup_iters=500),
         ...     optimizer=dict(type='SGD', lr=0.01))
 
-    Args:
-        *args: Arguments of ``OptimWrapper``.
-        ags: Settings, see :class:`AGSSchedule`.
-        **kwargs: Arguments of ``OptimWrapper``.
+    Arguments as in :class:`AGSMixin`.
     """
 
 
@@ -236,17 +226,6 @@ class AGSOptimWrapper(AGSMixin, OptimWrapper):
 class AGSAmpOptimWrapper(AGSMixin, AnyDeviceAmpOptimWrapper):
     r"""mmengine's ``AmpOptimWrapper`` with AGS scheduled from the config.
 
-    Runs on CPU too: autocast in bfloat16, without a loss scale.
     :math:`\lambda` is a ratio of norms, so a loss scale does not change it.
-
-    Args:
-        loss_scale: As in ``AmpOptimWrapper``; has no effect on CPU.
-        dtype: As in ``AmpOptimWrapper``; on CPU ``'bfloat16'`` or ``None``.
-        use_fsdp: As in ``AmpOptimWrapper``; has no effect on CPU.
-        ags: Settings, see :class:`AGSSchedule`.
-        **kwargs: Arguments of ``OptimWrapper``.
-
-    Raises:
-        ValueError: If training runs on CPU and ``dtype`` is another, or if a
-            setting of ``ags`` is unknown or out of range.
+    Arguments as in :class:`AGSMixin` and :class:`AnyDeviceAmpOptimWrapper`.
     """

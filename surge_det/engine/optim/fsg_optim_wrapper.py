@@ -22,16 +22,15 @@ class FSGMixin:
     """Adds FSG to an optimizer wrapper of mmengine.
 
     In :meth:`optim_context` the binarized layers get the weights of
-    :class:`~surge_det.core.fsg.FSG`; :meth:`step` trains the hypernetworks,
-    puts the generated gradients in place, *then* clips and takes the main
-    optimizer's step. ``clip_grad`` is applied to the generated gradients and
-    to all others apart: a fast network may generate gradients of any size, and
-    with one norm over both these would leave nothing of the others. Logged is
-    the norm of the others (``train/grad_norm``, or what ``clip_grad`` names)
-    and that of the generated ones (the same name with ``_fsg``). What the
-    hypernetworks learn from and what is stored in the history is not clipped.
-    The hypernetworks have optimizers of their own, which no parameter
-    scheduler changes.
+    :class:`~surge_det.core.fsg.FSG`. :meth:`step` trains the hypernetworks and
+    sets the generated gradients; *then* it clips and takes the main
+    optimizer's step. ``clip_grad`` is applied separately to the generated
+    gradients and to all others: a fast network may generate gradients of any
+    size, and with one norm over both nothing of the others would be left. The
+    log has the norm of the others (``train/grad_norm``, or what ``clip_grad``
+    names) and that of the generated ones (the same name with ``_fsg``). The
+    hypernetworks' own gradients and the history are not clipped, and no
+    parameter scheduler changes the hypernetworks' optimizers.
 
     Where gradients are accumulated, one update of the optimizer is one
     iteration of FSG. With several processes, the stored gradient is the mean
@@ -68,9 +67,7 @@ class FSGMixin:
     def bind(self, model: nn.Module) -> None:
         """Build the hypernetworks for a model's layers.
 
-        Called by :meth:`initialize_count_status` and, for a model not seen
-        before, by :meth:`optim_context`. A state that was loaded before is
-        taken over.
+        It takes over a state that was loaded before.
 
         Args:
             model: The model, in a model wrapper or not.
@@ -127,7 +124,7 @@ class FSGMixin:
         super().step(**kwargs)
 
     def _clip_grad(self) -> None:
-        # As the base class does, but for the generated gradients apart.
+        # As the base class does, but separately for the generated gradients.
         generated = {id(self.fsg.weight(name)) for name in self.fsg.updates}
         params = [
             param
@@ -203,11 +200,7 @@ class FSGOptimWrapper(FSGMixin, AGSMixin, OptimWrapper):
         ...         block_size=1024, d_model=8, expand=2, independent=True)),
         ...     optimizer=dict(type='SGD', lr=0.01))
 
-    Args:
-        *args: Arguments of ``OptimWrapper``.
-        fsg: Settings, see :class:`~surge_det.core.fsg.FSG`.
-        ags: Settings, see :class:`AGSSchedule`.
-        **kwargs: Arguments of ``OptimWrapper``.
+    Arguments as in :class:`FSGMixin` and :class:`AGSMixin`.
     """
 
 
@@ -216,9 +209,4 @@ class FSGAmpOptimWrapper(FSGMixin, AGSMixin, AnyDeviceAmpOptimWrapper):
     """mmengine's ``AmpOptimWrapper`` with FSG, as ``AGSAmpOptimWrapper``.
 
     The hypernetworks compute in full precision.
-
-    Args:
-        *args: Arguments of ``AGSAmpOptimWrapper``.
-        fsg: Settings, see :class:`~surge_det.core.fsg.FSG`.
-        **kwargs: Arguments of ``AGSAmpOptimWrapper``.
     """

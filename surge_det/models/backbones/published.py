@@ -305,7 +305,7 @@ _LAYOUTS = {
             _FLOAT,
             'ReLU and max-pool: here RPReLU, and a 1-bit block of stride 2 '
             'in place of each of the first four max-pools: that block takes '
-            "the weights of the stage's first convolution, the one behind "
+            "the weights of the stage's first convolution, the one after "
             'it has no counterpart',
             'bias and BN: no convolution has a bias here, and of a VGG with '
             'BN only the convolutions are taken',

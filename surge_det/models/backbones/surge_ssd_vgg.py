@@ -67,8 +67,8 @@ class SURGESSDVGG(BaseModule):
     1x1, both with BN and without shortcut; no convolution has a bias.
 
     Different from BiDet: a learned shift before each sign; RPReLU after each
-    addition and, in place of ReLU, behind conv6 and conv7, so that what
-    feeds a sign keeps negative values; BN behind pool5, whose output is
+    addition and, in place of ReLU, after conv6 and conv7, so that what
+    feeds a sign keeps negative values; BN after pool5, whose output is
     hardly ever negative (0.1 % of it on a photograph); every average pool
     rounds its size up, not only the third. BiDet's losses are no part of
     this class.
@@ -79,7 +79,7 @@ class SURGESSDVGG(BaseModule):
     ``prefix='backbone.'``), which bring conv6 and conv7 as well.
     Convolutions alone are taken, in VGG's order: the first of each stage
     after a max-pool goes to the block of stride 2, which has its shape
-    (``stage2.0`` to ``stage5.0``), and the block behind that (``stage2.1``
+    (``stage2.0`` to ``stage5.0``), and the next block (``stage2.1``
     to ``stage5.1``) has no counterpart. What stays random is listed in a
     warning; a checkpoint that holds none of the convolutions is an error.
 

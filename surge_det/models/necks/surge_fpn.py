@@ -52,12 +52,12 @@ class SURGEFPN(FPN):
             act_cfg = dict(type='PReLU', num_parameters=out_channels)
         if act_cfg['type'] in ('ReLU', 'ReLU6'):
             raise ValueError(
-                f'act_cfg={act_cfg!r} is not allowed: a sign behind a ReLU '
+                f'act_cfg={act_cfg!r} is not allowed: a sign after a ReLU '
                 'sees nothing but +1; use PReLU'
             )
         if kwargs.get('relu_before_extra_convs'):
             raise ValueError(
-                'relu_before_extra_convs=True is not allowed: a sign behind '
+                'relu_before_extra_convs=True is not allowed: a sign after '
                 'a ReLU sees nothing but +1'
             )
         super().__init__(

@@ -15,8 +15,8 @@ class SURGESSDNeck(SSDNeck):
     """SSD's extra layers, 1-bit, and L2Norm on the first source.
 
     Each extra level is a 1x1 and a 3x3 1-bit convolution, each with BN and
-    without shortcut or bias, as in BiDet (CVPR 2020). BN's bias is what
-    shifts the sign behind it. Where the last level is 1x1, BN sees one
+    without shortcut or bias, as in BiDet (CVPR 2020). BN's bias
+    shifts the next sign. Where the last level is 1x1, BN sees one
     value per image and channel: training fails with one image per GPU, and
     two pass no gradient there (BN makes them -1 and +1 whatever they were).
 
@@ -29,7 +29,7 @@ class SURGESSDNeck(SSDNeck):
         conv_cfg: Type and keywords of the convolutions, e.g.
             ``dict(type='SURGEConv2d', eta=0.1)``.
         norm_cfg: Norm layer; BN by default.
-        act_cfg: Activation behind the norm layer; none by default. A ReLU is
+        act_cfg: Activation after the norm layer; none by default. A ReLU is
             refused: what passed one binarizes to constant +1.
         init_cfg: Initialization, as in mmengine. ``None`` means Xavier.
         kwargs: The other arguments of mmdet's ``SSDNeck``:
@@ -84,7 +84,7 @@ class SURGESSDNeck(SSDNeck):
             )
         if act_cfg is not None and act_cfg['type'] in ('ReLU', 'ReLU6'):
             raise ValueError(
-                f'act_cfg={act_cfg!r} is not allowed: a sign behind a ReLU '
+                f'act_cfg={act_cfg!r} is not allowed: a sign after a ReLU '
                 'sees nothing but +1; use PReLU'
             )
         if kwargs.get('use_depthwise'):

@@ -54,7 +54,7 @@ class SURGEShared2FCBBoxHead(Shared2FCBBoxHead):
                     dict(type='PReLU', num_parameters=fc.out_features)
                 ),
             )
-        # `forward` applies this behind each hidden layer.
+        # `forward` applies this after each hidden layer.
         self.relu = nn.Identity()
         if init_cfg is None:
             # mmdet's rule for `shared_fcs` takes all in there for matrices.
