@@ -111,7 +111,7 @@ def test_config(name, classes, monkeypatch):
         for transform in dataset.pipeline:
             _transform(transform)
     assert cfg.param_scheduler[0].end == cfg.train_cfg.max_epochs
-    source = dict(imagenet='image-net.org', crops='make_crops.py')[name]
+    source = dict(imagenet='image-net.org', crops='surge-det make-crops')[name]
     with pytest.raises(FileNotFoundError, match=source):
         check_data(cfg)
 
