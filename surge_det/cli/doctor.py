@@ -18,6 +18,7 @@ from importlib.util import find_spec
 
 from surge_det.cli.tables import print_table
 from surge_det.compat import mmcv_ops
+from surge_det.compat.registration import LOCATIONS
 from surge_det.version import __version__
 
 OK, PROBLEM, ABSENT = 'ok', 'problem', 'absent'
@@ -311,15 +312,15 @@ def _registration() -> Row:
     item = 'surge_det in mmdet'
     if any(find_spec(n) is None for n in ('mmengine', 'mmcv', 'mmdet')):
         return Row(item, '-', ABSENT)
-    for module in ('models', 'engine', 'datasets'):
-        error = _import_error(f'surge_det.{module}')
+    for module in dict.fromkeys(LOCATIONS.values()):
+        error = _import_error(module)
         if error:
             return Row(
                 item,
                 'not registered',
                 PROBLEM,
-                f'importing surge_det.{module} fails ({error}). Solve the '
-                'problems above first',
+                f'importing {module} fails ({error}). Solve the problems '
+                'above first',
             )
     return Row(item, 'registered')
 

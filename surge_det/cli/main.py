@@ -67,14 +67,18 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
             subparser.epilog = more
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(run=module.run, error=subparser.error)
     return parser
 
 
 def parse_args(argv: Sequence[object]) -> argparse.Namespace:
     """Parse a command and its arguments."""
     argv = list(map(str, argv))
-    args = build_parser(argv[0] if argv else None).parse_args(argv)
+    parser = build_parser(argv[0] if argv else None)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        # The parser itself would show its own usage, not the command's.
+        args.error(f'unrecognized arguments: {" ".join(unknown)}')
     if getattr(args, 'cfg_options', None):
         args.cfg_options = parse_cfg_options(args.cfg_options)
     return args

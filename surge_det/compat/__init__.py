@@ -1,45 +1,45 @@
 """What lets one code base run on every supported toolbox installation.
 
-`install()` does three things, each only where its package is there:
+`install` imports nothing of the toolbox. Where and when a module of it is
+imported, then:
 
 - ``mmcv.ops`` works without mmcv's compiled extension (`mmcv_ops`);
 - mmengine reads checkpoints with ``weights_only`` safety (`safe_load`);
+- registries find our parts at their first lookup (`registration`);
+- configs may have ours as base (`config_base`);
+- mmdet's ``SSDHead`` predicts (`ssd_head`);
 - the warning about ``pkg_resources`` that mmengine's imports set off is
   silenced: the pins and the doctor take care of it.
-
-What is mmdet's own (`ssd_head`) is installed with `surge_det.models`, since
-importing mmdet comes after this.
 """
 
 import warnings
-from importlib.util import find_spec
+from importlib import import_module
+from types import ModuleType
 
 from surge_det.compat import mmcv_ops
+from surge_det.compat.after_import import after_import
 from surge_det.compat.mmcv_ops import ops_source
 
 __all__ = ['install', 'ops_source']
 
+# Module of the toolbox: which of ours mends it.
+_MENDED_BY = {
+    'mmengine.config.config': 'config_base',
+    'mmengine.registry.root': 'registration',
+    'mmengine.runner.checkpoint': 'safe_load',
+    'mmdet.registry': 'registration',
+    'mmdet.models.dense_heads.ssd_head': 'ssd_head',
+}
+
 
 def install() -> None:
-    """Prepare the installed toolbox; call it before importing mmdet.
-
-    Cheap, idempotent, and without effect where torch is alone. A toolbox
-    that is there and cannot be imported gives a warning, not an error, so
-    that `surge_det.core` keeps working.
-    """
+    """Prepare the toolbox, in any order of imports; cheap and idempotent."""
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     mmcv_ops.install()
-    if find_spec('mmengine') is None:
-        return
-    try:
-        from surge_det.compat import safe_load
+    for name in _MENDED_BY:
+        after_import(name, _mend)
 
-        safe_load.install()
-    except Exception as error:
-        # A half-installed toolbox fails with far more than ImportError.
-        warnings.warn(
-            f'mmengine is installed but cannot be imported '
-            f'({type(error).__name__}: {error}). Run '
-            '`python -m surge_det doctor` for the remedy.',
-            stacklevel=2,
-        )
+
+def _mend(module: ModuleType) -> None:
+    ours = import_module(f'{__name__}.{_MENDED_BY[module.__name__]}')
+    ours.install(module)

@@ -240,18 +240,19 @@ class _TorchForLoaders(ModuleType):
         return getattr(torch, name)
 
 
-def install() -> None:
+def install(module: ModuleType) -> None:
     """Make every checkpoint loader of the installed mmengine a safe one.
 
     All of them (local files, http, torchvision://, open-mmlab://, object
     stores) reach ``torch.load`` or ``load_url`` through the globals of
     mmengine's checkpoint module; replacing these there covers every scheme
     of mmengine and of its fork. Idempotent.
-    """
-    from mmengine.runner import checkpoint
 
-    checkpoint.torch = _TorchForLoaders('torch')
-    checkpoint.load_url = safe_load_url
-    if hasattr(checkpoint, '_safe_torch_load'):
+    Args:
+        module: ``mmengine.runner.checkpoint``.
+    """
+    module.torch = _TorchForLoaders('torch')
+    module.load_url = safe_load_url
+    if hasattr(module, '_safe_torch_load'):
         # The fork's own loader falls back to weights_only=False.
-        checkpoint._safe_torch_load = safe_load
+        module._safe_torch_load = safe_load

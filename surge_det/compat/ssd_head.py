@@ -5,21 +5,24 @@ predicts, and ``SSDHead`` has none: its loss is a function
 (https://github.com/open-mmlab/mmdetection/issues/11780, open).
 """
 
-from typing import Any
-
-from mmdet.models.dense_heads import SSDHead
+from types import ModuleType
 
 
-def install() -> None:
-    """Let an ``SSDHead`` without ``loss_cls`` answer ``None``; idempotent."""
-    SSDHead.__getattr__ = _getattr
+def install(module: ModuleType) -> None:
+    """Let an ``SSDHead`` without ``loss_cls`` answer ``None``; idempotent.
 
+    Args:
+        module: ``mmdet.models.dense_heads.ssd_head``.
+    """
+    head_class = module.SSDHead
 
-def _getattr(self: SSDHead, name: str) -> Any:
-    try:
-        return super(SSDHead, self).__getattr__(name)
-    except AttributeError:
-        # Asked last, so that a head that has one, keeps it.
-        if name == 'loss_cls':
-            return None
-        raise
+    def getattr_or_none(self, name):
+        try:
+            return super(head_class, self).__getattr__(name)
+        except AttributeError:
+            # Asked last, so that a head that has one, keeps it.
+            if name == 'loss_cls':
+                return None
+            raise
+
+    head_class.__getattr__ = getattr_or_none

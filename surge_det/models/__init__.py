@@ -1,15 +1,11 @@
 """Parts of detectors, registered with mmdet; one folder per role."""
 
-from surge_det.compat import ssd_head
-
 from . import binarize_cfg, registered_layers  # noqa: F401
 from .backbones import SURGESSDVGG, SURGEResNet
 from .classifiers import SURGEImageClassifier
 from .dense_heads import SURGERPNHead
 from .necks import SURGEFPN, SURGESSDNeck
 from .roi_heads import SURGEShared2FCBBoxHead
-
-ssd_head.install()
 
 __all__ = [
     'SURGEFPN',

@@ -12,7 +12,6 @@ the whole model's key says.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +19,9 @@ from typing import Any
 from mmcv.cnn.bricks import wrappers
 from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, Registry
 from torch import nn
 
+from surge_det.compat.registration import BINARIZE_CFG as KEY
 from surge_det.core.binarize import (
     HAS_OWN_CONVERSION,
     Conversion,
@@ -33,41 +32,33 @@ from surge_det.core.layers import named_surge_layers
 
 from .detector_policy import binarize_detector
 
-KEY = 'binarize_cfg'
+add_equivalent(wrappers.Conv2d)
+add_equivalent(wrappers.Linear)
+add_functional(TaskDecomposition)
 
 
-def install() -> None:
-    """Make the registries of models understand ``binarize_cfg``."""
-    add_equivalent(wrappers.Conv2d)
-    add_equivalent(wrappers.Linear)
-    add_functional(TaskDecomposition)
-    _install(MODELS)
+def build_binarized(
+    build: Callable, cfg: dict, *args: Any, **kwargs: Any
+) -> nn.Module:
+    """Build a module whose config has the key, and binarize it.
 
+    Args:
+        build: What the registry builds without the key with.
+        cfg: Of the module; not changed.
+        args: For ``build``.
+        kwargs: For ``build``.
 
-def _install(registry: Registry) -> None:
-    if not getattr(registry.build_func, 'binarizes', False):
-        registry.build_func = _binarizing(registry.build_func)
-    # A child has copied its parent's function when it was made.
-    for child in registry.children.values():
-        _install(child)
-
-
-def _binarizing(build: Callable) -> Callable:
-    @functools.wraps(build)
-    def build_and_binarize(cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(cfg, dict) or KEY not in cfg:
-            return build(cfg, *args, **kwargs)
-        cfg = cfg.copy()
-        settings = cfg.pop(KEY)
-        module = build(cfg, *args, **kwargs)
-        if settings is not None:
-            _convert(module, settings, cfg.get('type'))
-        # What a part says of itself holds, also for the whole model's key.
-        setattr(module, HAS_OWN_CONVERSION, True)
-        return module
-
-    build_and_binarize.binarizes = True
-    return build_and_binarize
+    Raises:
+        ValueError: If the key's value is not allowed.
+    """
+    cfg = cfg.copy()
+    settings = cfg.pop(KEY)
+    module = build(cfg, *args, **kwargs)
+    if settings is not None:
+        _convert(module, settings, cfg.get('type'))
+    # What a part says of itself holds, also for the whole model's key.
+    setattr(module, HAS_OWN_CONVERSION, True)
+    return module
 
 
 def _convert(module: nn.Module, settings: Any, kind: Any) -> None:
@@ -113,6 +104,3 @@ def _warn_of_frozen(
             logger='current',
             level=logging.WARNING,
         )
-
-
-install()

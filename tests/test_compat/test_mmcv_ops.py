@@ -33,13 +33,6 @@ def _fake_mmcv(folder, ext=None):
     return folder
 
 
-# surge_det's own import of the toolbox would meet the fake mmcv.
-_NO_TOOLBOX = """
-import importlib.util as u
-real = u.find_spec
-u.find_spec = lambda n, p=None: None if n == 'mmengine' else real(n, p)
-"""
-
 _PROBE = """
 import sys, importlib.abc
 sys.modules['mmengine'] = None
@@ -56,7 +49,7 @@ print(sum(type(f).__name__ == '_ExtFinder' for f in sys.meta_path))
 
 def test_compiled_ops_are_kept(tmp_path):
     folder = _fake_mmcv(tmp_path, "MARK = 'compiled'\n")
-    done = _run(_NO_TOOLBOX + _PROBE, folder)
+    done = _run(_PROBE, folder)
     assert done.returncode == 0, done.stderr
     source, loaded, finders = done.stdout.splitlines()
     assert source == mmcv_ops.COMPILED
@@ -66,7 +59,7 @@ def test_compiled_ops_are_kept(tmp_path):
 
 def test_stand_in_where_nothing_is_compiled(tmp_path):
     pytest.importorskip('torchvision')
-    done = _run(_NO_TOOLBOX + _PROBE, _fake_mmcv(tmp_path))
+    done = _run(_PROBE, _fake_mmcv(tmp_path))
     assert done.returncode == 0, done.stderr
     source, loaded, finders = done.stdout.splitlines()
     assert source == mmcv_ops.STAND_IN
@@ -90,14 +83,6 @@ def test_ops_source_without_torchvision(monkeypatch, tmp_path):
     assert compat.ops_source() == mmcv_ops.MISSING
 
 
-def test_broken_mmengine_gives_a_warning(monkeypatch):
-    monkeypatch.setattr(compat, 'find_spec', lambda name: object())
-    monkeypatch.setitem(sys.modules, 'surge_det.compat.safe_load', None)
-    monkeypatch.delattr(compat, 'safe_load', raising=False)
-    with pytest.warns(UserWarning, match='surge_det doctor'):
-        compat.install()
-
-
 @pytest.fixture
 def mmcv_stand_in():
     pytest.importorskip('mmcv')
@@ -113,8 +98,7 @@ def mmcv_stand_in():
 def test_mmcv_ops_imports_after_a_failed_try():
     pytest.importorskip('mmcv')
     done = _run(
-        _NO_TOOLBOX
-        + """
+        """
 try:
     import mmcv.ops
 except ModuleNotFoundError as error:

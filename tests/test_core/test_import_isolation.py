@@ -97,3 +97,35 @@ def test_core_imports_torch_and_the_standard_library_only(path):
 
 def test_the_core_was_found():
     assert {'sign.py', 'ags.py', 'layers.py'} <= {p.name for p in FILES}
+
+
+COMMANDS = """
+import contextlib, io, sys
+from surge_det.cli.main import COMMANDS, main
+
+for command in COMMANDS:
+    for args, status in (['--help'], 0), (['--no-such-flag'], 2):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                with contextlib.redirect_stderr(out):
+                    main([command, *args])
+        except SystemExit as error:
+            assert error.code == status, command
+            assert f'usage: surge-det {command}' in out.getvalue(), command
+HEAVY = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'matplotlib', 'rich')
+print([name for name in HEAVY if name in sys.modules])
+import surge_det.core
+print([name for name in HEAVY[2:] if name in sys.modules])
+"""
+
+
+def test_commands_answer_before_anything_heavy_is_imported():
+    result = subprocess.run(
+        [sys.executable, '-c', COMMANDS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ['[]', '[]']

@@ -1,5 +1,6 @@
 import copy
 import logging
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from replicas import begin_training
 from torch import nn
 from torch.utils.data import Dataset
 
+from surge_det.compat import registration
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.layers import named_surge_layers
 from surge_det.models import binarize_cfg
@@ -152,7 +154,8 @@ def test_errors_name_module_and_setting(value, match):
 
 def test_installation_is_idempotent_and_inherited():
     builds = MODELS.build_func, MMDET_MODELS.build_func
-    binarize_cfg.install()
+    registration.install(import_module('mmengine.registry.root'))
+    registration.install(import_module('mmdet.registry'))
     assert (MODELS.build_func, MMDET_MODELS.build_func) == builds
     child = Registry('later', parent=MODELS, scope='surge_later')
     try:
