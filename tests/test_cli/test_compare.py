@@ -272,6 +272,22 @@ def test_threads_are_one_number(compare, monkeypatch, given, expected):
     assert {k: v for k, v in env.items() if '_NUM_THREADS' in k} == expected
 
 
+def test_each_slot_has_a_gpu(compare, monkeypatch):
+    from surge_det.cli.compare import scheduler
+
+    def visible():
+        envs = [scheduler.environment(slot, 3) for slot in range(3)]
+        return [env.get('CUDA_VISIBLE_DEVICES') for env in envs]
+
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(scheduler.torch.cuda, 'device_count', lambda: 1)
+    assert visible() == [None] * 3
+    monkeypatch.setattr(scheduler.torch.cuda, 'device_count', lambda: 2)
+    assert visible() == ['0', '1', '0']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
+    assert visible() == ['5', '7', '5']
+
+
 def test_split(compare, tmp_path):
     from surge_det.cli.compare.configs import choose_split, lr_split_config
 
