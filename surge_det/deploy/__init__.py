@@ -9,8 +9,8 @@
                       exported
 ====================  ====================================================
 
-``tools/export.py``, ``tools/infer.py`` and ``tools/test.py`` are made of
-these. The extra ``deploy`` has what they need besides mmdet.
+``surge-det export``, ``infer`` and ``test`` are made of these. The extra
+``deploy`` has what they need besides mmdet.
 """
 
 from .formats import FORMATS, ExportError, Format, Row, check, format_of

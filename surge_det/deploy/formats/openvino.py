@@ -340,7 +340,7 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
         info = model.get_rt_info(['surge_det']).value
     if 'format' not in info:
         raise ValueError(
-            f'{path}: not written by tools/export.py --format openvino'
+            f'{path}: not written by surge-det export --format openvino'
         )
     found = info['format'], info.get('version')
     if found != (FORMAT, VERSION):

@@ -189,7 +189,7 @@ def _metadata(entries: dict[str, str], path: str | Path) -> dict[str, Any]:
     if FORMAT not in entries:
         raise ValueError(
             f'{path}: no packed detector: its metadata have no {FORMAT!r}. '
-            'tools/export.py --format packed writes one'
+            'surge-det export --format packed writes one'
         )
     try:
         metadata = json.loads(entries[FORMAT])
