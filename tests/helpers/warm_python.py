@@ -15,10 +15,14 @@ import yapf.yapflib.yapf_api
 # The toolbox lays out each config that it writes, which takes seconds.
 yapf.yapflib.yapf_api.FormatCode = lambda text, **_: (text, False)
 
-import surge_det.deploy  # noqa: E402, F401
+import surge_det  # noqa: E402, F401
 
 # isort: split
 import mmdet.apis  # noqa: E402, F401
+
+import surge_det.deploy  # noqa: E402, F401
+import surge_det.engine  # noqa: E402, F401
+import surge_det.models  # noqa: E402, F401
 
 # So that copies don't go through all of it when they end.
 gc.freeze()

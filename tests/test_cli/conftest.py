@@ -1,5 +1,6 @@
 import importlib
 import json
+import signal
 import sys
 
 import pytest
@@ -157,3 +158,15 @@ def _no_logger_is_left():
     logging = sys.modules.get('mmengine.logging')
     if logging is not None:
         logging.MMLogger._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_signal_handler_is_left():
+    """Put back what ``compare`` replaces: a pool's processes inherit it.
+
+    One that takes SIGTERM for an interruption may go on, and its parent waits.
+    """
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
