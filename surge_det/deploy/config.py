@@ -74,17 +74,20 @@ def read_config(text: str, source: str | Path, imports: bool = True) -> Config:
 
 
 def _parse(text: str, source: str | Path) -> dict[str, Any]:
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f'{source}: no config: {error}') from error
     values = {}
-    for node in body:
-        if not isinstance(node, ast.Assign) or not all(
-            isinstance(target, ast.Name) for target in node.targets
-        ):
-            raise ValueError(_refusal(source, node))
-        values[node.targets[0].id] = _value(node.value, source)
+    try:
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.Assign) or not all(
+                isinstance(target, ast.Name) for target in node.targets
+            ):
+                raise ValueError(f'line {node.lineno} is no assignment')
+            value = ast.literal_eval(_Literals().visit(node.value))
+            values[node.targets[0].id] = value
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{source}: its config is not allowed ({error}): assignments of '
+            'plain values only, nothing that would have to be run'
+        ) from error
     for kind in _types(values):
         _check_type(kind, source)
     return values
@@ -107,40 +110,21 @@ def _check_type(kind: str, source: str | Path) -> None:
     )
 
 
-def _value(node: ast.AST, source: str | Path) -> Any:
-    if isinstance(node, ast.Dict) and None not in node.keys:
-        return {
-            _value(key, source): _value(value, source)
-            for key, value in zip(node.keys, node.values)
-        }
-    if isinstance(node, (ast.List, ast.Tuple)):
-        items = [_value(item, source) for item in node.elts]
-        return items if isinstance(node, ast.List) else tuple(items)
-    if isinstance(node, ast.Call) and _is_named(node.func, 'dict'):
-        keywords = {k.arg: _value(k.value, source) for k in node.keywords}
-        if not node.args and None not in keywords:
-            return keywords
-    if _is_named(node, 'inf', 'nan'):
-        return getattr(math, node.id)
-    if isinstance(node, ast.UnaryOp) and _is_named(node.operand, 'inf'):
-        return -math.inf
-    try:
-        return ast.literal_eval(node)
-    except ValueError as error:
-        raise ValueError(_refusal(source, node)) from error
+class _Literals(ast.NodeTransformer):
+    """Writes ``dict(...)``, ``inf`` and ``nan`` as literals are written."""
 
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        names = [keyword.arg for keyword in node.keywords]
+        is_dict = isinstance(node.func, ast.Name) and node.func.id == 'dict'
+        if not is_dict or node.args or None in names:
+            raise ValueError(f'a call in line {node.lineno}')
+        values = [self.visit(keyword.value) for keyword in node.keywords]
+        return ast.Dict([ast.Constant(name) for name in names], values)
 
-def _is_named(node: ast.AST, *names: str) -> bool:
-    return isinstance(node, ast.Name) and node.id in names
-
-
-def _refusal(source: str | Path, node: ast.AST) -> str:
-    code = ast.unparse(node)
-    code = code if len(code) < 60 else code[:57] + '...'
-    return (
-        f'{source}: `{code}` in the config is not allowed: assignments of '
-        'plain values only, nothing that would have to be run'
-    )
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in ('inf', 'nan'):
+            raise ValueError(f'the name {node.id!r} in line {node.lineno}')
+        return ast.Constant(getattr(math, node.id))
 
 
 def _types(node: Any) -> Iterator[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 
 EXTRA = 'pip install -e ".[deploy]"'
+_TELEMETRY = 'openvino_telemetry'
 
 
 def require(name: str) -> ModuleType:
@@ -22,34 +21,21 @@ def require(name: str) -> ModuleType:
     Raises:
         ImportError: If it is not installed; says what to install.
     """
+    # OpenVINO takes a telemetry that is not installed as a no. With it,
+    # unasked, each import and conversion sends events to Google Analytics, in
+    # processes that are forked, from threads, off one that may hold gigabytes
+    # and locks. Whoever has imported it wants it.
+    hidden = _TELEMETRY not in sys.modules
+    if hidden:
+        sys.modules[_TELEMETRY] = None
     try:
-        with _without_telemetry():
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     except ImportError as error:
         package = name.partition('.')[0]
         raise ImportError(
             f'{package} is needed here and cannot be imported ({error}). '
             f'Install it with: {EXTRA}'
         ) from error
-
-
-_TELEMETRY = 'openvino_telemetry'
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Let imports go as if OpenVINO's telemetry were not installed.
-
-    OpenVINO takes that as a no. With it, unasked, each import and conversion
-    sends events to Google Analytics, in processes that are forked, from
-    threads, off one that may hold gigabytes and locks.
-    """
-    if _TELEMETRY in sys.modules:
-        # Whoever has imported it wants it.
-        yield
-        return
-    sys.modules[_TELEMETRY] = None
-    try:
-        yield
     finally:
-        del sys.modules[_TELEMETRY]
+        if hidden:
+            del sys.modules[_TELEMETRY]

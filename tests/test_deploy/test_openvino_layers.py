@@ -337,7 +337,9 @@ def test_the_self_check_finds_a_kernel_that_computes_something_else(
     layer = nn.Sequential(SURGEConv2d(12, 8, 2)).eval()
     monkeypatch.setattr(lowering_module, '_PACK', 4)
     network = Network(convert(layer, torch.zeros(1, 12, 6, 6)), threads=1)
-    with pytest.raises(RuntimeError, match=r'wrong values on CPU .* 0 \('):
+    with pytest.raises(
+        RuntimeError, match=r'wrong values on this CPU .* 0 \('
+    ):
         check_layers(network.model, network.settings)
 
 

@@ -36,29 +36,9 @@ from surge_det.deploy.config import (
     read_meta,
 )
 from surge_det.deploy.extra import require
-from surge_det.deploy.openvino.conversion import (
-    convert,
-    evaluating,
-    exact_arithmetic,
-)
-from surge_det.deploy.openvino.detector import (
-    Flattened,
-    dense_network,
-    detector_problem,
-    fingerprint,
-    install_networks,
-    roi_example,
-    roi_network,
-)
+from surge_det.deploy.openvino import conversion, detector, self_check
 from surge_det.deploy.openvino.lowering import operation, stored_as_bits
 from surge_det.deploy.openvino.runtime import Network, shared_core
-from surge_det.deploy.openvino.self_check import (
-    TRIALS,
-    check_input,
-    check_layers,
-    check_network,
-    record,
-)
 from surge_det.deploy.trained import build_detector, shortened
 from surge_det.version import __version__
 
@@ -128,15 +108,15 @@ class OpenVINOFormat(Format):
             'surge_det': __version__,
             # The two networks of one detector know one another by it.
             'export': uuid.uuid4().hex,
-            'layers': fingerprint(model),
+            'layers': detector.fingerprint(model),
             'config': config_text(model.cfg),
             'dataset_meta': meta_text(model.dataset_meta),
         }
-        with evaluating(model):
+        with conversion.evaluating(model):
             models = {path: _dense(model)}
-            roi = roi_network(model)
+            roi = detector.roi_network(model)
             if roi is not None:
-                example = roi_example(model)
+                example = detector.roi_example(model)
                 models[path.with_suffix(ROI_SUFFIX)] = _converted(
                     roi, example, (7, *example.shape[1:]), sizes_vary=False
                 )
@@ -182,14 +162,14 @@ class OpenVINOFormat(Format):
         if config is None:
             config = read_config(info['config'], path)
         model = build_detector(config)
-        if fingerprint(model) != info['layers']:
+        if detector.fingerprint(model) != info['layers']:
             raise ValueError(
                 f'{path}: does not fit this config, whose '
                 f'{type(model).__name__} has other layers, or computes them '
                 'otherwise'
             )
-        if problem := detector_problem(model):
-            raise ValueError(f'{path}: does not fit this config: {problem[0]}')
+        if problem := detector.detector_problem(model):
+            raise ValueError(f'{path}: does not fit this config: {problem}')
         networks = [network]
         if hasattr(model, 'roi_head'):
             roi_path = path.with_suffix(ROI_SUFFIX)
@@ -200,7 +180,7 @@ class OpenVINOFormat(Format):
                     'both again'
                 )
             networks.append(roi)
-        install_networks(model, networks)
+        detector.install_networks(model, networks)
         model.dataset_meta = read_meta(info['dataset_meta'], path)
         return model
 
@@ -230,36 +210,29 @@ class OpenVINOFormat(Format):
 
     def _problem(self, layer: nn.Module) -> Problem | None:
         for parameter in layer.parameters(recurse=False):
-            if parameter.dtype != torch.float32:
-                return (
-                    f'its parameters are {parameter.dtype}',
-                    'model.float() before the export',
-                )
-            if parameter.device.type != 'cpu':
-                return (
-                    f'its parameters are on {parameter.device}',
-                    'model.cpu() before the export',
-                )
-        if type(layer).__name__.startswith(_FOREIGN):
-            return (
-                f'OpenVINO has no {type(layer).__name__}',
-                'use an ordinary convolution there, or --format packed',
-            )
+            dtype, device = parameter.dtype, parameter.device
+            if dtype != torch.float32:
+                return f'its parameters are {dtype}', 'model.float() before'
+            if device.type != 'cpu':
+                return f'its parameters are on {device}', 'model.cpu() before'
+        name = type(layer).__name__
+        if name.startswith(_FOREIGN):
+            remedy = 'use an ordinary convolution there, or --format packed'
+            return f'OpenVINO has no {name}', remedy
         if isinstance(layer, PackedLayer):
-            return (
-                'it is packed already',
-                "export the training's checkpoint, not a packed file",
-            )
+            remedy = "export the training's checkpoint, not a packed file"
+            return 'it is packed already', remedy
         return code_of_its_own(layer)
 
     def _detector_problem(self, model: nn.Module) -> Problem | None:
-        return detector_problem(model)
+        problem = detector.detector_problem(model)
+        return (problem, 'use --format packed') if problem else None
 
 
 def _dense(model: nn.Module) -> Any:
-    network = dense_network(model)
+    network = detector.dense_network(model)
     for size in _SIZES:
-        example = check_input((1, 3, size, size))
+        example = self_check.check_input((1, 3, size, size))
         try:
             with torch.no_grad():
                 network(example)
@@ -277,29 +250,33 @@ def _dense(model: nn.Module) -> Any:
 
 
 def _converted(
-    network: Flattened,
+    network: detector.Flattened,
     example: Tensor,
     shape: tuple[int, ...],
     sizes_vary: bool = True,
 ) -> Any:
     """Convert, and compare with torch at another shape than the example's."""
     try:
-        converted = convert(network, example, sizes_vary)
+        converted = conversion.convert(network, example, sizes_vary)
     except Exception as error:
         # OpenVINO's and torch's tracing raise errors of many types.
         raise ExportError(
             f'OpenVINO cannot convert the network: {error}; --format packed '
             'runs wherever torch does'
         ) from error
-    runner = Network(converted, threads=1)
-    with torch.no_grad(), exact_arithmetic(network):
+    runner, recorded = Network(converted, threads=1), []
+    with torch.no_grad(), conversion.exact_arithmetic(network):
         recorded = [
-            record(shape, network(check_input(shape, trial)), trial)
-            for trial in range(TRIALS)
+            self_check.record(
+                shape, network(self_check.check_input(shape, trial)), trial
+            )
+            for trial in range(self_check.TRIALS)
         ]
     try:
-        check_layers(converted, runner.settings)
-        check_network(runner.tensors, recorded, 'the converted network')
+        self_check.check_layers(converted, runner.settings)
+        self_check.check_network(
+            runner.tensors, recorded, 'the converted network'
+        )
     except RuntimeError as error:
         raise ExportError(str(error)) from error
     converted.set_rt_info(
@@ -318,8 +295,10 @@ def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
             'again, or copy both files again'
         )
     network = Network(model, json.loads(info['outputs']), threads)
-    check_layers(model, network.settings)
-    check_network(network.tensors, json.loads(info['check']), str(path))
+    self_check.check_layers(model, network.settings)
+    self_check.check_network(
+        network.tensors, json.loads(info['check']), str(path)
+    )
     return info, network
 
 

@@ -24,50 +24,44 @@ from surge_det.deploy.trained import binarization_of
 PART = 'part.'
 
 
-def detector_problem(model: nn.Module) -> tuple[str, str] | None:
-    """Say why a detector as a whole cannot be exported to OpenVINO.
+def detector_problem(model: nn.Module) -> str | None:
+    """Say why a detector as a whole cannot be exported to OpenVINO, if so.
 
     What mmdet does around the networks, decoding and NMS among it, must be
     what the base classes do: the networks are put in there.
-
-    Args:
-        model: What mmdet built.
-
-    Returns:
-        Reason and remedy, or ``None``.
     """
-    kind = type(model)
-    remedy = 'use --format packed'
+    name = type(model).__name__
     if isinstance(model, TwoStageDetector):
-        roi_head = model.roi_head if model.with_roi_head else None
-        head = type(roi_head)
-        if kind.predict is not TwoStageDetector.predict or not model.with_rpn:
-            return f'{kind.__name__} is no two-stage detector with RPN', remedy
-        if not isinstance(roi_head, StandardRoIHead) or any(
-            getattr(head, name) is not getattr(StandardRoIHead, name)
-            for name in ('predict', 'predict_bbox', '_bbox_forward')
-        ):
-            return f'{head.__name__} has stages or paths of its own', remedy
+        head = model.roi_head if model.with_roi_head else None
+        if _differs(model, TwoStageDetector, 'predict') or not model.with_rpn:
+            return f'{name} is no two-stage detector with RPN'
+        own = ('predict', 'predict_bbox', '_bbox_forward')
+        if _differs(head, StandardRoIHead, *own):
+            return f'{type(head).__name__} has stages or paths of its own'
         for part in ('mask', 'shared_head'):
-            if getattr(roi_head, f'with_{part}'):
-                return f'its RoI head has a part more: {part}', remedy
+            if getattr(head, f'with_{part}'):
+                return f'its RoI head has a part more: {part}'
         dense = model.rpn_head
     elif isinstance(model, SingleStageDetector):
-        if kind.predict is not SingleStageDetector.predict:
-            return f'{kind.__name__} predicts in a way of its own', remedy
+        if _differs(model, SingleStageDetector, 'predict'):
+            return f'{name} predicts in a way of its own'
         dense = model.bbox_head
     else:
         return (
-            f'{kind.__name__} is neither a one-stage detector with a dense '
-            'head nor a two-stage one',
-            remedy,
+            f'{name} is neither a one-stage detector with a dense head nor a '
+            'two-stage one'
         )
-    if (
-        not isinstance(dense, BaseDenseHead)
-        or type(dense).predict is not BaseDenseHead.predict
-    ):
-        return f'{type(dense).__name__} predicts in a way of its own', remedy
+    if _differs(dense, BaseDenseHead, 'predict'):
+        return f'{type(dense).__name__} predicts in a way of its own'
     return None
+
+
+def _differs(module: Any, base: type, *methods: str) -> bool:
+    """Whether a module is no ``base``, or has other methods."""
+    return not isinstance(module, base) or any(
+        getattr(type(module), name) is not getattr(base, name)
+        for name in methods
+    )
 
 
 class Flattened(nn.Module):
@@ -109,7 +103,8 @@ def dense_network(model: nn.Module) -> Flattened:
     Raises:
         ValueError: If there is something against the detector.
     """
-    _check(model)
+    if problem := detector_problem(model):
+        raise ValueError(f'{problem}; use --format packed')
     if not hasattr(model, 'roi_head'):
         return Flattened(
             model, lambda x: model.bbox_head(model.extract_feat(x))
@@ -131,11 +126,7 @@ def roi_network(model: nn.Module) -> Flattened | None:
     Returns:
         Takes pooled features (R, C, h, w); its outputs are class scores and
         box deltas. ``None`` for a one-stage detector.
-
-    Raises:
-        ValueError: If there is something against the detector.
     """
-    _check(model)
     if not hasattr(model, 'roi_head'):
         return None
     return Flattened(model, model.roi_head.bbox_head)
@@ -149,15 +140,10 @@ def roi_example(model: nn.Module) -> Tensor:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return what differs for detectors of other layers.
-
-    Args:
-        model: With or without the replicas that only training has.
-    """
+    """Return what differs for detectors of other layers; without replicas."""
     layers = sorted(
         f'{name} {tuple(parameter.shape)}'
         for name, parameter in model.named_parameters()
-        if not name.endswith('.aux_weight')
     )
     layers += sorted(f'{k}: {v}' for k, v in binarization_of(model).items())
     return hashlib.sha256('\n'.join(layers).encode()).hexdigest()
@@ -234,12 +220,6 @@ def _drop_parameters(head: nn.Module) -> None:
             delattr(head, name)
     for name in list(head._parameters):
         delattr(head, name)
-
-
-def _check(model: nn.Module) -> None:
-    problem = detector_problem(model)
-    if problem:
-        raise ValueError(f'{problem[0]}; {problem[1]}')
 
 
 def _flatten(value: Any, leaves: list[Tensor]) -> Any:

@@ -89,8 +89,8 @@ def operation(layer: nn.Module) -> str:
 class Lowering:
     """How one module is computed by operations of OpenVINO's.
 
-    Constants are made once, so that a module which is applied several times,
-    as that of an RPN, shares them.
+    A module that is applied several times, as that of an RPN, shares the
+    constants of its weights.
 
     Args:
         module: On the CPU, in eval mode.
@@ -101,7 +101,6 @@ class Lowering:
         self.module = module
         self.name = name
         self.ops = require('openvino.opset1')
-        self._constants: dict[str, Any] = {}
 
     def call(self, operation: Callable, x: Tensor) -> Tensor:
         """Call what stands for the module while it is traced."""
@@ -116,31 +115,14 @@ class Lowering:
         """Return the node that computes the module's output."""
         raise NotImplementedError
 
-    def _constant(self, key: str, make: Callable[[], Any]) -> Any:
-        if key not in self._constants:
-            value = make()
-            if isinstance(value, np.ndarray):
-                value = self.ops.constant(value)
-            value.set_friendly_name(f'{self.name}/{key}')
-            self._constants[key] = value
-        return self._constants[key]
-
-    def _parameter(self, key: str, *shape: int) -> Any:
-        value = getattr(self.module, key)
-        return self._constant(
-            key, lambda: value.detach().numpy().reshape(shape)
-        )
-
     def _number(self, value: float) -> Any:
-        return self._constant(
-            f'number{value:+g}', lambda: np.asarray(value, np.float32)
-        )
+        return self.ops.constant(value, np.float32)
 
     def _ints(self, *values: int) -> Any:
-        return self._constant(
-            'ints' + '_'.join(map(str, values)),
-            lambda: np.asarray(values, np.int64),
-        )
+        return self.ops.constant(values, np.int64)
+
+    def _parameter(self, value: Tensor, *shape: int) -> Any:
+        return self.ops.constant(value.detach().numpy().reshape(shape))
 
 
 class NormLowering(Lowering):
@@ -180,8 +162,8 @@ class NormLowering(Lowering):
                 shift = norm.bias + shift
         if _is_convolved(x.get_node()):
             x = self.ops.clamp(x, -_LARGEST, _LARGEST)
-        y = self.ops.multiply(x, factor.view(1, -1, 1, 1).numpy())
-        return self.ops.add(y, shift.view(1, -1, 1, 1).numpy())
+        y = self.ops.multiply(x, self._parameter(factor, 1, -1, 1, 1))
+        return self.ops.add(y, self._parameter(shift, 1, -1, 1, 1))
 
 
 def _is_convolved(node: Any) -> bool:
@@ -202,6 +184,7 @@ class SURGELowering(Lowering):
         _, scale, signs = layer.binarized_weight()
         return signs.numpy(), scale.numpy()
 
+    @functools.cached_property
     def _bits(self) -> Any:
         ov, (signs, _) = require('openvino'), self._weight_and_scale
         shape = [*signs.shape, 1, 1][:4]
@@ -209,30 +192,29 @@ class SURGELowering(Lowering):
         # In channels of whole bytes: no bits in between.
         bits = pack_signs(torch.from_numpy(signs)).numpy()
         tensor.data[:] = bits.reshape(tensor.data.shape)
-        return require('openvino.op').Constant(tensor)
-
-    def _threshold(self) -> np.ndarray:
-        layer = self.module
-        shift = np.zeros(layer.weight.shape[1], np.float32)
-        if layer.shift is not None:
-            shift = layer.shift.detach().numpy()
-        return below(-shift).reshape(1, -1, 1, 1)
+        constant = require('openvino.op').Constant(tensor)
+        constant.set_friendly_name(f'{self.name}/bits')
+        return constant
 
     def _binary(
         self, x: Any, pads: tuple[int, ...] = _NO_PADS, value: float = 0.0
     ) -> Any:
         """Binarize (N, C, H, W), pad with a value, convolve with the signs."""
+        layer = self.module
+        start = np.zeros(layer.weight.shape[1], np.float32)
+        if layer.shift is not None:
+            start = -layer.shift.detach().numpy()
         # One constant for both ends of the range, and not only to save one:
         # that keeps the CPU plugin from merging a sign with the convolution
         # before it, which goes wrong where a shortcut is added in between.
-        threshold = self._constant('threshold', self._threshold)
+        threshold = self.ops.constant(below(start).reshape(1, -1, 1, 1))
         sign = self.ops.fake_quantize(
             x, threshold, threshold, self._number(0), self._number(1), 2
         )
         sign.set_friendly_name(self.name + SIGN)
         y = self.ops.binary_convolution(
             sign,
-            self._constant('bits', self._bits),
+            self._bits,
             *self._geometry(pads),
             'xnor-popcount',
             # Without padding any other value than 0, which has a slower
@@ -252,32 +234,35 @@ class SURGELowering(Lowering):
     def _scaled(self, y: Any) -> Any:
         """Multiply (N, C_out, H, W) by the scale, and add the bias."""
         _, scale = self._weight_and_scale
-        scale = self._constant('scale', lambda: scale.reshape(1, -1, 1, 1))
-        return self._biased(self.ops.multiply(y, scale), 1, -1, 1, 1)
+        y = self.ops.multiply(y, scale.reshape(1, -1, 1, 1))
+        return self._biased(y, 1, -1, 1, 1)
 
     def _biased(self, y: Any, *shape: int) -> Any:
-        if self.module.bias is None:
+        bias = self.module.bias
+        if bias is None:
             return y
-        return self.ops.add(y, self._parameter('bias', *shape))
+        return self.ops.add(y, self._parameter(bias, *shape))
 
     def _real_input(self, x: Any, *shape: int) -> Any:
         """Add the shift, in a shape, and take the sign as a real number."""
-        if self.module.shift is not None:
-            x = self.ops.add(x, self._parameter('shift', *shape))
+        shift = self.module.shift
+        if shift is not None:
+            x = self.ops.add(x, self._parameter(shift, *shape))
         if self.module.activation_bits == 32:
             return x
         positive = self.ops.greater_equal(x, self._number(0))
         return self.ops.select(positive, self._number(1), self._number(-1))
 
-    def _real_weight(self) -> np.ndarray:
-        """Return the weights as torch multiplies them."""
+    @functools.cached_property
+    def _real_weight(self) -> Any:
+        """The weights as torch multiplies them."""
         weight, scale = self._weight_and_scale
         if scale is not None:
             weight = weight * scale
         groups = getattr(self.module, 'groups', 1)
         if groups > 1:
             weight = weight.reshape(groups, -1, *weight.shape[1:])
-        return weight
+        return self.ops.constant(weight)
 
 
 class ConvLowering(SURGELowering):
@@ -333,23 +318,16 @@ class ConvLowering(SURGELowering):
 
         It depends on the size alone: OpenVINO computes it once.
         """
-        ops, (signs, _) = self.ops, self._weight_and_scale
-        size = ops.strided_slice(
-            ops.shape_of(x),
-            self._ints(2),
-            self._ints(4),
-            self._ints(1),
-            [0],
-            [0],
-        )
+        ops, ints, (signs, _) = self.ops, self._ints, self._weight_and_scale
+        shape = ops.shape_of(x)
+        size = ops.strided_slice(shape, ints(2), ints(4), ints(1), [0], [0])
         inside = ops.broadcast(
-            self._number(0), ops.concat([self._ints(1, 1), size], 0)
-        )
-        weight = self._constant(
-            'padding_weight', lambda: signs.sum(1, keepdims=True)
+            self._number(0), ops.concat([ints(1, 1), size], 0)
         )
         return ops.convolution(
-            self._pad(inside, 1.0), weight, *self._geometry(_NO_PADS)
+            self._pad(inside, 1.0),
+            signs.sum(1, keepdims=True),
+            *self._geometry(_NO_PADS),
         )
 
     def _real(self, x: Any) -> Any:
@@ -361,8 +339,7 @@ class ConvLowering(SURGELowering):
         convolve = self.ops.convolution
         if layer.groups > 1:
             convolve = self.ops.group_convolution
-        weight = self._constant('weight', self._real_weight)
-        y = convolve(x, weight, *self._geometry(pads))
+        y = convolve(x, self._real_weight, *self._geometry(pads))
         return self._biased(y, 1, -1, 1, 1)
 
 
@@ -380,8 +357,8 @@ class LinearLowering(SURGELowering):
         """Apply to (..., C)."""
         ops, layer, ints = self.ops, self.module, self._ints
         if not stored_as_bits(layer):
-            weight = self._constant('weight', self._real_weight)
-            y = ops.matmul(self._real_input(x, -1), weight, False, True)
+            x = self._real_input(x, -1)
+            y = ops.matmul(x, self._real_weight, False, True)
             return self._biased(y, -1)
         shape = ops.shape_of(x)
         rows = ops.reshape(x, ints(1, 1, -1, layer.in_features), False)

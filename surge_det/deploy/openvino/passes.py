@@ -43,20 +43,18 @@ def _fold_shift(sign: Any) -> None:
     moved = start
     # A threshold that has a shift in it would be rounded.
     if not start.any():
-        shift, port = _constant_of(last, 'Add', start.size, axis)
+        shift, rest = _operands(last, 'Add', start.size, axis)
         if shift is not None:
             moved = -shift
-            _skip(last, port)
-    factor, port = _constant_of(last, 'Multiply', start.size, axis)
+            last.input(0).replace_source_output(rest)
+    factor, rest = _operands(last, 'Multiply', start.size, axis)
     if factor is not None and (factor > _TINY).all():
         moved = moved / factor
-        _skip(last, port)
+        last.input(0).replace_source_output(rest)
     if moved is start:
         return
-    threshold = require('openvino.opset1').constant(
-        below(moved).reshape(shape)
-    )
-    threshold.set_friendly_name(f'{sign.get_friendly_name()}/threshold')
+    ops = require('openvino.opset1')
+    threshold = ops.constant(below(moved).reshape(shape))
     for place in (1, 2):
         sign.input(place).replace_source_output(threshold.output(0))
 
@@ -80,12 +78,12 @@ def separate_constants(model: Any) -> None:
             port.replace_source_output(ops.constant(node.data).output(0))
 
 
-def _constant_of(
+def _operands(
     node: Any, kind: str, channels: int, axis: int
-) -> tuple[np.ndarray | None, int]:
-    """Return what an operation before ``node`` adds or multiplies with.
+) -> tuple[np.ndarray | None, Any]:
+    """Return what an operation before ``node`` adds or multiplies.
 
-    One number per channel, and the operation's port of it.
+    One number per channel, and what it is added to or multiplied with.
     """
     before = node.input_value(0).get_node()
     if before.get_type_name() == kind and _only_consumer(before.output(0)):
@@ -97,13 +95,8 @@ def _constant_of(
             # Channels stand second in an image, last in rows.
             expected = (channels, 1, 1) if axis == 1 else (channels,)
             if shape in (expected, (1, *expected)):
-                return constant.data.ravel(), port
-    return None, 0
-
-
-def _skip(node: Any, port: int) -> None:
-    before = node.input_value(0).get_node()
-    node.input(0).replace_source_output(before.input_value(1 - port))
+                return constant.data.ravel(), before.input_value(1 - port)
+    return None, None
 
 
 def _only_consumer(output: Any) -> bool:

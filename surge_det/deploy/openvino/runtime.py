@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surge_det.core import checks
+from surge_det.core.operators.memory_format import is_channels_last
 from surge_det.deploy.extra import require
 
 from .detector import rebuild
@@ -71,12 +73,8 @@ class Network:
         threads: int | None = None,
         channels_last: bool = True,
     ) -> None:
-        if threads is not None and (
-            not isinstance(threads, int) or threads < 1
-        ):
-            raise ValueError(
-                f'threads={threads!r} is not allowed: a number > 0 or None'
-            )
+        if threads is not None:
+            checks.integer('threads', threads, 1)
         self.model = model
         self.channels_last = channels_last
         self.settings = settings(threads or torch.get_num_threads())
@@ -147,19 +145,19 @@ class Network:
         return [torch.cat(pieces)[:size] for pieces in zip(*parts)]
 
     def _infer(self, x: Tensor) -> list[Tensor]:
-        given_last = _is_channels_last(x)
+        given_last = x.ndim == 4 and is_channels_last(x)
         request = self._request(tuple(x.shape), given_last)
         given = x.detach().float().cpu()
         given = given.permute(_LAST) if given_last else given.contiguous()
         found = request.infer([given.numpy()], share_inputs=True)
-        outputs = [torch.from_numpy(found[i]) for i in range(len(found))]
-        # A runner puts images, and so what mmdet does around, on a GPU.
-        return [
-            (
-                y.permute(_FIRST) if y.ndim == 4 and self.channels_last else y
-            ).to(x.device)
-            for y in outputs
-        ]
+        outputs = []
+        for i in range(len(found)):
+            y = torch.from_numpy(found[i])
+            if y.ndim == 4 and self.channels_last:
+                y = y.permute(_FIRST)
+            # A runner puts images, and so what mmdet does around, on a GPU.
+            outputs.append(y.to(x.device))
+        return outputs
 
     def __call__(self, x: Tensor) -> Any:
         """Run on (N, ...), N may be 0.
@@ -174,25 +172,10 @@ class Network:
 _LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return (
-        x.ndim == 4
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
 def _use_channels_last(model: Any, inputs: bool, outputs: bool) -> None:
-    """Let a model take images, or give maps, in that layout.
-
-    Args:
-        model: An ``openvino.Model``; changed in place.
-        inputs: Whether its input has that layout.
-        outputs: Whether its outputs of rank 4 have.
-    """
-    preprocess = require('openvino.preprocess')
+    """Let a model take images, or give maps, in that layout; in place."""
     layout = require('openvino').Layout
-    steps = preprocess.PrePostProcessor(model)
+    steps = require('openvino.preprocess').PrePostProcessor(model)
     ports = [steps.input(0)] if inputs else []
     for i, output in enumerate(model.outputs):
         rank = output.partial_shape.rank

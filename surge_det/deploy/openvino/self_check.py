@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from surge_det.core.bits import unpack_signs
+from surge_det.core.operators import ConvOperator
 from surge_det.deploy.extra import require
 
 from .lowering import above
@@ -52,25 +52,20 @@ class _Case:
     def expected(self) -> np.ndarray:
         """Compute with torch what the node should give."""
         signs = np.where(self.x > self.threshold, np.float32(1), -1)
+        x = torch.from_numpy(signs.astype(np.float32))
         geometry = self.geometry
         top, left = geometry['pads_begin']
         bottom, right = geometry['pads_end']
-        padded = F.pad(
-            torch.from_numpy(signs.astype(np.float32)),
+        convolve = ConvOperator(
+            tuple(geometry['strides']),
             (left, right, top, bottom),
-            value=geometry['pad_value'],
-        )
-        return F.conv2d(
-            padded,
-            self.weight,
-            stride=tuple(geometry['strides']),
-            dilation=tuple(geometry['dilations']),
-        ).numpy()
+            tuple(geometry['dilations']),
+            groups=1,
+        ).forward
+        return convolve(x, self.weight, None, geometry['pad_value']).numpy()
 
 
-def check_layers(
-    model: Any, settings: dict[str, Any], device: str = 'CPU'
-) -> int:
+def check_layers(model: Any, settings: dict[str, Any]) -> int:
     """Compare the 1-bit layers of a model with the reference arithmetic.
 
     Each ``BinaryConvolution``, with its own weights, geometry and
@@ -80,40 +75,36 @@ def check_layers(
     Args:
         model: An ``openvino.Model`` as it was read.
         settings: What it is to be compiled with.
-        device: OpenVINO's name of the device that is to run it.
 
     Returns:
         The number of layers compared.
 
     Raises:
         RuntimeError: If a layer computes something else, or cannot run;
-            names layer and device.
+            names the layer.
     """
     cases = _cases(model)
     if not cases:
         return 0
     try:
-        compiled = shared_core().compile_model(
-            _branches(cases), device, settings
-        )
+        branches = _branches(cases)
+        compiled = shared_core().compile_model(branches, 'CPU', settings)
         outputs = compiled([case.x for case in cases])
     except RuntimeError as error:
         raise RuntimeError(
-            f'{device} cannot run the 1-bit layers of this model: {error}'
+            f'this CPU cannot run the 1-bit layers of the model: {error}'
         ) from error
-    wrong = [
-        f'{case.node.get_friendly_name()} (largest difference {difference:g})'
-        for index, case in enumerate(cases)
-        if (
-            difference := float(np.abs(outputs[index] - case.expected()).max())
-        )
-        != 0
-    ]
+    wrong = []
+    for index, case in enumerate(cases):
+        difference = np.abs(outputs[index] - case.expected()).max()
+        if difference != 0:
+            name = case.node.get_friendly_name()
+            wrong.append(f'{name} (largest difference {difference:g})')
     if wrong:
         version = require('openvino').__version__
         raise RuntimeError(
-            f'OpenVINO {version} computes wrong values on {device} '
-            f'for {len(wrong)} of {len(cases)} 1-bit layers, so this model '
+            f'OpenVINO {version} computes wrong values on this CPU for '
+            f'{len(wrong)} of {len(cases)} 1-bit layers, so this model '
             'cannot run here (a packed file or a checkpoint can): '
             + ', '.join(wrong[:5])
             + (', ...' if len(wrong) > 5 else '')
