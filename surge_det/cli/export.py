@@ -121,14 +121,14 @@ def slow_layers(rows: Sequence[Row]) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from surge_det.deploy import FORMATS, check, load_trained
+    from surge_det.deploy import FORMATS, check
 
     format = FORMATS[args.format]
     out = output_path(args, format)
     try:
         format.require_packages()
         cfg = load_config(args)
-        model = load_trained(cfg, args.checkpoint)
+        model = FORMATS['pth'].load(args.checkpoint, cfg)
         rows = format.plan(model)
         print_layers(rows)
         print()

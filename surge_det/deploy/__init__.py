@@ -4,7 +4,6 @@
 ``FORMATS``           of files: describe, save, load
 ``load_detector``     mmdet's model from a file of any format
 ``DetInferencer``     mmdet's, for the same files
-``load_trained``      model and ``dataset_meta`` from config and checkpoint
 ``check``             raises :class:`ExportError` where something cannot be
                       exported
 ====================  ====================================================
@@ -16,7 +15,6 @@
 from .formats import FORMATS, ExportError, Format, Row, check, format_of
 from .inferencer import DetInferencer
 from .loading import load_detector
-from .trained import load_trained
 
 __all__ = [
     'FORMATS',
@@ -27,5 +25,4 @@ __all__ = [
     'check',
     'format_of',
     'load_detector',
-    'load_trained',
 ]

@@ -12,8 +12,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from small_detector import META, detections, small_config, train
 
-from surge_det.deploy import FORMATS, load_detector, load_trained
+from surge_det.deploy import FORMATS, load_detector
 from surge_det.engine.apply_method import apply_method
+
+PTH = FORMATS['pth']
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +43,7 @@ def trained(tmp_path_factory):
 def exported(trained):
     cfg, _, path = trained
     out = path.with_name('detector.pth')
-    FORMATS['pth'].save(load_trained(cfg, path), out)
+    PTH.save(PTH.load(path, cfg), out)
     return out
 
 
@@ -56,7 +58,7 @@ def same(model, other):
 def test_trained_detector_without_replicas(trained):
     cfg, model, path = trained
     before = cfg.to_dict()
-    loaded = load_trained(cfg, path)
+    loaded = PTH.load(path, cfg)
     assert same(model, loaded)
     assert loaded.dataset_meta == META
     assert loaded.cfg is cfg
@@ -109,7 +111,7 @@ def test_classes_come_from_the_config_where_the_checkpoint_has_none(
     cfg, model, _ = trained
     path = tmp_path / 'x.pth'
     torch.save({'state_dict': model.state_dict()}, path)
-    meta = load_trained(cfg, path).dataset_meta
+    meta = PTH.load(path, cfg).dataset_meta
     assert meta['classes'] == META['classes']
     assert meta['palette'] == META['palette']
     with pytest.raises(ValueError, match=r'x\.pth: holds no config'):
@@ -121,30 +123,30 @@ def test_checkpoints_that_are_wrong(trained, tmp_path):
     other = Config(cfg.to_dict())
     other.model.roi_head.bbox_head.num_classes = 7
     with pytest.raises(ValueError, match=r'epoch_1\.pth: (?s:.*)fc_cls'):
-        load_trained(other, path)
+        PTH.load(path, other)
     state = {k: v for k, v in model.state_dict().items() if 'fpn' not in k}
     part = tmp_path / 'part.pth'
     torch.save({'state_dict': state}, part)
     with pytest.raises(ValueError, match=r'part\.pth: (?s:.*)fpn_convs'):
-        load_trained(cfg, part)
+        PTH.load(part, cfg)
     odd = tmp_path / 'odd.pth'
     torch.save({'state_dict': None}, odd)
     with pytest.raises(ValueError, match=r'odd\.pth: no checkpoint'):
-        load_trained(cfg, odd)
+        PTH.load(odd, cfg)
     torch.save({'state_dict': model.state_dict(), 'meta': None}, odd)
-    load_trained(cfg, odd)
+    PTH.load(odd, cfg)
     for content in (b'edited', b'GIF89a', b'\x80', b''):
         odd.write_bytes(content)
         with pytest.raises(ValueError, match=r'odd\.pth: no checkpoint'):
-            load_trained(cfg, odd)
+            PTH.load(odd, cfg)
     half = tmp_path / 'half.pth'
     half.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r'half\.pth'):
-        load_trained(cfg, half)
+        PTH.load(half, cfg)
     with pytest.raises(OSError, match='nowhere'):
-        load_trained(cfg, tmp_path / 'nowhere.pth')
+        PTH.load(tmp_path / 'nowhere.pth', cfg)
     with pytest.raises(ValueError, match=r'model\.type'):
-        load_trained(Config(), path)
+        PTH.load(path, Config())
 
 
 def test_another_binarization_is_told(trained, tmp_path):
@@ -153,29 +155,29 @@ def test_another_binarization_is_told(trained, tmp_path):
     for name in ('float', 'irnet'):
         other = apply_method(cfg, name)
         with pytest.raises(ValueError, match='trained with another') as error:
-            load_trained(other, path)
+            PTH.load(path, other)
         assert 'layer1.0.conv1 (1-bit, ScaledSign' in str(error.value)
     with pytest.raises(ValueError, match='trained with another config'):
-        load_trained(apply_method(cfg, 'float'), path)
+        PTH.load(path, apply_method(cfg, 'float'))
     # Gradients are of no account here.
-    load_trained(apply_method(cfg, 'reste'), path)
-    load_trained(apply_method(cfg, 'ste'), path)
+    PTH.load(path, apply_method(cfg, 'reste'))
+    PTH.load(path, apply_method(cfg, 'ste'))
     checkpoint = torch.load(path, weights_only=False)
     # Nothing to compare with.
     for text in ('import os', "model = dict(type='of_another_package')", None):
         checkpoint['meta']['cfg'] = text
         torch.save(checkpoint, tmp_path / 'x.pth')
-        load_trained(apply_method(cfg, 'float'), tmp_path / 'x.pth')
+        PTH.load(tmp_path / 'x.pth', apply_method(cfg, 'float'))
 
 
 def test_what_changes_no_output_is_no_other_arithmetic(trained):
     cfg, _, path = trained
     other = Config(cfg.to_dict())
     other.model.backbone.conv_cfg.normalize_input = True
-    load_trained(other, path)
+    PTH.load(path, other)
     other.model.backbone.conv_cfg.pad_value = -1
     with pytest.raises(ValueError, match='pad_value=0 there, .*pad_value=-1'):
-        load_trained(other, path)
+        PTH.load(path, other)
 
 
 def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
@@ -188,13 +190,13 @@ def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
     torch.save(checkpoint, tmp_path / 'x.pth')
     (tmp_path / 'surge_det_is_run_by_this.py').write_text('1 / 0')
     monkeypatch.syspath_prepend(str(tmp_path))
-    load_trained(cfg, tmp_path / 'x.pth')
+    PTH.load(tmp_path / 'x.pth', cfg)
     with pytest.raises(ZeroDivisionError):
         load_detector(tmp_path / 'x.pth')
 
 
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
-    model = load_trained(trained[0], trained[2])
+    model = PTH.load(trained[2], trained[0])
 
     def interrupted(value, path):
         path.write_bytes(b'half')
@@ -202,5 +204,5 @@ def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        FORMATS['pth'].save(model, tmp_path / 'x.pth')
+        PTH.save(model, tmp_path / 'x.pth')
     assert not list(tmp_path.iterdir())

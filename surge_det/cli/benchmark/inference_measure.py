@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import SURGELayer, named_surge_layers
-from surge_det.deploy import FORMATS, load_trained
+from surge_det.deploy import FORMATS
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import (
     Network,
@@ -393,7 +393,7 @@ class Detector:
 
 def _detector(cfg: Config, checkpoint: str | None) -> nn.Module:
     if checkpoint is not None:
-        return load_trained(cfg, checkpoint)
+        return FORMATS['pth'].load(checkpoint, cfg)
     torch.manual_seed(0)
     model = build_detector(cfg)
     model.dataset_meta = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from torch.nn.utils import parametrize
 
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
+from surge_det.deploy.config import read_config
 from surge_det.deploy.extra import require
-from surge_det.deploy.trained import KINDS
+from surge_det.deploy.trained import KINDS, build_detector
 
 # Reason and remedy.
 Problem = tuple[str, str]
@@ -100,8 +102,8 @@ class Format:
         """Write a detector; files that are there are replaced.
 
         Args:
-            model: As :func:`~surge_det.deploy.load_trained` returns it, with
-                ``cfg`` and ``dataset_meta``; not changed.
+            model: As the format ``pth`` loads it, with ``cfg`` and
+                ``dataset_meta``; not changed.
             path: File to write.
 
         Returns:
@@ -120,7 +122,7 @@ class Format:
         return self._write(model, Path(path))
 
     def load(
-        self, path: str | Path, config: Config | None = None
+        self, path: str | Path, config: Config | None = None, **options: Any
     ) -> nn.Module:
         """Restore a detector.
 
@@ -128,6 +130,7 @@ class Format:
             path: What :meth:`save` wrote.
             config: A whole config to build the detector from; by default the
                 one in the file.
+            options: ``threads`` for OpenVINO's number of threads.
 
         Returns:
             mmdet's model in eval mode, on the CPU, with ``cfg`` and
@@ -140,11 +143,16 @@ class Format:
             ValueError: If a file is damaged or of another kind, or not this
                 config's.
         """
-        raise NotImplementedError
+        stored = self._read(str(path))
+        if config is None:
+            config = _stored_config(stored, path)
+        model = build_detector(config)
+        self._restore(model, stored, str(path), **options)
+        return model
 
     def read_config(self, path: str | Path) -> Config:
         """Read the config in a file without running it; raises as `load`."""
-        raise NotImplementedError
+        return _stored_config(self._read(str(path)), path)
 
     def plan(self, model: nn.Module) -> list[Row]:
         """List what would be exported, layer by layer.
@@ -214,6 +222,14 @@ class Format:
     def _write(self, model: nn.Module, path: Path) -> list[Path]:
         raise NotImplementedError
 
+    def _read(self, path: str) -> dict[str, Any]:
+        # What the file holds; 'config' is the config's text.
+        raise NotImplementedError
+
+    def _restore(self, model: nn.Module, stored: Any, path: str) -> None:
+        # Give what was read to the detector of a config, in place.
+        raise NotImplementedError
+
     def _bits(self, layer: nn.Module) -> str:
         if isinstance(layer, SURGELayer):
             return f'{layer.weight_bits}/{layer.activation_bits}'
@@ -263,6 +279,13 @@ def check(rows: Sequence[Row]) -> None:
             f'{len(problems)} of {len(rows)} layers cannot be exported, and '
             'nothing was written:\n' + '\n'.join(lines)
         )
+
+
+def _stored_config(stored: dict[str, Any], path: str | Path) -> Config:
+    text = stored['config']
+    if not isinstance(text, str):
+        raise ValueError(f'{path}: holds no config; name one beside it')
+    return read_config(text, path)
 
 
 def _own_values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

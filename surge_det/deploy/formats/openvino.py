@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,14 +31,13 @@ from surge_det.core.packed_layers import PackedLayer
 from surge_det.deploy.config import (
     config_text,
     meta_text,
-    read_config,
     read_meta,
 )
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import conversion, detector, self_check
 from surge_det.deploy.openvino.lowering import operation, stored_as_bits
 from surge_det.deploy.openvino.runtime import Network, shared_core
-from surge_det.deploy.trained import build_detector, shortened
+from surge_det.deploy.trained import shortened
 from surge_det.version import __version__
 
 from .base import (
@@ -138,31 +136,22 @@ class OpenVINOFormat(Format):
                 os.replace(Path(folder) / target.name, target)
         return written
 
-    def load(
-        self,
-        path: str | Path,
-        config: Config | None = None,
-        threads: int | None = None,
-    ) -> nn.Module:
-        """Restore a detector around its networks.
-
-        Args:
-            path: The first ``.xml`` file; the others lie beside it.
-            config: As :meth:`.Format.load`'s.
-            threads: Number of OpenVINO's threads; ``None`` for as many as
-                torch has.
-        """
-        path = Path(path)
-        if path.name.endswith(ROI_SUFFIX):
+    def _read(self, path: str) -> dict[str, Any]:
+        if path.endswith(ROI_SUFFIX):
             raise ValueError(
                 f'{path}: the second network of a detector; name the first '
-                f'one, {path.name.removesuffix(ROI_SUFFIX)}.xml'
+                f'one, {Path(path).name.removesuffix(ROI_SUFFIX)}.xml'
             )
-        info, network = _load(path, threads)
-        if config is None:
-            config = read_config(info['config'], path)
-        model = build_detector(config)
-        if detector.fingerprint(model) != info['layers']:
+        return _read(Path(path))
+
+    def _restore(
+        self,
+        model: nn.Module,
+        stored: Any,
+        path: str,
+        threads: int | None = None,
+    ) -> None:
+        if detector.fingerprint(model) != stored['layers']:
             raise ValueError(
                 f'{path}: does not fit this config, whose '
                 f'{type(model).__name__} has other layers, or computes them '
@@ -170,24 +159,18 @@ class OpenVINOFormat(Format):
             )
         if problem := detector.detector_problem(model):
             raise ValueError(f'{path}: does not fit this config: {problem}')
-        networks = [network]
+        networks = [_network(stored, path, threads)]
         if hasattr(model, 'roi_head'):
-            roi_path = path.with_suffix(ROI_SUFFIX)
-            roi_info, roi = _load(roi_path, threads)
-            if roi_info['export'] != info['export']:
+            roi_path = Path(path).with_suffix(ROI_SUFFIX)
+            roi = _read(roi_path)
+            if roi['export'] != stored['export']:
                 raise ValueError(
                     f'{roi_path} and {path} are of different exports: export '
                     'both again'
                 )
-            networks.append(roi)
+            networks.append(_network(roi, roi_path, threads))
         detector.install_networks(model, networks)
-        model.dataset_meta = read_meta(info['dataset_meta'], path)
-        return model
-
-    def read_config(self, path: str | Path) -> Config:
-        """Read the config in the first ``.xml`` file."""
-        _, info = _read(Path(path))
-        return read_config(info['config'], path)
+        model.dataset_meta = read_meta(stored['dataset_meta'], path)
 
     def _bits(self, layer: nn.Module) -> str:
         if isinstance(layer, SURGELayer):
@@ -266,12 +249,9 @@ def _converted(
         ) from error
     runner, recorded = Network(converted, threads=1), []
     with torch.no_grad(), conversion.exact_arithmetic(network):
-        recorded = [
-            self_check.record(
-                shape, network(self_check.check_input(shape, trial)), trial
-            )
-            for trial in range(self_check.TRIALS)
-        ]
+        for trial in range(self_check.TRIALS):
+            x = self_check.check_input(shape, trial)
+            recorded.append(self_check.record(shape, network(x), trial))
     try:
         self_check.check_layers(converted, runner.settings)
         self_check.check_network(
@@ -286,24 +266,25 @@ def _converted(
     return converted
 
 
-def _load(path: Path, threads: int | None) -> tuple[dict[str, str], Network]:
-    model, info = _read(path)
-    weights = path.with_suffix('.bin')
-    if _digest(weights) != info['weights']:
+def _network(
+    stored: dict[str, Any], path: str | Path, threads: int | None
+) -> Network:
+    """Return a network that was read, after this machine has shown its."""
+    weights = Path(path).with_suffix('.bin')
+    if _digest(weights) != stored['weights']:
         raise ValueError(
             f'{weights}: damaged, or of another export than {path}: export '
             'again, or copy both files again'
         )
-    network = Network(model, json.loads(info['outputs']), threads)
-    self_check.check_layers(model, network.settings)
-    self_check.check_network(
-        network.tensors, json.loads(info['check']), str(path)
-    )
-    return info, network
+    structure, recorded = map(json.loads, (stored['outputs'], stored['check']))
+    network = Network(stored['model'], structure, threads)
+    self_check.check_layers(network.model, network.settings)
+    self_check.check_network(network.tensors, recorded, str(path))
+    return network
 
 
-def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    """Return an ``openvino.Model`` and what an export has written in it."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return what an export has written, and the ``openvino.Model``."""
     for file in (path, path.with_suffix('.bin')):
         if not file.is_file():
             raise FileNotFoundError(f'{file}: there is no such file')
@@ -330,7 +311,7 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
     missing = _KEYS - set(info)
     if missing:
         raise ValueError(f'{path}: damaged, {sorted(missing)} are missing')
-    return model, info
+    return {**info, 'model': model}
 
 
 def _digest(path: Path) -> str:

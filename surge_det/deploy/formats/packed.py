@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,14 +37,12 @@ from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import (
     config_text,
     meta_text,
-    read_config,
     read_meta,
 )
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, folded, set_identity
 from surge_det.deploy.trained import (
     binarization_of,
-    build_detector,
     check_binarization,
     shortened,
 )
@@ -107,17 +104,25 @@ class PackedFormat(Format):
             new.write_bytes(content)
         return [path]
 
-    def load(
-        self, path: str | Path, config: Config | None = None
-    ) -> nn.Module:
-        """Restore a detector with packed layers."""
-        metadata, tensors = _read(path)
-        cfg = config
-        if cfg is None:
-            cfg = read_config(metadata['config'], path)
-        model = build_detector(cfg)
+    def _read(self, path: str) -> dict[str, Any]:
+        safetensors = require('safetensors')
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'{path}: there is no such file')
+        try:
+            with safetensors.safe_open(path, 'pt') as file:
+                stored = _metadata(file.metadata() or {}, path)
+                names = file.keys()
+                stored['tensors'] = {n: file.get_tensor(n) for n in names}
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f'{path}: no safetensors file, or damaged: {error}'
+            ) from error
+        return stored
+
+    def _restore(self, model: nn.Module, stored: Any, path: str) -> None:
         # Not in the tensors.
-        check_binarization(model, metadata['arithmetic'], path)
+        check_binarization(model, stored['arithmetic'], path)
+        tensors = stored['tensors']
         pack_model(model)
         modules = dict(model.named_modules())
         state = {
@@ -127,30 +132,23 @@ class PackedFormat(Format):
         }
         state.update(tensors)
         try:
-            for name, first in metadata['shared'].items():
+            for name, first in stored['shared'].items():
                 state[name] = tensors[first]
-            for name in metadata['folded']:
+            for name in stored['folded']:
                 set_identity(modules[name])
                 for key in _STATISTICS:
                     state[f'{name}.{key}'] = getattr(modules[name], key)
             model.load_state_dict(state)
         except (AttributeError, KeyError, RuntimeError) as error:
-            which = 'the config in it' if config is None else 'this config'
             raise ValueError(
-                f'{path}: does not fit {which}: {shortened(error)}'
+                f'{path}: does not fit this config: {shortened(error)}'
             ) from error
-        if _digest(tensors) != metadata['digest']:
+        if _digest(tensors) != stored['digest']:
             raise ValueError(
                 f'{path}: damaged, its values are not those that were '
                 'written: copy or export it again'
             )
-        model.dataset_meta = read_meta(metadata['dataset_meta'], path)
-        return model
-
-    def read_config(self, path: str | Path) -> Config:
-        """Read the config in the metadata."""
-        metadata, _ = _read(path, metadata_only=True)
-        return read_config(metadata['config'], path)
+        model.dataset_meta = read_meta(stored['dataset_meta'], path)
 
     def _sizes(
         self, layer: nn.Module, sizes: dict[str, int]
@@ -168,24 +166,7 @@ class PackedFormat(Format):
         return code_of_its_own(layer)
 
 
-def _read(
-    path: str | Path, metadata_only: bool = False
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    safetensors = require('safetensors')
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'{path}: there is no such file')
-    try:
-        with safetensors.safe_open(path, 'pt') as file:
-            metadata = _metadata(file.metadata() or {}, path)
-            names = [] if metadata_only else file.keys()
-            return metadata, {name: file.get_tensor(name) for name in names}
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f'{path}: no safetensors file, or damaged: {error}'
-        ) from error
-
-
-def _metadata(entries: dict[str, str], path: str | Path) -> dict[str, Any]:
+def _metadata(entries: dict[str, str], path: str) -> dict[str, Any]:
     if FORMAT not in entries:
         raise ValueError(
             f'{path}: no packed detector: its metadata have no {FORMAT!r}. '

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from surge_det.deploy.config import config_text
-from surge_det.deploy.trained import load_trained, read_stored_config
+from surge_det.compat.safe_load import UnsafeCheckpointError
+from surge_det.deploy.config import config_text, read_config
+from surge_det.deploy.trained import (
+    binarization_of,
+    build_detector,
+    check_binarization,
+    check_is_checkpoint,
+    shortened,
+)
 from surge_det.version import __version__
 
 from .base import Format, replacing
+
+# What unpicklers and loaders raise on files of another kind.
+_UNREADABLE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError)
+_UNREADABLE += (pickle.UnpicklingError, struct.error)
 
 
 class PthFormat(Format):
@@ -43,12 +60,69 @@ class PthFormat(Format):
             torch.save({'meta': meta, 'state_dict': state}, new)
         return [path]
 
-    def load(
-        self, path: str | Path, config: Config | None = None
-    ) -> nn.Module:
-        """Restore a detector; the path may be an address."""
-        return load_trained(config, path)
+    def _read(self, path: str) -> dict[str, Any]:
+        check_is_checkpoint(path)
+        try:
+            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+        except UnsafeCheckpointError as error:
+            raise ValueError(str(error)) from error
+        except _UNREADABLE as error:
+            raise ValueError(
+                f'{path}: no checkpoint: {shortened(error)}'
+            ) from error
+        if not isinstance(checkpoint, dict):
+            kind = type(checkpoint).__name__
+            raise ValueError(f'{path}: no checkpoint: it holds a {kind}')
+        meta = checkpoint.get('meta') or {}
+        return {
+            'config': meta.get('cfg'),
+            'dataset_meta': meta.get('dataset_meta'),
+            'state_dict': checkpoint.get('state_dict', checkpoint),
+        }
 
-    def read_config(self, path: str | Path) -> Config:
-        """Read the config in a checkpoint."""
-        return read_stored_config(path)
+    def _restore(self, model: nn.Module, stored: Any, path: str) -> None:
+        state = stored['state_dict']
+        try:
+            consume_prefix_in_state_dict_if_present(state, 'module.')
+            load_state_dict(model, state, strict=True)
+        except _UNREADABLE as error:
+            raise ValueError(
+                f'{path}: no checkpoint of this config: {shortened(error)}'
+            ) from error
+        _compare_configs(model, stored['config'], path)
+        model.dataset_meta = _dataset_meta(model.cfg, stored['dataset_meta'])
+
+
+def _compare_configs(model: nn.Module, text: object, path: str | Path) -> None:
+    """Compare with the layers of the config that a checkpoint holds.
+
+    A 1-bit layer and its float twin have the same parameters.
+    """
+    if not isinstance(text, str):
+        return
+    try:
+        # Which config it is, the user has said: no program of this one runs.
+        stored = read_config(text, path, imports=False)
+        if stored.get('model') == model.cfg.model:
+            return
+        trained = binarization_of(build_detector(stored))
+    except Exception:
+        # Made by other versions, or with a package that is not here: then
+        # only the parameters speak.
+        return
+    check_binarization(model, trained, path)
+
+
+def _dataset_meta(cfg: Config, stored: dict | None) -> dict[str, Any]:
+    """Return classes and palette that a detector's outputs stand for.
+
+    Those of the test data set, which need not be there, where the checkpoint
+    has none.
+    """
+    meta = {key.lower(): value for key, value in (stored or {}).items()}
+    if 'classes' not in meta or 'palette' not in meta:
+        dataset = cfg.test_dataloader.dataset.to_dict()
+        built = DATASETS.build({**dataset, 'lazy_init': True})
+        meta = {**built.metainfo, **meta}
+    meta.setdefault('palette', 'random')
+    return meta
