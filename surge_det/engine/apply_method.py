@@ -12,11 +12,11 @@ from mmengine.config import Config, ConfigDict
 import surge_det.models  # noqa: F401  # registers what is looked up
 from surge_det.core import checks
 from surge_det.core.fsg import FSGConfig
+from surge_det.core.layers import SURGELayer
 from surge_det.core.methods import METHODS, method_cfg
 
-LAYERS = ('SURGEConv2d', 'SURGELinear')
-# What a layer binarizes at all is the config's affair (as in the first of
-# two steps), unless the method is about that.
+# The config decides what a layer binarizes at all (as in the first of two
+# steps), unless the method is about that.
 _BINARIZES = ('binarize_weight', 'binarize_activation')
 _DECIDED = {key for keywords in METHODS.values() for key in keywords}
 _DECIDED -= set(_BINARIZES)
@@ -33,15 +33,8 @@ _WITHOUT_FSG = {
     'FSGAmpOptimWrapper': 'AGSAmpOptimWrapper',
 }
 # Blocks, because one token per weight is too much for a detector.
-_FSG_SETTINGS = {
-    'history_dtype': 'bfloat16',
-    'slow': {
-        'block_size': 1024,
-        'd_model': 8,
-        'expand': 2,
-        'independent': True,
-    },
-}
+_FSG_SLOW = {'block_size': 1024, 'd_model': 8, 'expand': 2}
+_FSG_SLOW['independent'] = True
 
 
 def _use_fsg(cfg: Config) -> None:
@@ -54,9 +47,9 @@ def _use_fsg(cfg: Config) -> None:
         )
     wrapper.type = _FSG_TWINS.get(kind, kind)
     own = dict(wrapper.get('fsg') or {})
-    # A config that says how weights become tokens says it all.
+    # A config with `slow` says itself how weights become tokens.
     if 'slow' not in own:
-        own = {**copy.deepcopy(_FSG_SETTINGS), **own}
+        own = {'history_dtype': 'bfloat16', 'slow': dict(_FSG_SLOW), **own}
     checks.from_settings(FSGConfig, own, 'fsg')
     wrapper.fsg = own
 
@@ -100,8 +93,9 @@ def apply_method(cfg: Config, name: str) -> Config:
     if not places:
         raise ValueError(
             f'method {name!r}: the config has no 1-bit layers to give it to: '
-            f'neither a conv_cfg or linear_cfg of type {" or ".join(LAYERS)} '
-            'nor a part such as SURGEResNet nor a binarize_cfg in its model'
+            'neither a conv_cfg or linear_cfg of type SURGEConv2d or '
+            'SURGELinear nor a part such as SURGEResNet nor a binarize_cfg in '
+            'its model'
         )
     for where, place in places:
         _replace(place, keywords, where, name)
@@ -123,10 +117,11 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
     if not isinstance(node, dict):
         return
     kind = node.get('type')
-    if kind in LAYERS:
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(cls, type) and issubclass(cls, SURGELayer):
         yield where, node
         return
-    default = getattr(_registered(kind), 'default_conv_cfg', None)
+    default = getattr(cls, 'default_conv_cfg', None)
     if default and not node.get('conv_cfg'):
         node.conv_cfg = ConfigDict(default)
     for key in list(node):
@@ -134,12 +129,10 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
         if key != 'binarize_cfg':
             yield from _places(node[key], inner)
             continue
-        settings = node[key]
-        if settings is None:
+        if (settings := node[key]) is None:
             continue
         for pattern, override in (settings.get('overrides') or {}).items():
-            decided = sorted(_DECIDED & set(override))
-            if decided:
+            if decided := sorted(_DECIDED & set(override)):
                 raise ValueError(
                     f'{inner}.overrides[{pattern!r}] sets {decided}, which '
                     'the method decides for all layers'
@@ -147,10 +140,6 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
         if not settings.get('layer_cfg'):
             settings.layer_cfg = ConfigDict()
         yield f'{inner}.layer_cfg', settings.layer_cfg
-
-
-def _registered(kind: Any) -> type | None:
-    return MODELS.get(kind) if isinstance(kind, str) else kind
 
 
 def _replace(

@@ -47,8 +47,8 @@ from surge_det.core.operators.sign_conv import signs_as_floats
 _LAYERS = (_ConvNd, nn.Linear)
 
 _aten = torch.ops.aten
-# Where the two factors stand; the second one is a layer's weight. With
-# autograd and fused attention off, torch has no other products.
+# The arguments that are the two factors; the second may be a layer's weight.
+# With autograd and fused attention off, torch has no other products.
 _FACTORS = {
     _aten.convolution: (0, 1),
     _aten.mm: (0, 1),
@@ -125,15 +125,8 @@ class LayerCost:
         return 4 * self.parameters
 
 
-TOTALS = (
-    'parameters',
-    'bops',
-    'flops',
-    'ops',
-    'bytes',
-    'float_ops',
-    'float_bytes',
-)
+TOTALS = ('parameters', 'bops', 'flops', 'ops', 'bytes')
+TOTALS += ('float_ops', 'float_bytes')
 
 
 def total_cost(layers: Iterable[LayerCost]) -> dict[str, float]:
@@ -347,7 +340,7 @@ def _gaps(model: nn.Module, products: _Products) -> list[str]:
             'not in FLOPs: multiply-accumulates of activations with one '
             f'another ({counts})'
         )
-    uncounted: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
+    uncounted = defaultdict(list)
     for name, module in model.named_modules():
         # The weights of an embedding are looked up.
         if isinstance(module, nn.Embedding):
