@@ -239,7 +239,7 @@ class SURGELayer(nn.Module):
                 f'layer={self!r} has real weights: binarize_weight=True is '
                 'allowed'
             )
-        z, scale = self._binarize(self.weight)
+        z, scale = self._binarize(self.weight.detach())
         return BinarizedWeight(z, scale, binary_sign(z))
 
     def _binarize(self, weight: Tensor) -> tuple[Tensor, Tensor]:

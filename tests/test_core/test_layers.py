@@ -645,3 +645,66 @@ class TestStrip:
         twin = copy.deepcopy(layer)
         layer.strip()
         assert twin.aux_weight is not None
+
+
+# What a layer computes, in public
+
+
+@pytest.mark.parametrize('binarizer', [None, dict(type='IRNet')])
+@pytest.mark.parametrize(
+    ('kwargs', 'pads'),
+    [
+        (dict(padding=(1, 2)), (2, 2, 1, 1)),
+        (dict(padding='valid', groups=2), (0, 0, 0, 0)),
+        (dict(padding='same', kernel_size=(2, 4), dilation=2), (3, 3, 1, 1)),
+        (dict(padding='same', kernel_size=(2, 4), pad_value=-1), (1, 2, 0, 1)),
+    ],
+)
+def test_a_convolution_is_its_operator_on_signs(kwargs, pads, binarizer):
+    layer = make(**kwargs, weight_binarizer=binarizer).eval()
+    assert layer.pads == pads
+    assert (layer.weight_bits, layer.activation_bits) == (1, 1)
+    z, scale, signs = layer.binarized_weight()
+    assert z.shape == signs.shape == layer.weight.shape
+    assert scale.shape == (6, 1, 1, 1)
+    assert torch.equal(signs, sign(z))
+    assert not z.requires_grad
+    assert not scale.requires_grad
+    x = images()
+    want = layer.operator.forward(
+        sign(x), scale * signs, layer.bias, layer.pad_value
+    )
+    torch.testing.assert_close(layer(x), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_linear_layer_is_its_operator_on_signs():
+    layer = SURGELinear(4, 6).eval()
+    assert layer.pads == (0, 0, 0, 0)
+    _, scale, signs = layer.binarized_weight()
+    assert scale.shape == (6, 1)
+    x = torch.randn(3, 4)
+    want = layer.operator.forward(sign(x), scale * signs, layer.bias, 0)
+    torch.testing.assert_close(layer(x), want)
+
+
+def test_real_weights_are_not_binarized():
+    layer = SURGELinear(4, 6, binarize_weight=False)
+    assert (layer.weight_bits, layer.activation_bits) == (32, 1)
+    with pytest.raises(ValueError, match='has real weights'):
+        layer.binarized_weight()
+
+
+@pytest.mark.parametrize(
+    ('make_layer', 'named'),
+    [
+        (lambda: SURGEConv2d(2, 3, 3, etta=0.1), r"SURGEConv2d.*\['etta'\]"),
+        (lambda: SURGELinear(2, 3, pad_value=-1), 'SURGELinear.*pad_value'),
+        (
+            lambda: SURGEConv2d.from_float(nn.Conv2d(2, 3, 3), etta=0.1),
+            r"\['etta'\]; allowed .*'eta'",
+        ),
+    ],
+)
+def test_unknown_keywords_are_named(make_layer, named):
+    with pytest.raises(TypeError, match=named):
+        make_layer()
