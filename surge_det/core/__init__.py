@@ -9,14 +9,14 @@
 ``ScaledSign``         weights: plain scaled sign
 ``IRNet``              weights: standardised, scale a power of two
 ``ReCU``               weights: clamped, learned scale, changes over a run
-``LearnedShift``       ReActNet's shift in front of a sign
+``LearnedShift``       ReActNet's shift before a sign
 ``RPReLU``             ReActNet's shifted PReLU
 ``AGS``                Adaptive Gradient Scaler
 ``SURGEConv2d``        1-bit drop-in for ``nn.Conv2d``
 ``SURGELinear``        1-bit drop-in for ``nn.Linear``
 ``method_cfg``         keywords of the two for a method by name
 ``set_progress``       moves everything in a model that has a schedule
-``scheduled_values``   where it stands
+``scheduled_values``   the present values
 =====================  ================================================
 """
 

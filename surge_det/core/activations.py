@@ -1,4 +1,4 @@
-"""What stands before a sign and after a 1-bit convolution."""
+"""Layers before a sign and after a 1-bit convolution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_per_channel(x: Tensor, values: Tensor, places: int) -> Tensor:
 class LearnedShift(nn.Module):
     """Learned shift per channel: ``x + shift``, zero at first.
 
-    In front of a binarized layer it moves the threshold of the sign:
+    Before a binarized layer it moves the threshold of the sign:
     ``sign(x + shift)`` is ReActNet's RSign with the threshold ``-shift``
     (arXiv 2003.03488, eq. 1). The derivative is 1 by ``x``, and by ``shift``
     the sum over all positions of a channel.
@@ -72,7 +72,7 @@ class RPReLU(nn.Sequential):
 
 
 class SlopePReLU(nn.PReLU):
-    """A PReLU that may stand where a checkpoint's model had a ReLU.
+    """A PReLU that replaces a ReLU of a checkpoint's model.
 
     One slope, because a ReLU is often shared between layers of different
     width. A checkpoint without the slope leaves it as it is.

@@ -36,7 +36,7 @@ _FUNCTIONAL: set[type] = {nn.MultiheadAttention}
 class Conversion:
     """What :func:`binarize` did.
 
-    A shared module stands under its first name.
+    A shared module is listed under its first name.
 
     Attributes:
         binarized: Names of the layers that are 1-bit now.
@@ -51,7 +51,7 @@ class Conversion:
 
 
 def add_equivalent(layer: type) -> None:
-    """Say that a subclass computes what ``nn.Conv2d``/``nn.Linear`` does.
+    """Declare that a class computes what ``nn.Conv2d``/``nn.Linear`` does.
 
     Args:
         layer: A class that overrides ``forward`` without another result.
@@ -68,7 +68,7 @@ def add_equivalent(layer: type) -> None:
 
 
 def add_functional(owner: type) -> None:
-    """Say that a module reads weights of layers in it, not calling them.
+    """Declare that a module reads its layers' weights without calling them.
 
     Args:
         owner: A class such as ``nn.MultiheadAttention``; no layer inside its
@@ -96,8 +96,8 @@ def binarize(
     ``model.named_modules()``; a layer that is matched by any of its names is
     matched.
 
-    What passed a ReLU has no negative values and constant sign. Therefore
-    ReLUs (and ReLU6s) give way to an activation that keeps negatives.
+    A ReLU's output has no negative values, so its sign is constant. Therefore
+    ReLUs (and ReLU6s) are replaced by an activation that keeps negatives.
 
     Args:
         model: What to convert; it keeps its own identity.
@@ -105,9 +105,9 @@ def binarize(
         exclude: Patterns of the layers (or ReLUs) to leave as they are.
         keep_real: Called with each layer that is asked for; returns why it
             should stay real, or ``None``. A layer that ``include`` names
-            without a wildcard is binarized all the same.
+            without a wildcard is binarized anyway.
         replace_relu: Called with each ReLU and the binarized layers; returns
-            whether it may stand before one of them. By default all do.
+            whether its output may reach one of them. By default all do.
         layer_cfg: Keywords of :class:`SURGEConv2d` and
             :class:`SURGELinear`, on top of ``DEFAULT_LAYER``; linear
             layers skip those that only convolutions have.
@@ -174,7 +174,7 @@ class Candidate:
 
     Attributes:
         module: The module.
-        names: Its names in the model, one for every place where it stands.
+        names: Its names in the model, one for every place.
         chains: For each name, what holds the module: from the model to the
             module's parent.
     """
@@ -200,7 +200,7 @@ class Candidate:
 
     @property
     def has_own_conversion(self) -> bool:
-        """Whether it stands in a part that is converted by itself."""
+        """Whether it is in a part that is converted by itself."""
         # The model itself may be converted again.
         return any(
             hasattr(owner, HAS_OWN_CONVERSION)

@@ -18,7 +18,7 @@ def pack_codes(codes: Tensor, channels_last: bool = False) -> Tensor:
 
     Args:
         codes: uint8, any shape.
-        channels_last: Whether it lies in that format.
+        channels_last: Whether it is in that format.
 
     Returns:
         (ceil(numel / 4),) uint8, elements in the order of memory.
@@ -53,7 +53,7 @@ def unpack_codes(
 def pack_signs(weight: Tensor) -> Tensor:
     """Pack the signs of a tensor, eight to a byte.
 
-    The first value stands in the lowest bit (little-endian order), 1 for +1
+    The first value is the lowest bit (little-endian order), 1 for +1
     and 0 for -1, with ``sign(0) = +1``. Each output channel starts on a byte
     of its own; the bits that fill up its last byte are 0.
 

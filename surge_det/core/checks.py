@@ -1,8 +1,8 @@
 """Checks of arguments, with one form of message for all of them.
 
 Each takes the argument's name and its value, and raises a ``ValueError`` with
-both and with what is allowed. What an argument belongs to may stand before
-its name, as in ``'ags: eta'``.
+both and with what is allowed. The name may begin with what the argument
+belongs to, as in ``'ags: eta'``.
 """
 
 from __future__ import annotations

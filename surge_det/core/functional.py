@@ -159,7 +159,7 @@ class _Kept:
     Args:
         x: The input, in its own type or a narrower one; ``None`` if bits are
             enough.
-        bits: Two bits of each element: its sign, and whether it lies in the
+        bits: Two bits of each element: its sign, and whether it is in the
             estimator's window; ``None`` if ``x`` has it all.
         shape: The input's.
         channels_last: Whether the input is in that format.

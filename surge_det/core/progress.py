@@ -1,4 +1,4 @@
-"""What changes over a training run, and the one way to move it."""
+"""Estimators and binarizers that change over a training run."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ CHANNEL_ATTENTION = {
     'SELayer',
     'SqueezeExcitation',
 }
-# Layers of heads that are hidden although no norm or activation stands
-# beside them.
+# Hidden layers of heads without a norm or an activation beside them.
 HIDDEN_NAMES = (
     '*.rpn_conv',
     '*.shared_fcs.*',

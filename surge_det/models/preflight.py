@@ -1,4 +1,4 @@
-"""What the signs of a binarized model see, before it is trained."""
+"""Whether every sign of a 1-bit model sees both signs, before training."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _kept_random_state() -> Iterator[None]:
 
 @contextmanager
 def _first_iteration() -> Iterator[None]:
-    # mmdet's batch augmentations ask the runner, whom there may be none.
+    # mmdet's batch augmentations ask for the runner's iteration.
     hub = MessageHub.get_current_instance()
     missing = [key for key in ('iter', 'epoch') if hub.get_info(key) is None]
     for key in missing:

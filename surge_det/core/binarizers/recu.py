@@ -28,7 +28,7 @@ class ReCU(Scheduled, Binarizer):
     :math:`\alpha` learned per output channel, uniform in (0, 1) at first.
     The clamp passes gradients inside :math:`\pm q` and none outside.
     :math:`\tau = A e^p + B` rises from 0.85 to 0.99 with progress :math:`p`;
-    a new one stands at :math:`p = 0`. In the state dict: ``alpha``.
+    a new one begins at :math:`p = 0`. In the state dict: ``alpha``.
 
     The paper's activations are divided by the standard deviation of each
     sample (``normalize_input`` of the layers) and have
@@ -46,7 +46,7 @@ class ReCU(Scheduled, Binarizer):
 
     @property
     def tau(self) -> float:
-        """Quantile of the weights' size that the clamp stands at."""
+        """Quantile of the weights' size at which they are clamped."""
         rise = (_TAU_END - _TAU_START) / (math.e - 1)
         return _TAU_START + rise * math.expm1(self.progress)
 

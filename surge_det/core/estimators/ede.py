@@ -18,7 +18,7 @@ class EDE(Scheduled, Estimator):
     .. math:: h(x) = k\,t\,(1 - \tanh^2(t x)), \quad
         t = 10^{-3 + 4p}, \quad k = \max(1/t, 1)
 
-    at progress :math:`p`. A new one stands at :math:`p = 0`, where it is 1
+    at progress :math:`p`. A new one begins at :math:`p = 0`, where it is 1
     up to values in the hundreds.
 
     Source: IR-Net (Qin et al., CVPR 2020, arXiv 1909.10788), Error Decay

@@ -27,7 +27,7 @@ class ReSTE(Scheduled, Estimator):
         \end{cases}
 
     with :math:`o = 1 + (o_{end} - 1)(1 - \cos(\pi p / 2))` at progress
-    :math:`p`. At :math:`o = 1`, where a new one stands, it is STE with
+    :math:`p`. At :math:`o = 1`, where a new one begins, it is STE with
     ``clip=t``.
 
     Source: ReSTE (Wu et al., ICCV 2023, arXiv 2308.06689), the section

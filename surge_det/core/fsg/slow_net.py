@@ -25,9 +25,9 @@ class SlowNet(nn.Module):
       blocks; a block is one token, projected linearly (no bias) to
       ``d_model`` and back. ``block_size=1, d_model=1`` has no projections
       and is the literal method: a token per weight.
-    - ``independent=False``: one sequence per layer. In front the layer's
-      Layer Recognition Embedding, then all blocks of the oldest gradient, up
-      to all blocks of the newest; the outputs at the newest are the result.
+    - ``independent=False``: one sequence per layer. It begins with the
+      layer's Layer Recognition Embedding; then come all blocks of the oldest
+      gradient, and so on to the newest, whose outputs are the result.
     - ``independent=True``: one sequence of 1 + k tokens per block. Blocks do
       not see one another, and are evaluated ``blocks_at_once`` at a time.
 

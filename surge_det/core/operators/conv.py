@@ -17,9 +17,9 @@ from .memory_format import (
 )
 from .sign_conv import is_supported, pad_codes, sign_conv2d
 
-# oneDNN's gradients on CPUs, by measurement: that of the input is faster in
+# oneDNN's gradients on CPUs, by measurement: the input's is faster in
 # channels_last, by enough to change the format if there are few channels or
-# strides; that of the weights is two to three times slower there with strides,
+# strides; the weights' is two to three times slower there with strides,
 # in float32.
 _FEW_CHANNELS = 64
 # Bringing weights into the 8-bit convolution's format takes as long as about

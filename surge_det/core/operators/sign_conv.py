@@ -34,7 +34,7 @@ def signs_as_floats() -> Iterator[None]:
 
 
 def pad_codes(codes: Tensor, padding: Sequence[int], value: float) -> Tensor:
-    """Pad codes by the sign ``value`` (-1, +1; 0 is a code of its own)."""
+    """Pad codes by the sign ``value``: -1, +1, or 0, which has a code too."""
     return F.pad(codes, list(padding), value=int(value) + ZERO_POINT)
 
 
@@ -128,7 +128,7 @@ def _works() -> bool:
     It belongs to torch's quantization and not to its documented functions,
     so its result is compared once in every process.
     """
-    # Whatever the defaults are at the moment.
+    # Not the present defaults.
     kwargs = dict(
         generator=torch.Generator().manual_seed(0),
         dtype=torch.float32,

@@ -27,7 +27,7 @@ def logs_now(
     """Whether a training iteration is one that logs.
 
     Args:
-        hook: Who asks.
+        hook: The hook that asks.
         runner: In training.
         batch_idx: As hooks get it.
         interval: Iterations between two logs; ``None``: as the runner's

@@ -194,7 +194,7 @@ class AGSMixin:
         if names := without_progress(model):
             print_log(
                 f'{", ".join(names)}: changes over a run, but training began '
-                'without saying how far it is, so it stands at the start; add '
+                'without saying how far it is, so it stays at the start; add '
                 "dict(type='SURGEProgressHook') to custom_hooks",
                 logger='current',
                 level=logging.WARNING,

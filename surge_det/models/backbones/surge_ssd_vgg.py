@@ -60,9 +60,9 @@ class SURGESSDVGG(BaseModule):
 
     From BiDet (CVPR 2020) and its public code: the first convolution is
     real, all others of VGG are 1-bit with BN and a shortcut; a 1-bit block
-    of stride 2 stands in place of each of the first four max-pools, in
-    addition to VGG's convolutions, and it is the one that changes the number
-    of channels (for depth 16: 12 blocks and 4 of stride 2); pool5 is a 3x3
+    of stride 2 replaces each of the first four max-pools. It comes in
+    addition to VGG's convolutions, and changes the number of
+    channels (for depth 16: 12 blocks and 4 of stride 2); pool5 is a 3x3
     max-pool of stride 1; conv6 is 1-bit, 3x3 with dilation 6, conv7 real,
     1x1, both with BN and without shortcut; no convolution has a bias.
 
