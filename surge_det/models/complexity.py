@@ -293,13 +293,12 @@ def _layers(model: nn.Module, products: _Products) -> Iterator[LayerCost]:
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         kind = type(module).__name__
-        rows = []
-        rest = 0
+        rows, rest = [], 0
         for name, parameter in _own_parameters(module).items():
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
             key = id(parameter)
+            if key in seen:
+                continue
+            seen.add(key)
             factor = (
                 name == 'weight'
                 and parameter.dim() > 1
@@ -308,15 +307,14 @@ def _layers(model: nn.Module, products: _Products) -> Iterator[LayerCost]:
             if not factor and key not in products.macs:
                 rest += parameter.numel()
                 continue
-            binary = isinstance(module, SURGELayer)
             rows.append(
                 LayerCost(
                     _layer_name(module_name, name),
                     kind,
                     tuple(parameter.shape),
                     products.output_shapes[key],
-                    module.weight_bits if binary else 32,
-                    module.activation_bits if binary else 32,
+                    getattr(module, 'weight_bits', 32),
+                    getattr(module, 'activation_bits', 32),
                     parameter.numel(),
                     products.macs[key],
                 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..layers import SURGELayer, named_surge_layers
-from .config import DTYPES, FSGConfig
+from .settings import DTYPES, FSGConfig
 
 # Elements of a tensor that a user is warned of: 1 GiB of float32.
 _LARGE = 2**28

@@ -19,7 +19,7 @@ from surge_det.engine.optim.ags_optim_wrapper import (
     compensated_layers,
 )
 
-from .common import check_interval, logs_now, optim_wrappers
+from .runner_info import check_interval, logs_now, optim_wrappers
 
 
 @HOOKS.register_module()

@@ -21,7 +21,7 @@ from surge_det.core.indicators import (
 from surge_det.core.layers import SURGELayer, named_surge_layers
 from surge_det.core.progress import scheduled_values, set_progress
 
-from .common import check_interval, logs_now, optim_wrappers
+from .runner_info import check_interval, logs_now, optim_wrappers
 
 
 @HOOKS.register_module()

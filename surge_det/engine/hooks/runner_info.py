@@ -1,4 +1,4 @@
-"""What the hooks that send values to the log share."""
+"""What hooks that send values to the log ask of a runner."""
 
 from __future__ import annotations
 
