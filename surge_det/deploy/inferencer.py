@@ -30,10 +30,7 @@ class DetInferencer(apis.DetInferencer):
         kwargs: ``scope``, ``palette`` and ``show_progress``, as mmdet's.
 
     Raises:
-        ImportError: If a package of the extra ``deploy`` is missing.
-        OSError: If a file cannot be read.
-        RuntimeError: If an OpenVINO model computes wrong values here.
-        ValueError: If the file is damaged, or not this config's.
+        ValueError: As :func:`~.loading.load_detector`, like other errors.
     """
 
     def __init__(
@@ -43,22 +40,25 @@ class DetInferencer(apis.DetInferencer):
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self._loaded = None
         if weights is not None:
             weights = str(weights)
-            format = format_of(weights)
-            if format.cpu_only and device is None:
+            if device is None and format_of(weights).cpu_only:
                 device = 'cpu'
             if model is None:
-                model = format.read_config(weights)
+                self._loaded = load_detector(weights, device=device or 'cpu')
+                model = self._loaded.cfg
         super().__init__(model, weights, device, **kwargs)
 
     def _init_model(
         self, cfg: Any, weights: str | None, device: str = 'cpu'
     ) -> nn.Module:
-        # Names and addresses are mmdet's affair.
-        if weights is None or '://' in weights:
-            return super()._init_model(cfg, weights, device)
-        model = load_detector(weights, Config(cfg.to_dict()), device)
+        model = self._loaded
+        if model is None:
+            # Names and addresses are mmdet's affair.
+            if weights is None or '://' in weights:
+                return super()._init_model(cfg, weights, device)
+            model = load_detector(weights, Config(cfg.to_dict()), device)
         if self.palette != 'none':
             model.dataset_meta['palette'] = self.palette
-        return model
+        return model.to(device)

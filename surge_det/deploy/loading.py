@@ -34,11 +34,8 @@ def load_detector(
         ``test_step`` and ``predict`` are mmdet's.
 
     Raises:
-        ImportError: If a package of the extra ``deploy`` is missing.
-        OSError: If a file cannot be read.
-        RuntimeError: If an OpenVINO model computes wrong values here.
-        ValueError: If the file is damaged, or not this config's, or cannot
-            run on this device.
+        ValueError: If the file cannot run on this device. Others are those
+            of :meth:`.Format.load`.
     """
     format = format_of(path)
     if format.cpu_only and torch.device(device).type != 'cpu':

@@ -26,12 +26,10 @@ def folded(norm: _BatchNorm) -> tuple[Tensor, Tensor] | None:
         parameters or statistics of its own, or where the result would not be
         the same.
     """
-    statistics = norm.running_mean, norm.running_var
-    parameters = norm.weight, norm.bias
-    if any(value is None for value in (*statistics, *parameters)):
+    mean, variance = norm.running_mean, norm.running_var
+    weight, bias = norm.weight, norm.bias
+    if any(value is None for value in (mean, variance, weight, bias)):
         return None
-    mean, variance = statistics
-    weight, bias = parameters
     zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)
     # The kernel itself says what it makes of the five: one multiplication
     # with 1, one sum with 0.

@@ -1,4 +1,4 @@
-"""Detectors as a config and a checkpoint of training describe them."""
+"""A config's detector for inference, and what its layers binarize."""
 
 from __future__ import annotations
 

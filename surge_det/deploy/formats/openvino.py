@@ -7,7 +7,7 @@ anchors, decoding, NMS and RoI extractor are mmdet's and run in torch.
 ====================  ===================================================
 ``NAME.xml``          the first network, and in its ``rt_info`` the rest
 ``NAME.bin``          its constants
-``NAME.roi.xml``      the second network, of two stages
+``NAME.roi.xml``      the network of regions, of two stages
 ``NAME.roi.bin``      its constants
 ====================  ===================================================
 """
@@ -28,11 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core.layers import SURGELayer
 from surge_det.core.packed_layers import PackedLayer
-from surge_det.deploy.config import (
-    config_text,
-    meta_text,
-    read_meta,
-)
+from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import conversion, detector, self_check
 from surge_det.deploy.openvino.lowering import operation, stored_as_bits
@@ -40,13 +36,7 @@ from surge_det.deploy.openvino.runtime import Network, shared_core
 from surge_det.deploy.trained import shortened
 from surge_det.version import __version__
 
-from .base import (
-    ExportError,
-    Format,
-    Problem,
-    bytes_of_signs,
-    code_of_its_own,
-)
+from .base import ExportError, Format, Problem, bytes_of_signs, code_of_its_own
 
 FORMAT = 'surge_det.openvino'
 VERSION = '2'
@@ -269,7 +259,7 @@ def _converted(
 def _network(
     stored: dict[str, Any], path: str | Path, threads: int | None
 ) -> Network:
-    """Return a network that was read, after this machine has shown its."""
+    """Return the network of a file, after it was tried on this machine."""
     weights = Path(path).with_suffix('.bin')
     if _digest(weights) != stored['weights']:
         raise ValueError(

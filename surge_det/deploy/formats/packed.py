@@ -34,11 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core.layers import SURGELayer
 from surge_det.core.packed_layers import PackedLayer, pack_model
-from surge_det.deploy.config import (
-    config_text,
-    meta_text,
-    read_meta,
-)
+from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, folded, set_identity
 from surge_det.deploy.trained import (
@@ -48,13 +44,7 @@ from surge_det.deploy.trained import (
 )
 from surge_det.version import __version__
 
-from .base import (
-    Format,
-    Problem,
-    bytes_of_signs,
-    code_of_its_own,
-    replacing,
-)
+from .base import Format, Problem, bytes_of_signs, code_of_its_own, replacing
 
 FORMAT = 'surge_det.packed'
 VERSION = 2
