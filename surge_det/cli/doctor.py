@@ -12,9 +12,10 @@ import importlib
 import platform
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from surge_det.cli.tables import print_table
 from surge_det.compat import mmcv_ops
@@ -44,8 +45,7 @@ _OPENCV = (
 _INSTALL_TOOLBOX = 'pip install -e ".[mmdet]" or pip install -e ".[onedl]"'
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
@@ -63,32 +63,35 @@ class Row:
 
 
 def collect() -> list[Row]:
-    """Look at the environment, without ever raising.
-
-    Returns:
-        list[Row]: The table from top to bottom.
-    """
+    """Look at the environment, without ever raising; the table's rows."""
     return [
         _python(),
         Row('surge_det', __version__),
-        _torch(),
-        _torchvision(),
-        _package('numpy', ('numpy',), 'numpy', 'pip install numpy'),
-        _package('opencv', _OPENCV, 'cv2', 'pip install opencv-python'),
-        _setuptools(),
-        *(_toolbox_package(name) for name in ('mmengine', 'mmcv', 'mmdet')),
+        _package('torch', 'pip install "torch>=2.4"', check=_torch_problem),
         _package(
-            'pycocotools',
-            ('pycocotools',),
-            'pycocotools.mask',
-            'pip install pycocotools',
+            'torchvision',
+            'pip install torchvision (the release made for your torch)',
+            check=_torchvision_problem,
         ),
+        _package('numpy', 'pip install numpy'),
+        _package('opencv', 'pip install opencv-python', 'cv2', _OPENCV),
+        _setuptools(),
+        *(
+            _package(
+                name,
+                _INSTALL_TOOLBOX,
+                'mmengine.runner' if name == 'mmengine' else name,
+                [d for flavour in _FLAVOURS.values() for d in flavour[name]],
+                _several_problem,
+            )
+            for name in ('mmengine', 'mmcv', 'mmdet')
+        ),
+        _package('pycocotools', 'pip install pycocotools', 'pycocotools.mask'),
         *(_optional(n) for n in ('safetensors', 'openvino', 'mambapy')),
         _flavour(),
         _mmcv_ops(),
         _registration(),
-        _cpu(),
-        *_cuda(),
+        *_devices(),
     ]
 
 
@@ -99,18 +102,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; status 1 where something needs doing."""
     rows = collect()
-    print_table(
-        ('item', 'found', 'status'),
-        [(row.item, row.found, row.status) for row in rows],
-        left=3,
-    )
+    print_table(('item', 'found', 'status'), [r[:3] for r in rows], left=3)
     remedies = [f'- {row.item}: {row.remedy}' for row in rows if row.remedy]
     if remedies:
         print('\nWhat to do:', *remedies, sep='\n')
     return int(bool(remedies))
 
 
-def _installed(names) -> dict[str, str]:
+def _installed(names: Iterable[str]) -> dict[str, str]:
     versions = {}
     for name in names:
         try:
@@ -137,23 +136,80 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r'\d+', version)[:2])
 
 
-def _package(item, distributions, module, remedy) -> Row:
-    versions = _installed(distributions)
+def _package(
+    item: str,
+    remedy: str,
+    module: str = '',
+    distributions: Iterable[str] = (),
+    check: Callable[[dict[str, str]], str] = lambda versions: '',
+) -> Row:
+    """Look at a package.
+
+    Args:
+        item: What the table calls it.
+        remedy: How to install it.
+        module: What to import; by default the item.
+        distributions: Under which names it may be installed.
+        check: Returns what is wrong with the versions that are installed.
+    """
+    module = module or item
+    versions = _installed(distributions or [item])
+    if not versions and find_spec(module.partition('.')[0]) is None:
+        return Row(item, '-', ABSENT, remedy)
     found = ', '.join(
         version if name == item else f'{version} ({name})'
         for name, version in versions.items()
     )
-    if not versions and find_spec(module.partition('.')[0]) is None:
-        return Row(item, '-', ABSENT, remedy)
-    error = _import_error(module)
+    problem = check(versions)
+    error = '' if problem else _import_error(module)
     if error:
-        return Row(
-            item,
-            found or 'unknown version',
-            PROBLEM,
-            f'importing {module} fails ({error}). Reinstall it: {remedy}',
+        problem = f'importing {module} fails ({error}). ' + _import_remedy(
+            error, remedy
         )
-    return Row(item, found or 'unknown version')
+    status = PROBLEM if problem else OK
+    return Row(item, found or 'unknown version', status, problem)
+
+
+def _import_remedy(error: str, remedy: str) -> str:
+    if 'pkg_resources' in error:
+        return 'pip install "setuptools<81"'
+    needed = re.search(
+        r'install (mmcv|mmengine)(>=[\w.]+), ?(<[\w.]*\w)', error
+    )
+    if needed:
+        package = 'mmcv-lite' if needed[1] == 'mmcv' else needed[1]
+        return f'pip install "{package}{needed[2]},{needed[3]}"'
+    return f'Mend what it names, or reinstall it: {remedy}'
+
+
+def _torch_problem(versions: dict[str, str]) -> str:
+    if _numbers(versions.get('torch', '2.4')) < (2, 4):
+        return 'pip install "torch>=2.4" with the torchvision made for it'
+    return ''
+
+
+def _torchvision_problem(versions: dict[str, str]) -> str:
+    torch = _installed(['torch']).get('torch')
+    if not torch or not versions:
+        return ''
+    # torchvision 0.(n + 15) belongs to torch 2.n.
+    major, minor = _numbers(torch)
+    wanted = (0, minor + 15)
+    if major == 2 and _numbers(versions['torchvision']) != wanted:
+        return (
+            f'it does not belong to torch {torch}: pip install '
+            f'"torchvision==0.{wanted[1]}.*"'
+        )
+    return ''
+
+
+def _several_problem(versions: dict[str, str]) -> str:
+    if len(versions) < 2:
+        return ''
+    return (
+        f'{" and ".join(versions)} install the same files: pip uninstall -y '
+        f'{" ".join(versions)}, then {_INSTALL_TOOLBOX}'
+    )
 
 
 def _optional(name: str) -> Row:
@@ -169,93 +225,19 @@ def _python() -> Row:
     return Row('python', version, PROBLEM, 'use Python 3.10, 3.11 or 3.12')
 
 
-def _torch() -> Row:
-    row = _package('torch', ('torch',), 'torch', 'pip install "torch>=2.4"')
-    if row.status == OK and _numbers(row.found) < (2, 4):
-        return Row(
-            'torch',
-            row.found,
-            PROBLEM,
-            'pip install "torch>=2.4" with the torchvision made for it',
-        )
-    return row
-
-
-def _torchvision() -> Row:
-    remedy = 'pip install torchvision (the release made for your torch)'
-    row = _package('torchvision', ('torchvision',), 'torchvision', remedy)
-    if row.status != OK:
-        return row
-    versions = _installed(('torch', 'torchvision'))
-    if len(versions) < 2:
-        return row
-    torch, torchvision = map(
-        _numbers, (versions['torch'], versions['torchvision'])
-    )
-    # torchvision 0.(n + 15) belongs to torch 2.n.
-    if torch[0] == 2 and torchvision != (0, torch[1] + 15):
-        return Row(
-            'torchvision',
-            row.found,
-            PROBLEM,
-            f'it does not belong to torch {versions["torch"]}: '
-            f'pip install "torchvision==0.{torch[1] + 15}.*"',
-        )
-    return row
-
-
 def _setuptools() -> Row:
     item = 'setuptools (pkg_resources)'
     version = _installed(('setuptools',)).get('setuptools')
-    if not _installed(_FLAVOURS['mmdet']['mmengine']):
-        # The fork reads importlib.metadata instead.
-        return Row(item, version or '-', OK if version else ABSENT)
-    remedy = 'pip install "setuptools<81" (mmengine imports pkg_resources)'
-    if version is None:
-        return Row(item, '-', ABSENT, remedy)
-    if _numbers(version)[0] >= 81 or find_spec('pkg_resources') is None:
-        return Row(item, version, PROBLEM, remedy)
-    return Row(item, version)
-
-
-def _toolbox_package(name: str) -> Row:
-    distributions = [d for f in _FLAVOURS.values() for d in f[name]]
-    versions = _installed(distributions)
-    found = ', '.join(f'{v} ({d})' for d, v in versions.items())
-    if not versions and find_spec(name) is None:
-        return Row(name, '-', ABSENT, _INSTALL_TOOLBOX)
-    found = found or 'unknown version'
-    if len(versions) > 1:
-        return Row(
-            name,
-            found,
-            PROBLEM,
-            f'{" and ".join(versions)} install the same files: '
-            f'pip uninstall -y {" ".join(versions)}, then '
-            f'{_INSTALL_TOOLBOX}',
-        )
-    module = 'mmengine.runner' if name == 'mmengine' else name
-    error = _import_error(module)
-    if not error:
-        return Row(name, found)
-    return Row(
-        name,
-        found,
-        PROBLEM,
-        f'importing {module} fails ({error}). {_import_remedy(name, error)}',
-    )
-
-
-def _import_remedy(name: str, error: str) -> str:
-    if 'pkg_resources' in error:
-        return 'pip install "setuptools<81"'
-    needed = re.search(
-        r'install (mmcv|mmengine)(>=[\w.]+), ?(<[\w.]*\w)', error
-    )
-    if needed:
-        package = 'mmcv-lite' if needed[1] == 'mmcv' else needed[1]
-        return f'pip install "{package}{needed[2]},{needed[3]}"'
-    return f'Mend what it names, or reinstall {name}: {_INSTALL_TOOLBOX}'
+    status, remedy = OK if version else ABSENT, ''
+    # The fork reads importlib.metadata instead.
+    if _installed(_FLAVOURS['mmdet']['mmengine']) and (
+        version is None
+        or _numbers(version)[0] >= 81
+        or find_spec('pkg_resources') is None
+    ):
+        remedy = 'pip install "setuptools<81" (mmengine imports pkg_resources)'
+        status = PROBLEM if version else ABSENT
+    return Row(item, version or '-', status, remedy)
 
 
 def _flavour() -> Row:
@@ -325,22 +307,15 @@ def _registration() -> Row:
     return Row(item, 'registered')
 
 
-def _cpu() -> Row:
+def _devices() -> list[Row]:
     if _import_error('torch'):
-        return Row('cpu', '-', ABSENT)
+        return [Row('cpu', '-', ABSENT), Row('cuda', '-', ABSENT)]
     import torch
 
-    return Row('cpu', f'{torch.get_num_threads()} threads')
-
-
-def _cuda() -> list[Row]:
-    if _import_error('torch'):
-        return [Row('cuda', '-', ABSENT)]
-    import torch
-
+    cpu = Row('cpu', f'{torch.get_num_threads()} threads')
     if not torch.cuda.is_available():
-        return [Row('cuda', '-', ABSENT)]
-    return [
+        return [cpu, Row('cuda', '-', ABSENT)]
+    return [cpu] + [
         Row(f'cuda:{i}', torch.cuda.get_device_name(i))
         for i in range(torch.cuda.device_count())
     ]
