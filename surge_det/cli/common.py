@@ -112,16 +112,17 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add mmdet's flags that training and testing have in common."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    add = parser.add_argument
+    add('--work-dir', help='folder for logs and checkpoints')
     add_cfg_options(parser)
-    parser.add_argument(
+    add(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='job launcher',
     )
     # torch.distributed.launch passes this one.
-    parser.add_argument(
+    add(
         '--local_rank',
         '--local-rank',
         type=int,

@@ -16,13 +16,14 @@ from surge_det.shipped import CONFIGS, config_names, shipped_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'name',
         nargs='?',
         metavar='NAME',
         help='of a shipped config; without it, all names are listed',
     )
-    parser.add_argument(
+    add(
         '--out',
         type=Path,
         metavar='FILE',

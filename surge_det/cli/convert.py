@@ -37,27 +37,26 @@ STATUSES = ('loaded', 'renamed', 'copied', 'set', 'missing', 'unused')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'input',
         type=file_or_address,
         metavar='IN',
         help='checkpoint file, or an address such as torchvision://resnet18',
     )
-    parser.add_argument(
-        'output', metavar='OUT', type=Path, help='file to write'
-    )
-    parser.add_argument(
+    add('output', metavar='OUT', type=Path, help='file to write')
+    add(
         '--layout',
         choices=['auto', *LAYOUTS],
         default='auto',
         help='whose keys IN has; auto tells by the keys',
     )
-    parser.add_argument(
+    add(
         '--depth',
         type=positive_int,
         help='of the backbone; default: 18 for ResNet, 16 for VGG',
     )
-    parser.add_argument(
+    add(
         '--backbone',
         help='registered name; default: SURGEResNet, or SURGESSDVGG for the '
         'layouts of VGG',

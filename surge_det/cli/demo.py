@@ -68,15 +68,14 @@ def read_map(work_dir: Path) -> float | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         '--config',
         type=config_file,
         default='surge_faster_rcnn_r18_demo',
         help='what to train (one of the three *_demo)',
     )
-    parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/demo')
-    )
+    add('--work-dir', type=Path, default=Path('work_dirs/demo'))
 
 
 def run(args: argparse.Namespace) -> None:

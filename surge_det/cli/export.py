@@ -37,17 +37,16 @@ FORMAT_NAMES = ('pth', 'packed', 'openvino')
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
+    add(
         'checkpoint',
         type=file_or_address,
         metavar='CHECKPOINT',
         help='checkpoint file',
     )
-    parser.add_argument(
-        '--format', choices=FORMAT_NAMES, required=True, help='what to write'
-    )
-    parser.add_argument(
+    add('--format', choices=FORMAT_NAMES, required=True, help='what to write')
+    add(
         '--out',
         type=Path,
         metavar='FILE',

@@ -26,10 +26,9 @@ from surge_det.cli.common import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        'images', nargs='+', type=Path, help='images, and folders of images'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('images', nargs='+', type=Path, help='images, and folders of images')
+    add(
         '--model',
         type=existing_file,
         required=True,
@@ -37,22 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='checkpoint (.pth), packed file (.safetensors) or OpenVINO '
         'model (.xml)',
     )
-    parser.add_argument(
+    add(
         '--config',
         type=config_file,
         help='config file, or the name of a shipped config; default: what '
         'the model holds',
     )
-    parser.add_argument(
-        '--out', type=Path, default=Path('detections'), help='folder to write'
-    )
-    parser.add_argument(
+    add('--out', type=Path, default=Path('detections'), help='folder to write')
+    add(
         '--score-thr',
         type=fraction,
         default=0.3,
         help='draw detections with a score above this',
     )
-    parser.add_argument(
+    add(
         '--device',
         help="such as cpu or cuda:0; default: torch's, and the CPU for "
         'an OpenVINO model',

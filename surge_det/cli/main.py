@@ -96,11 +96,7 @@ def script(*command: str) -> NoReturn:
     Args:
         command: What stands before the arguments of the process.
     """
-    leave(main([*command, *sys.argv[1:]]))
-
-
-def leave(status: int = 0) -> NoReturn:
-    """End the process, whole, after all is done."""
+    status = main([*command, *sys.argv[1:]])
     torch = sys.modules.get('torch')
     dist = torch.distributed if torch else None
     if dist and dist.is_initialized() and dist.get_backend() == 'gloo':

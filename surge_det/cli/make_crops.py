@@ -23,37 +23,34 @@ from surge_det.cli.common import fail, positive_int
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         '--source',
         type=Path,
         help='folder with Annotations, ImageSets/Main and JPEGImages; '
         'default: bccd in the data folder',
     )
-    parser.add_argument(
+    add(
         '--out',
         type=Path,
         help='folder to make; default: bccd_crops in the data folder',
     )
-    parser.add_argument(
-        '--train', default='train', help='split that becomes OUT/train'
-    )
-    parser.add_argument(
-        '--val', default='val', help='split that becomes OUT/val'
-    )
-    parser.add_argument(
+    add('--train', default='train', help='split that becomes OUT/train')
+    add('--val', default='val', help='split that becomes OUT/val')
+    add(
         '--margin',
         type=float,
         default=0.1,
         help="what is added on each side, in parts of the box's own size",
     )
-    parser.add_argument(
+    add(
         '--min-size',
         type=int,
         default=8,
         metavar='PIXELS',
         help='leave out boxes whose longer side is shorter',
     )
-    parser.add_argument(
+    add(
         '--max-per-class',
         type=positive_int,
         metavar='N',
@@ -61,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'so that a frequent class does not drown the others; OUT/val is '
         'always whole',
     )
-    parser.add_argument('--seed', type=int, default=0)
+    add('--seed', type=int, default=0)
 
 
 def class_names(source: Path) -> list[str]:

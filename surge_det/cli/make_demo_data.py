@@ -10,18 +10,15 @@ from surge_det.cli.common import fail
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         '--root',
         help='data folder; default: environment variable SURGE_DATA_ROOT, '
         'and without it data/',
     )
-    parser.add_argument(
-        '--train', type=int, default=500, metavar='N', help='training images'
-    )
-    parser.add_argument(
-        '--test', type=int, default=80, metavar='N', help='test images'
-    )
-    parser.add_argument('--seed', type=int, default=0)
+    add('--train', type=int, default=500, metavar='N', help='training images')
+    add('--test', type=int, default=80, metavar='N', help='test images')
+    add('--seed', type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> None:

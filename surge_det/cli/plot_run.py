@@ -182,13 +182,10 @@ def plot_run(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        'work_dir', metavar='WORK_DIR', help="the training's folder"
-    )
-    parser.add_argument('--out', help='default: WORK_DIR/curves.png')
-    parser.add_argument(
-        '--score', help='the figure to draw; default: mAP; e.g. bbox_mAP_50'
-    )
+    add = parser.add_argument
+    add('work_dir', metavar='WORK_DIR', help="the training's folder")
+    add('--out', help='default: WORK_DIR/curves.png')
+    add('--score', help='the figure to draw; default: mAP; e.g. bbox_mAP_50')
 
 
 def run(args: argparse.Namespace) -> None:

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
+    add(
         '--image-index',
         type=int,
         default=0,
         help='which image of the training set',
     )
-    parser.add_argument(
+    add(
         '--checkpoint',
         help='weights to look at, every key of which must fit; without it, '
         'those that training starts from',

@@ -20,8 +20,9 @@ from surge_det.cli.common import existing_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument('script', type=existing_file, metavar='SCRIPT')
-    parser.add_argument(
+    add = parser.add_argument
+    add('script', type=existing_file, metavar='SCRIPT')
+    add(
         'arguments',
         nargs=argparse.REMAINDER,
         metavar='...',

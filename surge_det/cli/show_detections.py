@@ -19,15 +19,12 @@ from surge_det.cli.common import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
-        'predictions', type=existing_file, metavar='PREDICTIONS.pkl'
-    )
-    parser.add_argument('--out', required=True, help="the pictures' folder")
-    parser.add_argument(
-        '--num', type=int, default=12, help='how many images to draw'
-    )
-    parser.add_argument(
+    add('predictions', type=existing_file, metavar='PREDICTIONS.pkl')
+    add('--out', required=True, help="the pictures' folder")
+    add('--num', type=int, default=12, help='how many images to draw')
+    add(
         '--score-thr',
         type=float,
         default=0.3,

@@ -238,22 +238,23 @@ def _outputs(out: Path, stem: str) -> tuple[Path, Path]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
+    add(
         '--shape',
         nargs=2,
         type=positive_int,
         metavar=('H', 'W'),
         help='image size in pixels; default: as the test pipeline resizes',
     )
-    parser.add_argument(
+    add(
         '--depth',
         type=positive_int,
         help='put layers together that agree in so many components of their '
         f'name; default: 3 in a table of more than {LONG} layers. The CSV '
         'has every layer',
     )
-    parser.add_argument(
+    add(
         '--out',
         type=Path,
         metavar='FILE_OR_FOLDER',

@@ -31,29 +31,24 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument(
+    add(
         'checkpoint',
         type=file_or_address,
         metavar='CHECKPOINT',
         help='checkpoint, packed file (.safetensors) or OpenVINO model (.xml)',
     )
     add_run_arguments(parser)
-    parser.add_argument('--out', help='write predictions to this .pkl file')
-    parser.add_argument(
-        '--show', action='store_true', help='show pictures of detections'
-    )
-    parser.add_argument(
+    add('--out', help='write predictions to this .pkl file')
+    add('--show', action='store_true', help='show pictures of detections')
+    add(
         '--show-dir',
         help='write pictures of detections beside ground truth to '
         'WORK_DIR/TIMESTAMP/SHOW_DIR',
     )
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds for --show'
-    )
-    parser.add_argument(
-        '--tta', action='store_true', help='test-time augmentation'
-    )
+    add('--wait-time', type=float, default=2, help='seconds for --show')
+    add('--tta', action='store_true', help='test-time augmentation')
 
 
 def apply_tta(cfg: Config) -> None:

@@ -32,20 +32,21 @@ AMP_TWINS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
+    add = parser.add_argument
     add_config(parser)
     add_run_arguments(parser)
-    parser.add_argument(
+    add(
         '--amp',
         action='store_true',
         help='automatic mixed precision (bfloat16 on a CPU); keeps AGS',
     )
-    parser.add_argument(
+    add(
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate by the batch size, as the config's "
         'auto_scale_lr says',
     )
-    parser.add_argument(
+    add(
         '--resume',
         nargs='?',
         const='auto',
