@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from surge_det.cli.common import parse_cfg_options
+from surge_det.cli.common import fail, parse_cfg_options
 
 # What each command is for, in the order of a detector's life.
 COMMANDS = {
@@ -87,7 +87,12 @@ def parse_args(argv: Sequence[object]) -> argparse.Namespace:
 def main(argv: Sequence[object]) -> int:
     """Run a command, given with its arguments; return the exit status."""
     args = parse_args(argv)
-    return args.run(args) or 0
+    try:
+        return args.run(args) or 0
+    except ModuleNotFoundError as error:
+        if error.name in ('torch', 'mmengine', 'mmcv', 'mmdet'):
+            fail(f'{error}; `surge-det doctor` says what to install')
+        raise
 
 
 def script(*command: str) -> NoReturn:

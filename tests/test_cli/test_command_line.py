@@ -42,6 +42,15 @@ def test_every_command_says_what_it_is_for(capsys):
     assert "invalid choice: 'trian'" in fails(capsys, 'trian')
 
 
+def test_a_toolbox_that_is_missing(monkeypatch, capsys):
+    def run(args):
+        raise ModuleNotFoundError("No module named 'mmdet'", name='mmdet')
+
+    monkeypatch.setattr('surge_det.cli.config.run', run)
+    error = fails(capsys, 'config', NAME)
+    assert error.startswith("error: No module named 'mmdet'; `surge-det doc")
+
+
 def test_a_config_by_its_name(capsys):
     main(['config', f'{NAME}.py'])
     assert capsys.readouterr().out == f'{ROOT / "configs" / NAME}.py\n'
