@@ -169,20 +169,25 @@ def draw(rows: Sequence[Row], baseline: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     depths = list(dict.fromkeys(row.layers for row in rows))
-    count = len({row.label for row in rows})
+    labels = list(dict.fromkeys(row.label for row in rows))
     figure, columns = plt.subplots(
         1,
         len(depths),
-        figsize=(1.5 + 4 * len(depths), 1.2 + 0.32 * count),
+        figsize=(1.5 + 4 * len(depths), 1.2 + 0.32 * len(labels)),
         layout='constrained',
         sharey=True,
         squeeze=False,
     )
     for axes, depth in zip(columns[0], depths):
-        mine = [row for row in rows if row.layers == depth]
-        differences = {row.label: row.differences for row in mine}
-        texts = [f'{statistics.mean(row.accuracies):.1f}' for row in mine]
-        draw_differences(axes, differences, SHOWN, texts)
+        # A label of another depth is an empty row: the panels share an axis.
+        differences = dict.fromkeys(labels, [])
+        texts = dict.fromkeys(labels, '')
+        for row in rows:
+            if row.layers == depth:
+                differences[row.label] = row.differences
+                mean = statistics.mean(row.accuracies)
+                texts[row.label] = f'{mean:.1f}'
+        draw_differences(axes, differences, SHOWN, [*texts.values()])
         axes.set_title(f'{depth} binary layers', fontsize=10)
         axes.set_xlabel(
             f'accuracy minus {baseline}, points (95 % interval); number: '

@@ -23,7 +23,9 @@ pytest.importorskip('matplotlib', reason='the benchmark draws')
 if importlib.util.find_spec('openvino') is None:
     pytest.skip('needs the extra `deploy`', allow_module_level=True)
 
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 
 from surge_det.cli.benchmark import (
     inference_measure,
@@ -385,6 +387,19 @@ def test_a_network_that_computes_something_else_is_not_timed(report, kind):
     with pytest.raises(RuntimeError, match=f'{names[kind]}: output .* wrong'):
         detector.network_runs((64, 96), 1)
     bias -= 1
+
+
+def test_detectors_that_find_other_things_are_not_timed(report, monkeypatch):
+    class Other(nn.Module):
+        def test_step(self, data):
+            found = InstanceData(bboxes=torch.zeros(2, 4))
+            return [DetDataSample(pred_instances=found)]
+
+    detector, name = report.detector, 'torch 1-bit'
+    monkeypatch.setitem(detector._torch, name, Other())
+    data = inference_measure.picture(None, (64, 96))
+    with pytest.raises(RuntimeError, match=f'^detector: {name} has outputs'):
+        detector.detector_runs(data, 1)
 
 
 def test_the_faster_layout_counts():

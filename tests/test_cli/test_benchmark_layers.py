@@ -81,6 +81,12 @@ def test_table_csv_and_picture(tmp_path, capsys):
     text = (tmp_path / 'layers.md').read_text()
     assert (tmp_path / 'layers.png').read_bytes()[:4] == b'\x89PNG'
     seen = 0
+    quantities = {
+        'time, forward and backward': 'both, ms',
+        'time, evaluation': 'evaluation, ms',
+        'bytes kept for backward': 'kept, MiB',
+        'peak memory': 'peak, MiB',
+    }
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
         if len(cells) != 4 or ' / ' not in cells[0]:
@@ -88,9 +94,10 @@ def test_table_csv_and_picture(tmp_path, capsys):
         seen += 1
         assert cells[0] in printed
         mine, base = cells[0].split(' / ')
-        values = by_contestant(rows, cells[1]).values()
+        quantity = quantities[cells[1]]
+        values = by_contestant(rows, quantity).values()
         one = [v[mine] / v[base] if v[base] else math.nan for v in values]
-        if cells[2] == '—' or cells[1] == 'peak, MiB':
+        if cells[2] == '—' or quantity == 'peak, MiB':
             # Peaks this small come in pages, or are not to be had.
             continue
         mean = statistics.geometric_mean(one)
@@ -262,10 +269,11 @@ def test_turns_are_taken(capsys):
     assert ''.join(order) == 'ababab'
     assert taken == {'a': [(3,), (5,)], 'b': [(4,), (6,)]}
     assert capsys.readouterr() == ('', '')
-    measure.interleaved(turns, args, 'two of them')
+    # Brackets of a file's name are no markup.
+    measure.interleaved(turns, args, 'two [red] of them[/x]')
     out, err = capsys.readouterr()
     assert not out
-    assert 'two of them' in err
+    assert 'two [red] of them[/x]' in err
 
 
 def test_ratios_are_of_pairs():

@@ -1,6 +1,7 @@
 import math
 import os
 import re
+import signal
 import threading
 import time
 
@@ -114,8 +115,12 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     out = tmp_path / 'out'
     args = [str(SURGE), '--methods', 'ste', 'ede', 'surge', '--seeds', '0']
     args += ['--out', str(out), '--lr', 'ede=0.03']
+    handlers = [*map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP))]
     status, pid = interrupt(compare, args, out / 'ede' / 'at_work')
     assert status == 130
+    assert handlers == [
+        *map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP))
+    ]
     assert '1 of 3 runs are finished' in capsys.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -162,6 +167,39 @@ def test_memory_is_that_of_the_training(compare, calls, tmp_path):
     run.execute(dict(os.environ), run.lock(), threading.Event())
     # Not of the process that this test runs in, which has the toolbox in it.
     assert 100 < run.result.memory < 150
+
+
+@pytest.mark.parametrize('peak', [None, 900.0])
+def test_a_run_that_ends_when_it_is_stopped(
+    compare, calls, tmp_path, monkeypatch, peak
+):
+    from surge_det.cli.compare import runs
+
+    monkeypatch.setattr(runs, '_end', lambda process: process.wait())
+    monkeypatch.setattr(runs, '_peak_memory', lambda pid: peak)
+    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
+    run = only_run([*args, str(tmp_path)])
+    stop = threading.Event()
+    stop.set()
+    run.execute(dict(os.environ), run.lock(), stop)
+    assert run.failure is None
+    # It is kept where its result is whole, and done again otherwise.
+    assert run.result_file.exists() is run.load() is (peak is not None)
+    assert run.result is None or run.result.memory == peak
+
+
+@pytest.mark.usefixtures('undrawn', 'calls')
+def test_a_file_gets_a_line_now_and_then(
+    compare, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr('surge_det.cli.compare.scheduler.IN_FILE', 0.1)
+    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
+    assert compare([*args, '--out', str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    # 10 of 40 iterations of the second of five epochs, for a second.
+    line = r'^0 of 1 done, 0 failed.*; running: ste seed 0 25%$'
+    assert len(re.findall(line, said, re.MULTILINE)) > 1
+    assert said.count('1 of 1 done, 0 failed') == 1
 
 
 def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
@@ -235,13 +273,17 @@ def test_time_left(compare, tmp_path):
     # What an earlier call has finished says nothing about the time.
     runs[1].result = done
     bars = {runs[0]: progress.add_task('m0', total=1)}
-    assert show(progress, tasks, bars) == '1 of 4 done, 0 failed'
+    assert show(progress, tasks, bars) == (
+        '1 of 4 done, 0 failed; running: m0 seed 0 0%'
+    )
     for now[0], iterations in ((100.0, 10), (200.0, 20)):
         runs[0].log.write_text(f'Epoch(train) [1][ {iterations}/40]')
         text = show(progress, tasks, bars)
     assert progress.tasks[1].completed == 0.5
     # 1.6 trainings of 400 s: an evaluation is a tenth of one.
-    assert text == '1 of 4 done, 0 failed, about 0:10:40 left'
+    assert text == (
+        '1 of 4 done, 0 failed, about 0:10:40 left; running: m0 seed 0 50%'
+    )
     runs[0].result, now[0] = done, 400.0
     assert show(progress, tasks, {}).endswith(' about 0:07:20 left')
     runs[2].failure = 'diverged'

@@ -315,6 +315,36 @@ def test_rows_are_means_and_paired_differences(report):
     ]
 
 
+def test_each_depth_is_drawn_beside_its_own_labels(
+    report, tmp_path, monkeypatch
+):
+    pyplot = pytest.importorskip('matplotlib.pyplot')
+    rows = [
+        report.Row(label, layers, [accuracy], differences, 0, 1.0)
+        for label, layers, accuracy, differences in (
+            ('ste lr=0.1', 1, 50, None),
+            ('surge', 1, 52, [2.0]),
+            ('ste lr=0.03', 3, 60, None),
+            ('surge', 3, 63, [3.0]),
+        )
+    ]
+    figures, close = [], pyplot.close
+    monkeypatch.setattr(pyplot, 'close', figures.append)
+    report.draw(rows, 'ste', tmp_path / 'differences.png')
+    shallow, deep = figures[0].axes
+    labels = [text.get_text() for text in shallow.get_yticklabels()]
+    assert labels == ['ste lr=0.1', 'surge', 'ste lr=0.03']
+    drawn = [
+        {labels[text.xy[1]]: text.get_text() for text in axes.texts}
+        for axes in (shallow, deep)
+    ]
+    assert drawn == [
+        {'ste lr=0.1': '50.0', 'surge': '52.0'},
+        {'ste lr=0.03': '60.0', 'surge': '63.0'},
+    ]
+    close(figures[0])
+
+
 def test_diverged_runs_are_counted(report):
     # Guessing one of ten digits has a loss of 2.303.
     results = {

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True, metavar='|'.join(_COMMANDS)
     )
     for name, module in _COMMANDS.items():
-        head, _, rest = module.__doc__.partition('\n')
+        head, _, rest = (module.__doc__ or '').partition('\n')
         command = commands.add_parser(
             name,
             help=head,

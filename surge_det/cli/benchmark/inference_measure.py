@@ -16,6 +16,7 @@ import mmcv
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from surge_det.core import SURGEConv2d
@@ -344,6 +345,9 @@ class Detector:
         Returns:
             What they do, and how many proposals (with two stages) and boxes
             each finds: it depends on the weights.
+
+        Raises:
+            RuntimeError: If what they find is of different kinds.
         """
         models = dict(self._torch)
         for name, converted in self._twins.items():
@@ -353,7 +357,12 @@ class Detector:
             name: partial(model.test_step, data)
             for name, model in models.items()
         }
-        counts = {n: _counts(model, data) for n, model in models.items()}
+        counts, kinds = {}, {}
+        for name, model in models.items():
+            counts[name], found = _detect(model, data)
+            # Of one box: how many there are depends on the weights.
+            kinds[name] = [v.new_empty(v.shape[1:]) for v in found.values()]
+        check_shapes('detector', kinds)
         return runs, counts
 
     def exported(self, threads: int) -> nn.Module:
@@ -408,8 +417,8 @@ def _detector(cfg: Config, checkpoint: str | None) -> nn.Module:
     return model
 
 
-def _counts(model: nn.Module, data: dict) -> list[int]:
-    """Count proposals, if there is an RPN, and boxes."""
+def _detect(model: nn.Module, data: dict) -> tuple[list[int], InstanceData]:
+    """Detect; count proposals, if there is an RPN, and boxes."""
     counts: list[int] = []
 
     def counted(predict: Callable) -> Callable:
@@ -424,7 +433,7 @@ def _counts(model: nn.Module, data: dict) -> list[int]:
         if hasattr(model, 'rpn_head'):
             stack.enter_context(wrapped(model.rpn_head, 'predict', counted))
         found = model.test_step(data)[0].pred_instances
-    return [*counts, len(found)]
+    return [*counts, len(found)], found
 
 
 def picture(path: Path | None, size: tuple[int, int]) -> dict[str, list]:

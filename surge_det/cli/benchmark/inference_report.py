@@ -13,8 +13,8 @@ FP32, INT8, ONE_BIT = 'OpenVINO fp32', 'OpenVINO int8', 'OpenVINO 1-bit'
 CONTESTANTS = [TORCH, FP32, INT8, TORCH_1BIT, ONE_BIT]
 # What the names of contestants that take both layouts end with.
 DEFAULT, CHANNELS_LAST = '', ', channels_last'
-# Layers whose mean is told apart: in narrower ones binarization takes the
-# time.
+# Channels of the layers that have a mean of their own: in narrower ones
+# binarization takes the time.
 WIDE = 128
 BASES = FP32, TORCH
 _FASTER = [f'1-bit faster than {base}' for base in BASES]

@@ -36,6 +36,13 @@ FORWARD, BACKWARD, BOTH = 'forward, ms', 'backward, ms', 'both, ms'
 EVAL, KEPT, PEAK = 'evaluation, ms', 'kept, MiB', 'peak, MiB'
 ERROR = 'gradient error'
 QUANTITIES = [FORWARD, BACKWARD, BOTH, EVAL, KEPT, PEAK, ERROR]
+# What ratios are of.
+TITLES = {
+    BOTH: 'time, forward and backward',
+    EVAL: 'time, evaluation',
+    KEPT: 'bytes kept for backward',
+    PEAK: 'peak memory',
+}
 # By quantity: seconds of all turns, or a number, if it could be measured.
 Measured = dict[str, 'list[float] | float | None']
 # Layer -> contestant -> what it took.
@@ -174,22 +181,18 @@ def ratio_table(results: Results) -> Table:
         if None not in values:
             mean = statistics.geometric_mean(values)
             cells = [f'{mean:.2f}', f'{min(values):.2f} to {max(values):.2f}']
-        rows.append([f'{mine} / {base}', quantity, *cells])
+        rows.append([f'{mine} / {base}', TITLES[quantity], *cells])
     return Table(['ratio', 'of', 'geometric mean', 'range'], rows, 2)
 
 
 def panels(results: Results) -> list[Panel]:
     """Show time and kept bytes relative to reference STE, by layer."""
-    titles = {
-        BOTH: 'time of forward and backward',
-        KEPT: 'bytes kept for backward',
-    }
     names = FLOAT, REF_SURGE, SURGE, NARROW, STE
     return [
         Panel(
-            f'{title}\n/ {REF_STE}',
+            f'{TITLES[quantity]}\n/ {REF_STE}',
             list(results),
             {n: relative(results, n, REF_STE, quantity) for n in names},
         )
-        for quantity, title in titles.items()
+        for quantity in (BOTH, KEPT)
     ]

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ def interleaved(
     # No thread refreshes the bar: it would take time from the contestants.
     for i in track(
         range(args.warmup + args.rounds),
-        title or '',
+        escape(title or ''),
         console=Console(stderr=True),
         auto_refresh=False,
         disable=title is None,

@@ -186,7 +186,7 @@ class Trainer:
             wrapper.type = f'{kind}AmpOptimWrapper'
             wrapper.dtype = 'bfloat16'
         self.wrapper = build_optim_wrapper(self.model, wrapper)
-        # What schedules are told.
+        # Schedules go by the number of steps.
         steps = args.warmup + args.rounds
         self.wrapper.initialize_count_status(self.model, 0, steps)
 

@@ -13,7 +13,15 @@ from surge_det.engine.apply_method import apply_method
 from surge_det.paired import paired_differences
 
 from .configs import choose_split, lr_split_config, set_learning_rate
-from .runs import Evaluation, Run, Task, TrainingResult, describe, make_run
+from .runs import (
+    Evaluation,
+    Run,
+    Task,
+    TrainingResult,
+    describe,
+    make_run,
+    say,
+)
 
 
 @dataclass(eq=False)
@@ -114,23 +122,23 @@ class Candidate:
             return
         for evaluation in self.evaluations:
             if evaluation.failed:
-                print(
+                say(
                     f'warning: {self.name}: lr {evaluation.run.lr:g} is left '
                     f'out, its {evaluation.failed.kind} failed'
                 )
         if not finished:
             reasons = '\n'.join(map(describe, failed))
             self.failure = f'no learning rate could be evaluated\n{reasons}'
-            print(f'{self.name}: FAILED, no learning rate could be evaluated')
+            say(f'{self.name}: FAILED, no learning rate could be evaluated')
             return
         best = max(finished, key=lambda e: (e.result.score, -e.run.lr))
         self.chosen = self.evaluations.index(best)
-        print(
+        say(
             f'{self.name}: lr {best.run.lr:g} is chosen, mAP '
             f'{best.result.score:.3f} on {best.split}'
         )
         if self.at_edge:
-            print(
+            say(
                 f'warning: {self.name}: lr {best.run.lr:g} is at the edge of '
                 'the grid, the best may lie outside; --lr-grid takes more'
             )
@@ -140,7 +148,7 @@ class Candidate:
 def _load(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if task.load():
-            print(f'{describe(task)} (kept)')
+            say(f'{describe(task)} (kept)')
 
 
 def expected_tasks(candidates: Sequence[Candidate]) -> list[Task]:
@@ -168,12 +176,11 @@ def make_candidates(args: argparse.Namespace) -> list[Candidate]:
         for method in args.methods or [None]:
             name = method or path.stem
             tuned = bool(args.lr_grid) and name not in args.lr
-            source = f'{"--lr-grid" if tuned else "--lr"} {name}'
             runs = []
             for rate in args.lr_grid if tuned else [args.lr.get(name)]:
                 # Not shared, because the rate is written into it.
                 own = apply_method(cfg, method) if method else deepcopy(cfg)
-                lr = set_learning_rate(own, rate, source)
+                lr = set_learning_rate(own, rate)
                 of_rate = [
                     make_run(name, lr, seed, own, work_dir, tuned)
                     for seed in args.seeds

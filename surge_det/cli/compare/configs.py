@@ -11,15 +11,12 @@ from mmengine.config import Config
 _SPLIT = re.compile(r'train(?:val)?|val|test')
 
 
-def set_learning_rate(
-    cfg: Config, lr: float | None, source: str
-) -> float | None:
+def set_learning_rate(cfg: Config, lr: float | None) -> float | None:
     """Give a config a learning rate; return the one it has then.
 
     Args:
         cfg: A config with one optimizer, if there is a rate to set.
         lr: The rate; None leaves the config's own.
-        source: The option that asks for it.
 
     Raises:
         ValueError: If the config has no single rate.
@@ -28,7 +25,8 @@ def set_learning_rate(
     if lr is not None:
         if optimizer is None:
             raise ValueError(
-                f'{source}={lr}: the config has no optim_wrapper.optimizer'
+                f'--lr, --lr-grid: lr={lr} needs a config with '
+                'optim_wrapper.optimizer'
             )
         optimizer.lr = lr
     return optimizer.get('lr') if optimizer else None
@@ -119,14 +117,14 @@ def _refuse_trained(cfg: Config, path: Path, option: str) -> None:
             _refuse_common(path, other, option, 'are trained on')
 
 
-def _refuse_common(path: Path, other: Path, option: str, are: str) -> None:
+def _refuse_common(path: Path, other: Path, option: str, use: str) -> None:
     if path.suffix != '.txt' or not other.is_file():
         return
     wanted = set(path.read_text().split())
     both = wanted & set(other.read_text().split())
     if both:
         raise ValueError(
-            f'{option}: {len(both)} of {len(wanted)} images of {path} {are} '
+            f'{option}: {len(both)} of {len(wanted)} images of {path} {use} '
             f'(in {other})'
         )
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -29,6 +30,8 @@ PROGRAM = [sys.executable, '-m', 'surge_det']
 LAST_LINES = 8
 # Seconds between two looks at a process, and that one has to end when asked.
 POLL, GRACE = 0.2, 10.0
+# What is printed may go to a file that is read while the runs go on.
+say = partial(print, flush=True)
 _PROGRESS = re.compile(
     r'(?:Epoch|Iter)\((?:train|test)\)\s*(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\]'
 )
@@ -339,10 +342,13 @@ def _run(
         peak = _peak_memory(process.pid) or peak
         if stop.wait(POLL):
             _end(process)
-            return process.returncode, 0.0
+            # It may have finished just before.
+            finished = process.returncode == 0 and peak
+            return (0, peak) if finished else (-1, 0.0)
     _, status, usage = ended
     process.returncode = os.waitstatus_to_exitcode(status)
-    # The second is at least this program's own, which it started with.
+    # ru_maxrss is never less than this program's own, with which a child
+    # starts.
     unit = 2**20 if sys.platform == 'darwin' else 2**10
     return process.returncode, peak or usage.ru_maxrss / unit
 

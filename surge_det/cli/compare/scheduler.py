@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import IO
 
@@ -25,10 +26,12 @@ from rich.progress import (
 )
 
 from .candidates import Candidate, expected_tasks
-from .runs import POLL, Evaluation, Run, Task, describe
+from .runs import POLL, Evaluation, Run, Task, describe, say
 
 # Of a training's time, for an evaluation.
 EVALUATION = 0.1
+# Seconds between two looks at all logs: with bars, and without.
+ON_TERMINAL, IN_FILE = 2.0, 300.0
 
 
 def environment(slot: int, jobs: int) -> dict[str, str]:
@@ -68,12 +71,14 @@ def show(
         bars: Of the running tasks.
     """
     total = completed = 0.0
+    running = []
     for task in tasks:
         weight = EVALUATION if isinstance(task, Evaluation) else 1.0
         share = 1.0 if task.result else 0.0
         if task in bars:
             share = task.share()
             progress.update(bars[task], completed=share)
+            running.append(f'{task.name} {share:.0%}')
         if not task.failure:
             total += weight
             completed += weight * share
@@ -86,6 +91,8 @@ def show(
     )
     if whole.time_remaining:
         text += f', about {timedelta(seconds=whole.time_remaining)} left'
+    if running:
+        text += f'; running: {", ".join(running)}'
     return text
 
 
@@ -106,10 +113,6 @@ def run_all(
     Raises:
         KeyboardInterrupt: After all processes were ended.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # As nohup wants it.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     environments: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for slot in range(jobs):
         environments.put(environment(slot, jobs))
@@ -127,6 +130,7 @@ def run_all(
         disable=not sys.stdout.isatty(),
     )
     progress.add_task('')
+    next_look = 0.0
 
     def execute(task: Task, lock: IO) -> None:
         env = environments.get()
@@ -138,20 +142,24 @@ def run_all(
         if resume and isinstance(task, Run) and task.pointer.is_file():
             task.resumed = True
             how = 'resumed'
-        print(f'{task.name}: {how}, log: {task.log}', flush=True)
+        say(f'{task.name}: {how}, log: {task.log}')
         bars[task] = progress.add_task(task.name, total=1)
         running[pool.submit(execute, task, lock)] = task
 
     def ended(task: Task, note: str = '') -> None:
-        print(f'{describe(task)}{note}', flush=True)
+        nonlocal next_look
+        say(f'{describe(task)}{note}')
         for each in candidates:
             each.choose()
         report()
-        state = show(progress, expected_tasks(candidates), bars)
-        if progress.disable:
-            print(state, flush=True)
+        next_look = 0.0
 
-    with progress, ThreadPoolExecutor(jobs) as pool:
+    with ExitStack() as handlers, progress, ThreadPoolExecutor(jobs) as pool:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Where nohup ignores SIGHUP, that stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                old = signal.signal(number, signal.default_int_handler)
+                handlers.callback(signal.signal, number, old)
         try:
             while running or _waiting(candidates):
                 for future in [f for f in running if f.done()]:
@@ -168,14 +176,20 @@ def run_all(
                     lock = task.lock()
                     if lock is None:
                         if task not in elsewhere:
-                            print(f'{task.name}: another process is at it')
+                            say(f'{task.name}: another process is at it')
                         elsewhere.add(task)
                     elif task.load():
                         lock.close()
                         ended(task, ' (by another process)')
                     else:
                         start(task, lock)
-                show(progress, expected_tasks(candidates), bars)
+                if time.monotonic() >= next_look:
+                    state = show(progress, expected_tasks(candidates), bars)
+                    wait = ON_TERMINAL
+                    if progress.disable:
+                        say(state)
+                        wait = IN_FILE
+                    next_look = time.monotonic() + wait
                 time.sleep(POLL)
         finally:
             # The pool waits until each thread has ended its process.
