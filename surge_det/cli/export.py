@@ -31,8 +31,8 @@ from surge_det.cli.tables import print_table
 if TYPE_CHECKING:
     from surge_det.deploy import Format, Row
 
-# As surge_det.deploy.FORMATS has them.
-FORMAT_NAMES = ('pth', 'packed', 'openvino')
+# Formats and the endings of their files, as surge_det.deploy.FORMATS has them.
+SUFFIXES = {'pth': '.pth', 'packed': '.safetensors', 'openvino': '.xml'}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='CHECKPOINT',
         help='checkpoint file',
     )
-    add('--format', choices=FORMAT_NAMES, required=True, help='what to write')
+    add('--format', choices=SUFFIXES, required=True, help='what to write')
     add(
         '--out',
         type=Path,
@@ -63,11 +63,6 @@ def output_path(args: argparse.Namespace, format: Format) -> Path:
         if '://' in args.checkpoint:
             fail('--out is missing: CHECKPOINT is an address')
         out = Path(args.checkpoint).with_suffix(format.export_suffix)
-    elif out.suffix != format.suffix:
-        fail(
-            f'--out {str(out)!r}: the name must end in {format.suffix} for '
-            f'--format {format.name}'
-        )
     if out.is_dir():
         fail(f'--out {str(out)!r} is a folder; name a file')
     for file in format.files(out):
@@ -120,6 +115,12 @@ def slow_layers(rows: Sequence[Row]) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    suffix = SUFFIXES[args.format]
+    if args.out is not None and args.out.suffix != suffix:
+        fail(
+            f'--out {str(args.out)!r}: the name must end in {suffix} for '
+            f'--format {args.format}'
+        )
     from surge_det.deploy import FORMATS, check
 
     format = FORMATS[args.format]

@@ -100,10 +100,10 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.config import ConfigDict
 
     from surge_det.deploy import format_of
-    from surge_det.deploy.loading import as_model_cfg
+    from surge_det.deploy.loading import LoadError, as_model_cfg
 
     format = format_of(args.checkpoint)
-    if format.one_process and args.launcher != 'none':
+    if format.cpu_only and args.launcher != 'none':
         fail(
             f'--launcher {args.launcher}: a model in the format '
             f'{format.name!r} is tested in one process'
@@ -119,8 +119,7 @@ def run(args: argparse.Namespace) -> None:
         apply_tta(cfg)
     try:
         runner = build_runner(cfg)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        # The file is read here.
+    except LoadError as error:
         fail(error)
     if args.out:
         runner.test_evaluator.metrics.append(

@@ -6,7 +6,7 @@ import importlib
 import sys
 from types import ModuleType
 
-EXTRA = 'pip install -e ".[deploy]"'
+EXTRA = 'pip install "surge_det[deploy]"'
 _TELEMETRY = 'openvino_telemetry'
 
 

@@ -62,6 +62,13 @@ def as_model_cfg(path: str | Path, cfg: Config) -> dict[str, Any]:
     }
 
 
+class LoadError(RuntimeError):
+    """A runner cannot load its detector from the file; says why."""
+
+
 @MODELS.register_module(name='SURGEDetectorFromFile')
 def _from_file(path: str, config: dict) -> nn.Module:
-    return load_detector(path, Config(config))
+    try:
+        return load_detector(path, Config(config))
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise LoadError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import zipfile
 from pathlib import Path
@@ -44,7 +45,8 @@ def build_detector(cfg: Config) -> nn.Module:
     # The converter lists layers for people that train.
     logger.setLevel(logging.WARNING)
     try:
-        model = MODELS.build(cfg.model)
+        # A copy, because mmdet writes train_cfg and test_cfg into the parts.
+        model = MODELS.build(copy.deepcopy(cfg.model))
     finally:
         logger.setLevel(level)
     for _, layer in named_surge_layers(model):

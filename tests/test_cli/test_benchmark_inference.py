@@ -466,7 +466,7 @@ def test_without_openvino_it_says_what_to_install(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         bench('--levels', 'layers', *ONCE)
     assert end.value.code == 2
-    assert 'pip install -e ".[deploy]"' in capsys.readouterr().err
+    assert 'pip install "surge_det[deploy]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

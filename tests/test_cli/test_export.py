@@ -1,7 +1,9 @@
 """export.py, test.py and infer.py on a small detector."""
 
 import importlib.util
+import io
 import json
+import logging
 import re
 import sys
 
@@ -16,10 +18,11 @@ pytest.importorskip('safetensors', reason='needs the extra deploy')
 import mmcv
 from mmengine.config import Config
 from mmengine.fileio import load
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from small_detector import small_config, train
 
-from surge_det.cli.export import FORMAT_NAMES
+from surge_det.cli.export import SUFFIXES
 from surge_det.cli.main import main
 from surge_det.datasets.shapes import prepare_shapes
 from surge_det.deploy import FORMATS, load_detector
@@ -89,7 +92,14 @@ def test_preflight_and_sizes(trained, capsys, tmp_path):
 
 
 def test_pth(trained, capsys):
-    out = printed(capsys, trained, '--format', 'pth')
+    # Nothing is logged between the tables.
+    logged = logging.StreamHandler(io.StringIO())
+    MMLogger.get_current_instance().addHandler(logged)
+    try:
+        out = printed(capsys, trained, '--format', 'pth')
+    finally:
+        MMLogger.get_current_instance().removeHandler(logged)
+    assert 'Loads checkpoint' not in out + logged.stream.getvalue()
     assert 'epoch_1.deploy.pth' in out
     state = torch.load(trained / 'epoch_1.deploy.pth', weights_only=True)
     assert state['meta']['dataset_meta']['classes'][0] == 'circle'
@@ -241,7 +251,7 @@ def test_without_the_extra(trained, monkeypatch, capsys):
     assert error.value.code == 2
     err = capsys.readouterr().err
     assert 'safetensors' in err
-    assert 'pip install -e ".[deploy]"' in err
+    assert 'pip install "surge_det[deploy]"' in err
 
 
 def evaluate(trained, checkpoint, work_dir, config=None):
@@ -311,6 +321,15 @@ def test_evaluation_refuses_a_checkpoint_of_something_else(
     said_last = capsys.readouterr().err.splitlines()[-1]
     assert said in said_last
     assert len(said_last) < 600
+
+
+def test_faults_that_are_not_the_files_keep_their_traceback(trained, tmp_path):
+    with pytest.raises(ValueError, match='interval'):
+        main(
+            ['test', str(trained / 'config.py'), str(trained / 'epoch_1.pth')]
+            + ['--work-dir', str(tmp_path), '--cfg-options']
+            + ['default_hooks.logger.interval=0']
+        )
 
 
 def test_openvino(trained, capsys, images, tmp_path):
@@ -518,5 +537,5 @@ def test_infer_refuses(args, said, trained, monkeypatch, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_the_command_names_all_formats():
-    assert tuple(FORMATS) == FORMAT_NAMES
+def test_the_command_knows_all_formats():
+    assert {k: v.suffix for k, v in FORMATS.items()} == SUFFIXES

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def trained(tmp_path_factory):
     """Config, model and checkpoint, as a runner of mmengine leaves them."""
     init_default_scope('mmdet')
     cfg = small_config()
-    model = train(MODELS.build(cfg.model)).eval()
+    model = train(MODELS.build(copy.deepcopy(cfg.model))).eval()
     path = tmp_path_factory.mktemp('trained') / 'epoch_1.pth'
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoint = {
@@ -57,14 +59,14 @@ def same(model, other):
 
 def test_trained_detector_without_replicas(trained):
     cfg, model, path = trained
-    before = cfg.to_dict()
+    before = cfg.pretty_text
     loaded = PTH.load(path, cfg)
     assert same(model, loaded)
     assert loaded.dataset_meta == META
     assert loaded.cfg is cfg
     assert not any('aux_weight' in key for key in loaded.state_dict())
     assert not loaded.training
-    assert cfg.to_dict() == before
+    assert cfg.pretty_text == before
 
 
 def test_only_what_inference_needs_is_kept(trained, exported):
@@ -79,7 +81,7 @@ def test_only_what_inference_needs_is_kept(trained, exported):
 
 def test_strict_into_the_config(trained, exported):
     cfg, model, _ = trained
-    other = MODELS.build(cfg.model).eval()
+    other = MODELS.build(copy.deepcopy(cfg.model)).eval()
     state = torch.load(exported, weights_only=True)['state_dict']
     other.load_state_dict(state, strict=True)
     assert same(model, other)
@@ -97,10 +99,19 @@ def test_mmdets_own_call_reads_it(trained, exported):
 
 @pytest.mark.parametrize('which', ['checkpoint', 'exported'])
 @pytest.mark.parametrize('given', [True, False])
-def test_load_detector(which, given, trained, exported):
+def test_load_detector(which, given, trained, exported, monkeypatch):
     cfg, model, path = trained
     path = path if which == 'checkpoint' else exported
+    built = []
+    build = MODELS.build
+
+    def counted(config, *args, **kwargs):
+        built.append(config.get('type'))
+        return build(config, *args, **kwargs)
+
+    monkeypatch.setattr(MODELS, 'build', counted)
     detector = load_detector(path, cfg if given else None)
+    assert built.count(cfg.model.type) == 1
     assert same(model, detector)
     assert detector.dataset_meta == META
 

@@ -289,7 +289,7 @@ def test_the_weights_are_bits(exported):
 
 def test_the_config_in_the_file_is_read_alone(exported):
     cfg, _, files = exported
-    assert OPENVINO.read_config(files[1]).pretty_text == config_text(cfg)
+    assert OPENVINO.load(files[1]).cfg.pretty_text == config_text(cfg)
 
 
 def test_damage_is_an_error_that_names_the_file(exported, tmp_path):

@@ -256,11 +256,13 @@ def test_nothing_is_written_where_something_cannot_be(tmp_path, exported):
 def test_without_safetensors(exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    said = r'safetensors.*pip install -e "\.\[deploy\]"'
+    said = r'safetensors.*pip install "surge_det\[deploy\]"'
     with pytest.raises(ImportError, match=said):
         PACKED.load(exported[2])
     with pytest.raises(ImportError, match=said):
         PACKED.save(exported[1], tmp_path / 'x.safetensors')
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        PACKED.load(tmp_path / 'nowhere.safetensors')
 
 
 def test_a_runner_takes_the_model_from_the_file(exported):

@@ -71,8 +71,8 @@ class Format:
         suffix: Of the file's name.
         export_suffix: Of the name that an export gives by default.
         packages: What it needs beside mmdet's packages.
-        cpu_only: Whether a loaded detector runs on the CPU only.
-        one_process: Whether it cannot be tested by a group of processes.
+        cpu_only: Whether a loaded detector runs on the CPU only, and in one
+            process.
         one_bit_limits: Where binarized layers may be computed as real ones:
             who does so, and what a layer needs to be 1-bit there.
     """
@@ -82,7 +82,6 @@ class Format:
     export_suffix: str
     packages: tuple[str, ...] = ()
     cpu_only = False
-    one_process = False
     one_bit_limits = ''
 
     def files(self, path: Path) -> list[Path]:
@@ -143,16 +142,19 @@ class Format:
             ValueError: If a file is damaged or of another kind, or not this
                 config's.
         """
+        if '://' not in str(path) and not Path(path).is_file():
+            raise FileNotFoundError(f'{path}: there is no such file')
         stored = self._read(str(path))
         if config is None:
-            config = _stored_config(stored, path)
+            text = stored['config']
+            if not isinstance(text, str):
+                raise ValueError(
+                    f'{path}: holds no config; name one beside it'
+                )
+            config = read_config(text, path)
         model = build_detector(config)
         self._restore(model, stored, str(path), **options)
         return model
-
-    def read_config(self, path: str | Path) -> Config:
-        """Read the config in a file without running it; raises as `load`."""
-        return _stored_config(self._read(str(path)), path)
 
     def plan(self, model: nn.Module) -> list[Row]:
         """List what would be exported, layer by layer.
@@ -279,13 +281,6 @@ def check(rows: Sequence[Row]) -> None:
             f'{len(problems)} of {len(rows)} layers cannot be exported, and '
             'nothing was written:\n' + '\n'.join(lines)
         )
-
-
-def _stored_config(stored: dict[str, Any], path: str | Path) -> Config:
-    text = stored['config']
-    if not isinstance(text, str):
-        raise ValueError(f'{path}: holds no config; name one beside it')
-    return read_config(text, path)
 
 
 def _own_values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

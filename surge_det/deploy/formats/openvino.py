@@ -64,7 +64,6 @@ class OpenVINOFormat(Format):
     suffix = export_suffix = '.xml'
     packages = ('openvino',)
     cpu_only = True
-    one_process = True
     one_bit_limits = (
         'OpenVINO, whose 1-bit convolution wants weights and activations of 1 '
         'bit, one group, and input channels in multiples of 8'
@@ -306,4 +305,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

@@ -96,8 +96,6 @@ class PackedFormat(Format):
 
     def _read(self, path: str) -> dict[str, Any]:
         safetensors = require('safetensors')
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'{path}: there is no such file')
         try:
             with safetensors.safe_open(path, 'pt') as file:
                 stored = _metadata(file.metadata() or {}, path)

@@ -63,7 +63,9 @@ class PthFormat(Format):
     def _read(self, path: str) -> dict[str, Any]:
         check_is_checkpoint(path)
         try:
-            checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu')
+            checkpoint = CheckpointLoader.load_checkpoint(
+                path, 'cpu', logger='silent'
+            )
         except UnsafeCheckpointError as error:
             raise ValueError(str(error)) from error
         except _UNREADABLE as error:

@@ -89,9 +89,6 @@ def operation(layer: nn.Module) -> str:
 class Lowering:
     """How one module is computed by operations of OpenVINO's.
 
-    A module that is applied several times, as that of an RPN, shares the
-    constants of its weights.
-
     Args:
         module: On the CPU, in eval mode.
         name: Its name in the detector.
@@ -174,7 +171,11 @@ def _is_convolved(node: Any) -> bool:
 
 
 class SURGELowering(Lowering):
-    """What convolutions and linear layers that binarize have in common."""
+    """What convolutions and linear layers that binarize have in common.
+
+    The constant of the weights is made once, also where a layer is applied
+    several times, as an RPN's is; other constants are made for each time.
+    """
 
     @functools.cached_property
     def _weight_and_scale(self) -> tuple[np.ndarray, np.ndarray | None]:
