@@ -226,7 +226,7 @@ def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
     assert run.result == TrainingResult(
         [[2, 0.5], [4, 0.75]], 'epoch', 8.5, 0.25, 900.0, None, False
     )
-    assert run.result.score == 0.75
+    assert run.result.mAP == 0.75
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_each_slot_has_a_gpu(compare, monkeypatch):
 
 
 def test_split(compare, tmp_path):
-    from surge_det.cli.compare.configs import choose_split, lr_split_config
+    from surge_det.cli.compare.split import choose_split, lr_split_config
 
     lists = tmp_path / 'lists'
     lists.mkdir()
@@ -520,9 +520,9 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
     # The evaluation that chooses rates is of the last epoch's weights, by
     # the settings of validation: on the same images it gives the same.
     from surge_det.cli.compare.candidates import make_candidates
-    from surge_det.cli.compare.configs import lr_split_config
     from surge_det.cli.compare.runs import Evaluation
     from surge_det.cli.compare.scheduler import environment
+    from surge_det.cli.compare.split import lr_split_config
 
     ((run,),) = make_candidates(arguments(args))[1].runs
     assert run.load()
@@ -537,7 +537,7 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
     evaluation = Evaluation(run.folder, cfg, run, 'val')
     evaluation.execute(environment(0, 1), run.lock(), threading.Event())
     assert evaluation.failure is None
-    assert evaluation.result.score == pytest.approx(run.result.score, abs=1e-4)
+    assert evaluation.result.mAP == pytest.approx(run.result.mAP, abs=1e-4)
     again = Evaluation(run.folder, cfg, run, 'val')
     assert again.load()
     assert again.result == evaluation.result

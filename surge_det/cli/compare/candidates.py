@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 from surge_det.cli.common import read_config
@@ -12,7 +11,6 @@ from surge_det.datasets import merge_options
 from surge_det.engine.apply_method import apply_method
 from surge_det.paired import paired_differences
 
-from .configs import choose_split, lr_split_config, set_learning_rate
 from .runs import (
     Evaluation,
     Run,
@@ -22,6 +20,7 @@ from .runs import (
     make_run,
     say,
 )
+from .split import choose_split, lr_split_config
 
 
 @dataclass(eq=False)
@@ -66,7 +65,7 @@ class Candidate:
     def differences(self, baseline: Candidate) -> list[float]:
         """MAP minus the baseline's, for each seed that both have."""
         scores, others = (
-            {seed: result.score for seed, result in each.results.items()}
+            {seed: result.mAP for seed, result in each.results.items()}
             for each in (self, baseline)
         )
         return paired_differences(scores, others)
@@ -131,11 +130,11 @@ class Candidate:
             self.failure = f'no learning rate could be evaluated\n{reasons}'
             say(f'{self.name}: FAILED, no learning rate could be evaluated')
             return
-        best = max(finished, key=lambda e: (e.result.score, -e.run.lr))
+        best = max(finished, key=lambda e: (e.result.mAP, -e.run.lr))
         self.chosen = self.evaluations.index(best)
         say(
             f'{self.name}: lr {best.run.lr:g} is chosen, mAP '
-            f'{best.result.score:.3f} on {best.split}'
+            f'{best.result.mAP:.3f} on {best.split}'
         )
         if self.at_edge:
             say(
@@ -176,16 +175,14 @@ def make_candidates(args: argparse.Namespace) -> list[Candidate]:
         for method in args.methods or [None]:
             name = method or path.stem
             tuned = bool(args.lr_grid) and name not in args.lr
-            runs = []
-            for rate in args.lr_grid if tuned else [args.lr.get(name)]:
-                # Not shared, because the rate is written into it.
-                own = apply_method(cfg, method) if method else deepcopy(cfg)
-                lr = set_learning_rate(own, rate)
-                of_rate = [
-                    make_run(name, lr, seed, own, work_dir, tuned)
+            own = apply_method(cfg, method) if method else cfg
+            runs = [
+                [
+                    make_run(name, rate, seed, own, work_dir, tuned)
                     for seed in args.seeds
                 ]
-                runs.append(of_rate)
+                for rate in (args.lr_grid if tuned else [args.lr.get(name)])
+            ]
             split = args.lr_split
             evaluations = [
                 Evaluation(r.folder, lr_split_config(r.cfg, split), r, split)

@@ -41,9 +41,9 @@ def table(
             row['lr'] = f'{candidate.compared[0].lr:g}'
         results = candidate.results.values()
         for seed, result in candidate.results.items():
-            row[f'seed {seed}'] = f'{result.score:.3f}'
+            row[f'seed {seed}'] = f'{result.mAP:.3f}'
         if results:
-            mean, std, _ = estimate([r.score for r in results])
+            mean, std, _ = estimate([r.mAP for r in results])
             row['mean ± std'] = plus_minus(mean, std)
             seconds = statistics.median(r.iteration for r in results)
             row['s/iter'] = f'{seconds:.3f}'
@@ -101,7 +101,7 @@ def grid_table(
 
 def _score(evaluation: Evaluation) -> str:
     if evaluation.result:
-        return f'{evaluation.result.score:.3f}'
+        return f'{evaluation.result.mAP:.3f}'
     return 'failed' if evaluation.failed else 'open'
 
 
@@ -126,7 +126,7 @@ def write_csv(
     for candidate in candidates:
         known = {head: candidate.name, 'split': split}
         scores = {
-            id(e.run): f'{e.result.score:.4f}'
+            id(e.run): f'{e.result.mAP:.4f}'
             for e in candidate.evaluations
             if e.result
         }
@@ -163,7 +163,7 @@ def _run_columns(run: Run) -> dict[str, object]:
     result = run.result
     return row | dict(
         status='done',
-        mAP=f'{result.score:.4f}',
+        mAP=f'{result.mAP:.4f}',
         s_per_iter=f'{result.iteration:.4f}',
         memory_mib=f'{result.memory:.0f}',
         cuda_memory_mib=result.cuda_memory,

@@ -60,8 +60,8 @@ class TrainingResult:
     resumed: bool
 
     @property
-    def score(self) -> float:
-        """The mAP of the last epoch."""
+    def mAP(self) -> float:
+        """That of the last epoch."""
         return self.scores[-1][1]
 
 
@@ -73,11 +73,6 @@ class EvaluationResult:
     minutes: float
     ann_file: str | None = None
     checkpoint: str | None = None
-
-    @property
-    def score(self) -> float:
-        """The mAP."""
-        return self.mAP
 
 
 @dataclass(eq=False)
@@ -378,8 +373,30 @@ def make_run(
     work_dir: Path,
     from_grid: bool = False,
 ) -> Run:
-    """Make a run whose folder is named by all that its result depends on."""
+    """Make a run whose folder is named by all that its result depends on.
+
+    Args:
+        method: The method or the config's name.
+        lr: Learning rate; None for the config's own.
+        seed: Of the training.
+        cfg: The method's config; it is not changed.
+        work_dir: Where folders of runs go.
+        from_grid: Whether the rate is one of several to choose from.
+
+    Raises:
+        ValueError: If the config has no single rate to set.
+    """
     cfg = Config(cfg.to_dict())
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    if lr is not None:
+        if optimizer is None:
+            raise ValueError(
+                f'--lr, --lr-grid: lr={lr} needs a config with '
+                'optim_wrapper.optimizer'
+            )
+        optimizer.lr = lr
+    elif optimizer:
+        lr = optimizer.get('lr')
     cfg.setdefault('randomness', {})
     cfg.randomness.seed = seed
     text = json.dumps(cfg.to_dict(), sort_keys=True, default=repr)
@@ -393,4 +410,4 @@ def describe(task: Task) -> str:
     if task.failure:
         return f'{task.name}: FAILED, {task.failure}'
     result = task.result
-    return f'{task.name}: mAP {result.score:.3f}, {result.minutes:.1f} min'
+    return f'{task.name}: mAP {result.mAP:.3f}, {result.minutes:.1f} min'

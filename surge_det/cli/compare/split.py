@@ -1,4 +1,4 @@
-"""Learning rate and split of the data in a config."""
+"""The split of the data in a config."""
 
 from __future__ import annotations
 
@@ -9,27 +9,6 @@ from pathlib import Path
 from mmengine.config import Config
 
 _SPLIT = re.compile(r'train(?:val)?|val|test')
-
-
-def set_learning_rate(cfg: Config, lr: float | None) -> float | None:
-    """Give a config a learning rate; return the one it has then.
-
-    Args:
-        cfg: A config with one optimizer, if there is a rate to set.
-        lr: The rate; None leaves the config's own.
-
-    Raises:
-        ValueError: If the config has no single rate.
-    """
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer')
-    if lr is not None:
-        if optimizer is None:
-            raise ValueError(
-                f'--lr, --lr-grid: lr={lr} needs a config with '
-                'optim_wrapper.optimizer'
-            )
-        optimizer.lr = lr
-    return optimizer.get('lr') if optimizer else None
 
 
 def choose_split(cfg: Config, split: str) -> None:
