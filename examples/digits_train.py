@@ -187,7 +187,9 @@ def _start_replica(layer: SURGEConv2d, how: str) -> None:
     elif how == 'binary':
         scale = layer.weight.abs().mean((1, 2, 3), keepdim=True)
         other = scale * binary_sign(layer.weight)
-    layer.set_replica(other)
+    layer.begin_training()
+    # set_replica() refuses zeros.
+    layer.aux_weight.copy_(other)
 
 
 class ClippedOnly(AGS):

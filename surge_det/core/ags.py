@@ -56,7 +56,11 @@ class AGS:
 
     @property
     def eta(self) -> float:
-        """Factor in use; may be changed between backward passes."""
+        """Factor in use; may be changed between backward passes.
+
+        SURGE's optimizer wrappers overwrite it with ``base_eta`` times their
+        schedule's factor: with them, set ``base_eta`` before training.
+        """
         return self._eta
 
     @eta.setter

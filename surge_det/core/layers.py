@@ -44,9 +44,13 @@ class SURGELayer(nn.Module):
 
     The replica ``aux_weight`` works in the backward pass of training mode
     only; in eval mode a layer has the plain estimator's gradients. It is all
-    zeros until training's first forward pass copies ``weight`` to it. So it
-    begins as a copy, whatever initializer wrote ``weight`` last. A replica
-    that is not zero, as one from a state dict, stays as it is.
+    zeros until :meth:`begin_training` copies ``weight`` to it, and begins as
+    a copy whatever initializer wrote last. SURGE's optimizer wrappers call
+    that for all layers before the first step. Where nobody does, a layer's
+    first forward pass in training copies, if the replica is all zeros then.
+    That pass may be another one in each process, and an initializer that
+    writes all parameters has written the replica too. So another training
+    loop should call it, and has to with sharded parameters (FSDP).
     """
 
     # The float layer, its arguments that are attributes of it, and the
@@ -62,8 +66,9 @@ class SURGELayer(nn.Module):
     ags: AGS | None
     # What generates the weights' updates, if anything does (FSG).
     fsg: Any = None
-    # Whether the replica was copied, or is known not to be zero.
-    _training_began: bool = False
+    # The replica that is known to have begun. By identity, because other
+    # tensors may stand in for a layer's own (torch.func.functional_call).
+    _begun: Tensor | None = None
 
     @classmethod
     def keywords(cls) -> set[str]:
@@ -149,31 +154,60 @@ class SURGELayer(nn.Module):
         """Let training begin with another replica than a copy of ``weight``.
 
         Args:
-            weight: In the shape of the layer's; zeros are kept, too.
+            weight: In the shape of the layer's, not all zeros.
 
         Raises:
-            ValueError: If the layer has no replica.
+            ValueError: If the layer has no replica, or ``weight`` is all
+                zeros. AGS would divide by a norm of 0.
         """
         if not self.compensate:
             raise ValueError(f'layer={self!r} has no replica')
+        if not weight.any():
+            raise ValueError('weight is all zeros: other values are allowed')
         self.aux_weight.copy_(weight)
-        self._training_began = True
+        self._set_begun(True)
+
+    @torch.no_grad()
+    def begin_training(self) -> None:
+        """Copy ``weight`` to the replica, unless it began already.
+
+        A replica that was loaded or set has begun, and so has every one
+        after the first step. Without a replica it does nothing.
+
+        Raises:
+            RuntimeError: If the parameters are shards of other shapes.
+        """
+        if self.compensate and self._begun is None:
+            if self.aux_weight.shape != self.weight.shape:
+                raise RuntimeError(
+                    'weight and replica are shards of other shapes: call '
+                    'begin_training() before the model is wrapped'
+                )
+            self.aux_weight.copy_(self.weight)
+            self._set_begun(True)
 
     @torch.compiler.disable
     @torch.no_grad()
-    def _begin_training(self) -> None:
+    def _begin_if_zero(self) -> None:
         if not self.aux_weight.is_meta:
             if not self.aux_weight.any():
                 self.aux_weight.copy_(self.weight)
-            self._training_began = True
+            self._set_begun(True)
+
+    def _set_begun(self, begun: bool) -> None:
+        # Not by setattr, which would register a parameter.
+        self.__dict__['_begun'] = self.aux_weight if begun else None
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew; the replica will be a copy again."""
+        """Draw weight and bias anew; the replica will be a copy again.
+
+        The shift and what a binarizer learns stay as they are.
+        """
         super().reset_parameters()
         # The float layer's constructor calls this too.
         if getattr(self, 'aux_weight', None) is not None:
             nn.init.zeros_(self.aux_weight)
-            self._training_began = False
+            self._set_begun(False)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
@@ -195,8 +229,9 @@ class SURGELayer(nn.Module):
             # A float layer's checkpoint: nothing to move the start by.
             state_dict = {**state_dict, shift: self.shift.detach().clone()}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if key in state_dict:
-            self._training_began = False
+        if key in state_dict and self.compensate:
+            replica = self.aux_weight
+            self._set_begun(not replica.is_meta and bool(replica.any()))
 
     def strip(self) -> SURGELayer:
         """Drop the replica in place.
@@ -205,6 +240,7 @@ class SURGELayer(nn.Module):
             The layer itself; it computes the same output as before.
         """
         self.aux_weight = self.ags = None
+        self._set_begun(False)
         return self
 
     @property
@@ -274,8 +310,8 @@ class SURGELayer(nn.Module):
         # A tracer sees the forward pass only.
         learning = torch.is_grad_enabled() and not torch.jit.is_tracing()
         if self.training and learning and self.compensate:
-            if not self._training_began:
-                self._begin_training()
+            if self._begun is not self.aux_weight:
+                self._begin_if_zero()
             aux_weight = self.aux_weight
         weight, on_weight_grad = self.weight, None
         if self.training and learning and self.fsg is not None:

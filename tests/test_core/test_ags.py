@@ -191,6 +191,7 @@ def test_zero_gradient_gives_zero_scale_and_no_nan():
 
 def test_replica_without_gradient_is_no_division_by_zero():
     layer = SURGEConv2d(3, 4, 3, dtype=torch.float64)
+    layer.begin_training()
     with torch.no_grad():
         layer.aux_weight.zero_()
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)

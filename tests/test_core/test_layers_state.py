@@ -404,15 +404,90 @@ def test_a_replica_written_on_purpose_is_kept(kind, write, order):
 
 
 @both
-@pytest.mark.parametrize('value', [0.0, 0.25])
-def test_a_replica_that_was_set_is_kept(kind, value):
+@pytest.mark.parametrize('begin', [True, False])
+def test_a_replica_that_was_set_is_kept(kind, begin):
     layer = build(kind)
-    layer.set_replica(torch.full_like(layer.weight, value))
+    layer.set_replica(torch.full_like(layer.weight, 0.25))
     via_init(layer)
+    if begin:
+        layer.begin_training()
     layer(batch(kind))
-    assert (layer.aux_weight == value).all()
+    assert (layer.aux_weight == 0.25).all()
     with pytest.raises(ValueError, match='no replica'):
         layer.strip().set_replica(layer.weight)
+
+
+@both
+def test_a_replica_of_zeros_is_refused(kind):
+    layer = build(kind)
+    with pytest.raises(ValueError, match='weight is all zeros'):
+        layer.set_replica(torch.zeros_like(layer.weight))
+    layer(batch(kind))
+    assert torch.equal(layer.aux_weight, layer.weight)
+
+
+# Beginning for all layers at once
+
+
+@both
+def test_it_begins_as_a_copy_whatever_wrote_all_parameters(kind):
+    # As mmdet's DETR and DINO do.
+    layer = build(kind)
+    for parameter in layer.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    layer.begin_training()
+    assert torch.equal(layer.aux_weight, layer.weight)
+
+
+@both
+@pytest.mark.parametrize('how', ['loaded', 'copied', 'trained', 'begun'])
+def test_it_begins_once(kind, how):
+    layer = build(kind)
+    if how == 'begun':
+        layer.begin_training()
+    else:
+        train_step(layer, kind)
+    start = layer.aux_weight.detach().clone()
+    if how == 'loaded':
+        state, layer = layer.state_dict(), build(kind)
+        layer.load_state_dict(state)
+    elif how == 'copied':
+        layer = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    via_init(layer)
+    layer.begin_training()
+    assert torch.equal(layer.aux_weight, start)
+
+
+@both
+@pytest.mark.parametrize('state', ['float', 'not begun'])
+def test_it_begins_again_after_loading(kind, state):
+    layer = build(kind)
+    layer.begin_training()
+    source = float_twin(kind) if state == 'float' else build(kind)
+    layer.load_state_dict(source.state_dict())
+    layer.begin_training()
+    assert torch.equal(layer.aux_weight, source.weight)
+
+
+def test_without_replica_nothing_begins():
+    layer = build('linear', compensate=False)
+    layer.begin_training()
+    assert layer.aux_weight is None
+
+
+@both
+@pytest.mark.parametrize('parameter', [True, False])
+def test_other_parameters_in_its_place_begin_for_themselves(kind, parameter):
+    layer = build(kind)
+    own = {k: v.detach().clone() for k, v in layer.named_parameters()}
+    for key, value in own.items():
+        own[key] = nn.Parameter(value) if parameter else value.requires_grad_()
+    torch.func.functional_call(layer, own, (batch(kind),)).sum().backward()
+    assert torch.equal(own['aux_weight'], own['weight'])
+    assert not layer.aux_weight.any()
+    layer(batch(kind)).sum().backward()
+    assert torch.equal(layer.aux_weight, layer.weight)
 
 
 @pytest.mark.parametrize('use_buffers', [True, False])
@@ -539,18 +614,32 @@ WORKER = textwrap.dedent(
     torch.manual_seed(rank)
     layer = SURGEConv2d(3, 4, 3, eta=0.3)
     nn.init.normal_(layer.weight)
+    skips = sys.argv[3] == 'rank 1 skips it'
     loaded = sys.argv[3] == 'loaded on rank 0'
     if loaded and rank == 0:
         state = layer.state_dict()
         layer.load_state_dict({k: v + 1 for k, v in state.items()})
-    model = DistributedDataParallel(layer)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer = nn.Conv2d(3, 3, 1), layer
+
+        def forward(self, x, skip):
+            x = self.first(x)
+            return x if skip else self.layer(x)
+
+    model = DistributedDataParallel(Model(), find_unused_parameters=skips)
+    if skips:
+        layer.begin_training()
     start = layer.weight.detach().clone()
     if loaded:
         start = torch.ones_like(start)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(2):
         optimizer.zero_grad()
-        model(torch.randn(2, 3, 5, 5)).pow(2).sum().backward()
+        skip = skips and rank == 1 and step == 0
+        model(torch.randn(2, 3, 5, 5), skip).pow(2).sum().backward()
         if step == 0:
             assert torch.equal(layer.aux_weight, start), 'replica at start'
         optimizer.step()
@@ -572,7 +661,7 @@ WORKER = textwrap.dedent(
     or not torch.distributed.is_gloo_available(),
     reason='needs torch.distributed with gloo',
 )
-@pytest.mark.parametrize('how', ['new', 'loaded on rank 0'])
+@pytest.mark.parametrize('how', ['new', 'loaded on rank 0', 'rank 1 skips it'])
 def test_two_processes_agree(tmp_path, how):
     processes = [
         subprocess.Popen(

@@ -75,6 +75,20 @@ def test_eta_of_each_iteration_in_a_runner(make_model, make_runner):
     assert not torch.equal(model.head.aux_weight, model.head.weight)
 
 
+def test_all_replicas_begin_before_the_first_step(make_model):
+    model, trained = make_model(), make_model()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    step(AGSOptimWrapper(sgd(trained)), trained, batch(0))
+    model.head.load_state_dict(trained.head.state_dict())
+    AGSOptimWrapper(sgd(model)).initialize_count_status(model, 0, 10)
+    layer = model.body[1]
+    assert torch.equal(layer.aux_weight, layer.weight)
+    # Loaded, as by a resumed run.
+    assert torch.equal(model.head.aux_weight, trained.head.aux_weight)
+    assert not torch.equal(model.head.aux_weight, model.head.weight)
+
+
 def test_without_settings_layers_keep_their_eta(make_model):
     model = make_model(eta=0.7)
     model.head.ags.base_eta = 0.3

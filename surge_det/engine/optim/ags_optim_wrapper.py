@@ -99,6 +99,8 @@ class AGSMixin:
     def bind(self, model: nn.Module) -> None:
         """Take over the base factors of a model's SURGE layers.
 
+        They are set anew, whatever ``layer.ags.eta`` is, and replicas begin:
+        see :meth:`SURGELayer.begin_training`.
         :meth:`initialize_count_status` calls it and, for a model not seen
         before, :meth:`optim_context`. A model without a replica is warned of.
 
@@ -109,6 +111,9 @@ class AGSMixin:
             ValueError: If a pattern in ``overrides`` matches no layer.
         """
         layers = compensated_layers(model)
+        # All at once: a step may reach some layers in one process only.
+        for layer in layers.values():
+            layer.begin_training()
         self._ags_model = model
         self._ags_factor = None
         self._ags_etas = []
