@@ -7,7 +7,7 @@ import threading
 import time
 
 from surge_det.cli.compare.command import check
-from surge_det.cli.main import parse_args
+from surge_det.cli.main import main, parse_args
 
 
 def rows(out):
@@ -23,7 +23,12 @@ def arguments(args):
     return parsed
 
 
-def interrupt(compare, args, mark):
+def compare(args):
+    """Run the command; return its status."""
+    return main(['compare', *args])
+
+
+def interrupt(args, mark):
     """Run the tool and kill it politely once a process has left its mark."""
 
     def kill():

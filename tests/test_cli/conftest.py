@@ -1,4 +1,3 @@
-import importlib
 import json
 import sys
 
@@ -81,14 +80,6 @@ runpy.run_path(pathlib.Path(__file__).with_name(sys.argv.pop(1) + '.py'))
 
 
 @pytest.fixture(scope='session')
-def compare():
-    """Return the command as a function of its arguments."""
-    pytest.importorskip('mmdet', reason='needs the toolbox')
-    main = importlib.import_module('surge_det.cli.main').main
-    return lambda args: main(['compare', *args])
-
-
-@pytest.fixture(scope='session')
 def drawn_data(tmp_path_factory):
     """A data folder with the drawn shapes, a few of them."""
     from surge_det.datasets.shapes import prepare_shapes
@@ -99,7 +90,7 @@ def drawn_data(tmp_path_factory):
 
 
 @pytest.fixture
-def calls(compare, drawn_data, tmp_path, monkeypatch):
+def calls(drawn_data, tmp_path, monkeypatch):
     """Put the stubs in place; return what reads (and forgets) their calls."""
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools' / 'train.py').write_text(TRAIN)
@@ -132,7 +123,7 @@ def calls(compare, drawn_data, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def undrawn(compare, monkeypatch):
+def undrawn(monkeypatch):
     """Leave out the pictures, which take longest."""
     for name in ('draw_curves', 'draw_differences'):
         monkeypatch.setattr(

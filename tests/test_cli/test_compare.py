@@ -7,20 +7,33 @@ import time
 
 import pytest
 from command_line import ROOT
-from compare_runs import arguments, interrupt, rows
+from compare_runs import arguments, compare, interrupt, rows
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
+from rich.progress import Progress
+
+from surge_det.cli.compare import runs, scheduler
+from surge_det.cli.compare.candidates import make_candidates
+from surge_det.cli.compare.runs import (
+    Evaluation,
+    EvaluationResult,
+    Run,
+    TrainingResult,
+    make_run,
+)
+from surge_det.cli.compare.scheduler import environment, show
+from surge_det.cli.compare.split import choose_split, lr_split_config
 
 CONFIGS = ROOT / 'configs'
 SURGE = CONFIGS / 'surge_faster_rcnn_r18_demo.py'
 
 
-def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
+def test_methods_are_put_side_by_side(calls, tmp_path, capsys):
     out = tmp_path / 'out'
-    args = [str(SURGE), '--methods', 'surge', 'ste', 'surge+reste', '--seeds']
-    args += ['0', '1', '--jobs', '2', '--out', str(out), '--lr', 'ste=0.002']
+    args = [SURGE, '--methods', 'surge', 'ste', 'surge+reste', '--seeds']
+    args += ['0', '1', '--jobs', '2', '--out', out, '--lr', 'ste=0.002']
     assert compare(args) == 0
     assert len(calls()) == 6
     head, _, surge, ste, reste = (out / 'table.md').read_text().splitlines()
@@ -76,13 +89,13 @@ def test_methods_are_put_side_by_side(compare, calls, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_several_configs_are_compared_as_they_are(compare, calls, tmp_path):
+def test_several_configs_are_compared_as_they_are(calls, tmp_path):
     configs = [
         CONFIGS / f'{n}_faster_rcnn_r18_demo.py' for n in ('ste', 'surge')
     ]
     work_dir = tmp_path / 'work'
-    args = [*map(str, configs), '--seeds', '0', '--out', str(tmp_path / 'out')]
-    assert compare([*args, '--work-dir', str(work_dir)]) == 0
+    args = [*configs, '--seeds', '0', '--out', tmp_path / 'out']
+    assert compare([*args, '--work-dir', work_dir]) == 0
     ste, surge = (tmp_path / 'out' / 'table.md').read_text().splitlines()[2:]
     assert ste.startswith('| ste_faster_rcnn_r18_demo | 0.001 | 0.500 | 0.500')
     assert '| 0.530 | 0.530 | +0.030 |' in surge
@@ -92,10 +105,10 @@ def test_several_configs_are_compared_as_they_are(compare, calls, tmp_path):
 
 @pytest.mark.usefixtures('undrawn')
 def test_failed_run_is_named_after_the_others_are_done(
-    compare, calls, tmp_path, capsys
+    calls, tmp_path, capsys
 ):
     out = tmp_path / 'out'
-    args = [str(SURGE), '--methods', 'ste', 'reste', 'ede', '--out', str(out)]
+    args = [SURGE, '--methods', 'ste', 'reste', 'ede', '--out', out]
     assert compare([*args, '--seeds', '0', '--lr', 'reste=0.04']) == 1
     said = capsys.readouterr().err
     assert 'reste seed 0: FAILED, training ended with status 1' in said
@@ -111,12 +124,12 @@ def test_failed_run_is_named_after_the_others_are_done(
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
+def test_interruption_keeps_finished_runs(calls, tmp_path, capsys):
     out = tmp_path / 'out'
-    args = [str(SURGE), '--methods', 'ste', 'ede', 'surge', '--seeds', '0']
-    args += ['--out', str(out), '--lr', 'ede=0.03']
+    args = [SURGE, '--methods', 'ste', 'ede', 'surge', '--seeds', '0']
+    args += ['--out', out, '--lr', 'ede=0.03']
     handlers = [*map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP))]
-    status, pid = interrupt(compare, args, out / 'ede' / 'at_work')
+    status, pid = interrupt(args, out / 'ede' / 'at_work')
     assert status == 130
     assert handlers == [
         *map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP))
@@ -128,7 +141,7 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
     assert [r['status'] for r in rows(out)] == ['done', 'open', 'open']
     (half,) = (out / 'ede').glob('seed0-*/last_checkpoint')
     # A half run goes on only where that is asked for.
-    interrupt(compare, [*args, '--resume'], out / 'ede' / 'at_work')
+    interrupt([*args, '--resume'], out / 'ede' / 'at_work')
     assert calls() == ['ede 0 --resume']
     stub = tmp_path / 'tools' / 'train.py'
     stub.write_text(stub.read_text().replace('0.03:', '0.0:'))
@@ -140,17 +153,14 @@ def test_interruption_keeps_finished_runs(compare, calls, tmp_path, capsys):
 
 
 def only_run(args):
-    from surge_det.cli.compare.candidates import make_candidates
-
     (candidate,) = make_candidates(arguments(args))
     ((run,),) = candidate.runs
     return run
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
-    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
-    args.append(str(tmp_path))
+def test_a_run_of_another_process_is_waited_for(calls, tmp_path):
+    args = [SURGE, '--methods', 'ste', '--seeds', '0', '--out', tmp_path]
     run = only_run(args)
     with run.lock() as lock:
         assert run.lock() is None
@@ -161,9 +171,9 @@ def test_a_run_of_another_process_is_waited_for(compare, calls, tmp_path):
     assert calls() == ['ste 0']
 
 
-def test_memory_is_that_of_the_training(compare, calls, tmp_path):
-    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
-    run = only_run([*args, '--out', str(tmp_path)])
+def test_memory_is_that_of_the_training(calls, tmp_path):
+    args = [SURGE, '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
+    run = only_run([*args, '--out', tmp_path])
     run.execute(dict(os.environ), run.lock(), threading.Event())
     # Not of the process that this test runs in, which has the toolbox in it.
     assert 100 < run.result.memory < 150
@@ -171,14 +181,12 @@ def test_memory_is_that_of_the_training(compare, calls, tmp_path):
 
 @pytest.mark.parametrize('peak', [None, 900.0])
 def test_a_run_that_ends_when_it_is_stopped(
-    compare, calls, tmp_path, monkeypatch, peak
+    calls, tmp_path, monkeypatch, peak
 ):
-    from surge_det.cli.compare import runs
-
     monkeypatch.setattr(runs, '_end', lambda process: process.wait())
     monkeypatch.setattr(runs, '_peak_memory', lambda pid: peak)
-    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--out']
-    run = only_run([*args, str(tmp_path)])
+    args = [SURGE, '--methods', 'ste', '--seeds', '0', '--out', tmp_path]
+    run = only_run(args)
     stop = threading.Event()
     stop.set()
     run.execute(dict(os.environ), run.lock(), stop)
@@ -189,12 +197,10 @@ def test_a_run_that_ends_when_it_is_stopped(
 
 
 @pytest.mark.usefixtures('undrawn', 'calls')
-def test_a_file_gets_a_line_now_and_then(
-    compare, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr('surge_det.cli.compare.scheduler.IN_FILE', 0.1)
-    args = [str(SURGE), '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
-    assert compare([*args, '--out', str(tmp_path)]) == 0
+def test_a_file_gets_a_line_now_and_then(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scheduler, 'IN_FILE', 0.1)
+    args = [SURGE, '--methods', 'ste', '--seeds', '0', '--lr', 'ste=0.05']
+    assert compare([*args, '--out', tmp_path]) == 0
     said = capsys.readouterr().out
     # 10 of 40 iterations of the second of five epochs, for a second.
     line = r'^0 of 1 done, 0 failed.*; running: ste seed 0 25%$'
@@ -202,9 +208,7 @@ def test_a_file_gets_a_line_now_and_then(
     assert said.count('1 of 1 done, 0 failed') == 1
 
 
-def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
-    from surge_det.cli.compare.runs import TrainingResult, make_run
-
+def test_names_and_results_of_finished_runs_are_found_again(tmp_path):
     cfg = Config(
         dict(
             model=dict(type='SSD', depths=(2, 3)),
@@ -240,26 +244,14 @@ def test_names_and_results_of_finished_runs_are_found_again(compare, tmp_path):
         ('Epoch(test)  [30/40]    eta: 0:00:10', 0.75),
     ],
 )
-def test_share_of_a_running_process(compare, tmp_path, log, share):
-    from surge_det.cli.compare.runs import Run
-
+def test_share_of_a_running_process(tmp_path, log, share):
     run = Run(tmp_path, Config(dict(train_cfg=dict(max_epochs=4))), 'a', 1, 0)
     assert run.share() == 0
     run.log.write_text(log)
     assert run.share() == share
 
 
-def test_time_left(compare, tmp_path):
-    from rich.progress import Progress
-
-    from surge_det.cli.compare.runs import (
-        Evaluation,
-        EvaluationResult,
-        Run,
-        TrainingResult,
-    )
-    from surge_det.cli.compare.scheduler import show
-
+def test_time_left(tmp_path):
     now = [0.0]
     progress = Progress(
         get_time=lambda: now[0], disable=True, speed_estimate_period=math.inf
@@ -302,23 +294,19 @@ def test_time_left(compare, tmp_path):
         ),
     ],
 )
-def test_threads_are_one_number(compare, monkeypatch, given, expected):
-    from surge_det.cli.compare import scheduler
-
+def test_threads_are_one_number(monkeypatch, given, expected):
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(scheduler.os, 'cpu_count', lambda: 6)
-    env = scheduler.environment(0, 2)
+    env = environment(0, 2)
     assert {k: v for k, v in env.items() if '_NUM_THREADS' in k} == expected
 
 
-def test_each_slot_has_a_gpu(compare, monkeypatch):
-    from surge_det.cli.compare import scheduler
-
+def test_each_slot_has_a_gpu(monkeypatch):
     def visible():
-        envs = [scheduler.environment(slot, 3) for slot in range(3)]
+        envs = [environment(slot, 3) for slot in range(3)]
         return [env.get('CUDA_VISIBLE_DEVICES') for env in envs]
 
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
@@ -330,9 +318,7 @@ def test_each_slot_has_a_gpu(compare, monkeypatch):
     assert visible() == ['5', '7', '5']
 
 
-def test_split(compare, tmp_path):
-    from surge_det.cli.compare.split import choose_split, lr_split_config
-
+def test_split(tmp_path):
     lists = tmp_path / 'lists'
     lists.mkdir()
     for name, ids in (('train', 'ab'), ('val', 'cd'), ('test', 'ef')):
@@ -443,17 +429,17 @@ def test_split(compare, tmp_path):
         ([SURGE, '--lr-split', 'test'], '--lr-split test: only with'),
     ],
 )
-def test_wrong_arguments_are_refused(compare, capsys, args, said):
+def test_wrong_arguments_are_refused(capsys, args, said):
     with pytest.raises(SystemExit) as error:
-        compare(list(map(str, args)))
+        compare(args)
     assert error.value.code == 2
     assert said in capsys.readouterr().err
 
 
 def test_nothing_starts_where_a_run_could_not(
-    compare, calls, tmp_path, monkeypatch, capsys
+    calls, tmp_path, monkeypatch, capsys
 ):
-    args = [str(SURGE), '--methods', 'ste', '--out', str(tmp_path)]
+    args = [SURGE, '--methods', 'ste', '--out', tmp_path]
     for wrong, said in (
         (['--methods', 'ste', 'sge'], "name='sge' is not allowed"),
         (['--split', 'val'], 'there is no '),
@@ -468,30 +454,14 @@ def test_nothing_starts_where_a_run_could_not(
     assert calls() == []
 
 
-def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
+def test_real_trainings(drawn_data, tmp_path, monkeypatch):
     monkeypatch.setenv('SURGE_DATA_ROOT', str(drawn_data))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    args = [
-        str(SURGE),
-        '--methods',
-        'ste',
-        'surge+reste',
-        '--seeds',
-        '0',
-        '--out',
-        str(tmp_path),
-        '--jobs',
-        '2',
-        '--lr',
-        'ste=0.0005',
+    args = [SURGE, '--methods', 'ste', 'surge+reste', '--seeds', 0]
+    args += ['--out', tmp_path, '--jobs', 2, '--lr', 'ste=0.0005']
+    args += [
         '--cfg-options',
         'train_cfg.max_epochs=1',
-        'train_dataloader.dataset.indices=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'val_dataloader.dataset.indices=2',
-        'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False',
         'default_hooks.logger.interval=1',
         'default_hooks.checkpoint.interval=-1',
         'model.backbone.base_channels=8',
@@ -499,6 +469,9 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
         'model.train_cfg.rpn_proposal.max_per_img=16',
         'model.test_cfg.rpn.max_per_img=16',
     ]
+    for loader in ('train_dataloader', 'val_dataloader'):
+        args += [f'{loader}.dataset.indices=2', f'{loader}.num_workers=0']
+        args.append(f'{loader}.persistent_workers=False')
     assert compare(args) == 0
     ste, reste = rows(tmp_path)
     assert ste['status'] == reste['status'] == 'done'
@@ -519,11 +492,6 @@ def test_real_trainings(compare, drawn_data, tmp_path, monkeypatch):
 
     # The evaluation that chooses rates is of the last epoch's weights, by
     # the settings of validation: on the same images it gives the same.
-    from surge_det.cli.compare.candidates import make_candidates
-    from surge_det.cli.compare.runs import Evaluation
-    from surge_det.cli.compare.scheduler import environment
-    from surge_det.cli.compare.split import lr_split_config
-
     ((run,),) = make_candidates(arguments(args))[1].runs
     assert run.load()
     split = next(drawn_data.glob('shapes/ImageSets/Main')) / 'val.txt'

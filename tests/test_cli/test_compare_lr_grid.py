@@ -3,11 +3,14 @@ import shutil
 
 import pytest
 from command_line import ROOT
-from compare_runs import arguments, interrupt, rows
+from compare_runs import arguments, compare, interrupt, rows
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
-SURGE = str(ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py')
+from surge_det.cli.compare.candidates import make_candidates
+from surge_det.cli.compare.runs import Evaluation, EvaluationResult
+
+SURGE = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
 LISTS = 'shapes/ImageSets/Main'
 VAL = 'ImageSets/Main/val.txt'
 
@@ -26,14 +29,14 @@ def with_val(drawn_data, tmp_path_factory):
 
 
 @pytest.fixture
-def grid(compare, calls, with_val, tmp_path, monkeypatch):
+def grid(calls, with_val, tmp_path, monkeypatch):
     """Call the tool with a grid; folders are in ``tmp_path / 'out'``."""
     monkeypatch.setenv('SURGE_DATA_ROOT', str(with_val))
 
     def arguments(methods, rates, *more):
         args = [SURGE, '--methods', *methods.split()]
         args += ['--lr-grid', *rates.split(), *more]
-        return [*args, '--out', str(tmp_path / 'out')]
+        return [*args, '--out', tmp_path / 'out']
 
     def call(*args):
         return compare(arguments(*args))
@@ -209,13 +212,11 @@ def test_a_rate_that_fails_is_left_out(grid, calls, scores, tmp_path, capsys):
     assert calls() == ['ste 0']
 
 
-def test_interrupted_while_evaluating(
-    compare, grid, calls, scores, tmp_path, capsys
-):
+def test_interrupted_while_evaluating(grid, calls, scores, tmp_path, capsys):
     scores(ste={'0.001': 0.5, '0.002': 'wait'})
     args = ('ste', '0.001 0.002', '--seeds', '0', '1')
     mark = tmp_path / 'out' / 'ste' / 'at_work'
-    status, pid = interrupt(compare, grid.arguments(*args), mark)
+    status, pid = interrupt(grid.arguments(*args), mark)
     assert status == 130
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -280,10 +281,7 @@ def test_nothing_starts_where_rates_can_not_be_chosen(
     assert calls() == []
 
 
-def test_expected_tasks(compare, grid, calls):
-    from surge_det.cli.compare.candidates import make_candidates
-    from surge_det.cli.compare.runs import Evaluation, EvaluationResult
-
+def test_expected_tasks(grid, calls):
     more = ['--lr', 'ede=1', '--seeds', '0', '1', '2']
     args = grid.arguments('ste ede', '0.001 0.002 0.004', *more)
     tuned, fixed = make_candidates(arguments(args))

@@ -7,14 +7,14 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 from matplotlib.text import Text
 from mmengine.config import Config
 
+from surge_det.cli.compare import pictures
+from surge_det.cli.compare.candidates import Candidate
+from surge_det.cli.compare.runs import Run, TrainingResult
+
 
 @pytest.fixture
-def drawn(compare, monkeypatch):
+def drawn(monkeypatch):
     """Draw, and return the axes with what is in them."""
-    from surge_det.cli.compare import pictures
-    from surge_det.cli.compare.candidates import Candidate
-    from surge_det.cli.compare.runs import Run, TrainingResult
-
     kept = []
     monkeypatch.setattr(
         pictures.plt, 'close', lambda figure: kept.append(figure)
