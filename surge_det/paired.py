@@ -64,7 +64,8 @@ def draw_differences(
     Args:
         axes: Where to draw.
         differences: Those to the baseline, for each seed, by what names them
-            on the y axis; None for the baseline itself, a diamond at 0.
+            on the y axis; None for the baseline itself, a diamond at 0. A
+            row without any stays empty.
         limit: A mean beyond ± this value is an arrow at the edge, so that
             its interval does not squeeze all others into a line.
         texts: Written above each; without them the difference is, and a dot

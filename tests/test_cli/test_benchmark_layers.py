@@ -53,7 +53,7 @@ def by_contestant(rows, column):
 
 
 def test_table_csv_and_picture(tmp_path, capsys):
-    bench(*SMALL, *LAYERS, '--out', str(tmp_path), '--threads', '1')
+    bench(*SMALL, *LAYERS, '--out', tmp_path, '--threads', '1')
     printed = capsys.readouterr().out
     rows = records(tmp_path)
     contestants = [
@@ -110,7 +110,7 @@ def test_table_csv_and_picture(tmp_path, capsys):
 
 @pytest.mark.usefixtures('quick')
 def test_bytes_kept_are_those_of_the_tensors(tmp_path):
-    bench(*SMALL, 'layer1', '--out', str(tmp_path))
+    bench(*SMALL, 'layer1', '--out', tmp_path)
     kept = by_contestant(records(tmp_path), 'kept, MiB')['layer1']
     x = 2 * 64 * (150 // 30) * (250 // 30)
     weights = 64 * 64 * 9
@@ -132,7 +132,7 @@ def test_bytes_kept_are_those_of_the_tensors(tmp_path):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'autocast'])
 @pytest.mark.parametrize('format_', [[], ['--channels-last']])
 def test_other_types_and_formats(tmp_path, dtype, format_):
-    args = ['--out', str(tmp_path), '--dtype', dtype, *format_]
+    args = ['--out', tmp_path, '--dtype', dtype, *format_]
     bench(*SMALL, 'layer2.0', *args, '--shrink', '40', '--batch', '1')
     errors = by_contestant(records(tmp_path), 'gradient error')['layer2.0']
     assert len(errors) == 6
@@ -195,7 +195,7 @@ def test_a_wrong_kernel_shows(tmp_path, monkeypatch, spoil):
         return Spoilt.apply(x, layer.weight, layer.aux_weight, layer)
 
     monkeypatch.setattr(SURGEConv2d, '_run', run)
-    bench(*SMALL, 'lateral5', '--out', str(tmp_path))
+    bench(*SMALL, 'lateral5', '--out', tmp_path)
     errors = by_contestant(records(tmp_path), 'gradient error')['lateral5']
     wrong = errors.pop('SURGEConv2d')
     assert not wrong <= NARROW_ERROR
@@ -232,7 +232,7 @@ def test_growth_finds_the_exponent(tmp_path, monkeypatch, capsys):
     )
     bench(
         *('--growth', '--shrink', '4', '--rounds', '1', '--warmup', '0'),
-        *('--out', str(tmp_path)),
+        *('--out', tmp_path),
     )
     with open(tmp_path / 'growth.csv', newline='') as file:
         assert len(list(csv.DictReader(file))) == 2 * 2 * len(growth.SHOWN)

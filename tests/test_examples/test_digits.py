@@ -1,5 +1,4 @@
 import csv
-import importlib
 import itertools
 import json
 import math
@@ -14,6 +13,9 @@ from replicas import begin_training
 pytest.importorskip('sklearn', reason='the digits come with scikit-learn')
 pytest.importorskip('matplotlib', reason='draws a picture')
 
+import digits
+import digits_report as report
+import digits_train as bed
 from torch import nn
 
 from surge_det.core import AGS
@@ -23,33 +25,18 @@ from surge_det.core.methods import METHODS
 PATH = Path(__file__).resolve().parents[2] / 'examples' / 'digits.py'
 
 
-@pytest.fixture(scope='module')
-def digits():
-    # As when it runs as a script.
-    sys.path.insert(0, str(PATH.parent))
+@pytest.fixture(autouse=True)
+def _threads():
     threads = torch.get_num_threads()
-    yield importlib.import_module('digits')
+    yield
     torch.set_num_threads(threads)
-    sys.path.remove(str(PATH.parent))
-
-
-@pytest.fixture(scope='module')
-def bed(digits):
-    """Return network and training."""
-    return importlib.import_module('digits_train')
-
-
-@pytest.fixture(scope='module')
-def report(digits):
-    """Return tables and picture."""
-    return importlib.import_module('digits_report')
 
 
 def surge_names(*names):
     return [f'surge+{name}' for name in names]
 
 
-def test_all_methods_of_a_seed_start_alike(bed):
+def test_all_methods_of_a_seed_start_alike():
     def state(method, seed=3):
         return bed.build(bed.Run(method, 2, seed)).state_dict()
 
@@ -63,7 +50,7 @@ def test_all_methods_of_a_seed_start_alike(bed):
     assert not state('ste', 4)[key].equal(float_state[key])
 
 
-def test_block_is_shift_conv_norm_shortcut_prelu(bed):
+def test_block_is_shift_conv_norm_shortcut_prelu():
     torch.manual_seed(0)
     block = bed.Block(2, dict(compensate=False)).eval()
     with torch.no_grad():
@@ -85,7 +72,7 @@ def test_block_is_shift_conv_norm_shortcut_prelu(bed):
 
 
 @pytest.mark.parametrize('how', ['weight', 'random', 'binary', 'zeros'])
-def test_replica_starts_as_asked(bed, how):
+def test_replica_starts_as_asked(how):
     model = bed.build(bed.Run('surge', 1, 0, aux_init=how))
     ((_, layer),) = named_surge_layers(model)
     begin_training(layer)
@@ -108,7 +95,7 @@ def test_replica_starts_as_asked(bed, how):
     assert layer.aux_weight.equal(before)
 
 
-def gradients(bed, scaler, seed=0):
+def gradients(scaler, seed=0):
     """Return AGS's two gradients and its lambda, and the input gradient."""
     torch.manual_seed(seed)
     layer = bed.SURGEConv2d(3, 4, 3, padding=1, eta=0.5, compensate=True)
@@ -128,8 +115,8 @@ def gradients(bed, scaler, seed=0):
     return kept, x, layer.aux_weight.grad
 
 
-def test_clipped_compensates_only_where_ste_clips(bed):
-    kept, x, _ = gradients(bed, 'clipped')
+def test_clipped_compensates_only_where_ste_clips():
+    kept, x, _ = gradients('clipped')
     outside = x.detach().abs() > 1
     assert 0.3 < outside.float().mean() < 0.9
     # AGS's own formula with what is left of the replica's gradient.
@@ -140,9 +127,9 @@ def test_clipped_compensates_only_where_ste_clips(bed):
 
 
 @pytest.mark.parametrize('scaler', ['direction', 'length'])
-def test_direction_and_length_share_what_surge_does(bed, scaler):
-    kept, x, aux_grad = gradients(bed, scaler)
-    _, full, full_aux = gradients(bed, 'ags')
+def test_direction_and_length_share_what_surge_does(scaler):
+    kept, x, aux_grad = gradients(scaler)
+    _, full, full_aux = gradients('ags')
     like, long = (
         (full.grad, kept['b'])
         if scaler == 'direction'
@@ -155,13 +142,13 @@ def test_direction_and_length_share_what_surge_does(bed, scaler):
 
 
 @pytest.mark.parametrize('scaler', ['direction', 'length'])
-def test_experiments_stand_gradients_of_zero(bed, scaler):
+def test_experiments_stand_gradients_of_zero(scaler):
     zeros = torch.zeros(3, 2), torch.zeros(3, 2)
     bed.SCALERS[scaler](0.2).scale(*zeros)
     assert not torch.cat(zeros).any()
 
 
-def test_experiment_replaces_ags_of_every_layer(bed):
+def test_experiment_replaces_ags_of_every_layer():
     model = bed.build(bed.Run('surge', 2, 0, eta=0.3, scaler='length'))
     found = [layer.ags for _, layer in named_surge_layers(model)]
     assert [type(ags) for ags in found] == [bed.LengthOnly] * 2
@@ -170,7 +157,7 @@ def test_experiment_replaces_ags_of_every_layer(bed):
     assert type(plain[3].conv.ags) is AGS
 
 
-def test_clip_norm_holds_gradients_down(bed, monkeypatch):
+def test_clip_norm_holds_gradients_down(monkeypatch):
     seen = []
     clip = nn.utils.clip_grad_norm_
 
@@ -188,7 +175,7 @@ def test_clip_norm_holds_gradients_down(bed, monkeypatch):
 
 
 @pytest.fixture
-def built(bed, monkeypatch):
+def built(monkeypatch):
     """Return the list that trainings put their networks in."""
     models, build = [], bed.build
 
@@ -203,7 +190,7 @@ def built(bed, monkeypatch):
 @pytest.mark.parametrize('factor', [0.0, 1.0])
 @pytest.mark.parametrize('setting', ['aux_lr', 'weight_lr'])
 def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
-    bed, built, setting, factor
+    built, setting, factor
 ):
     run = bed.Run('surge', 1, 0, epochs=1, **{setting: factor})
     bed.train(run)
@@ -217,7 +204,7 @@ def test_rate_of_zero_freezes_what_it_is_of_and_only_that(
 
 
 @pytest.mark.isa
-def test_training_learns_and_repeats_itself(bed):
+def test_training_learns_and_repeats_itself():
     run = bed.Run('surge', 2, 0, epochs=6, batch=50)
     first, second = bed.train(run), bed.train(run)
     # Guessing gives 0.1 and a loss of ln 10 = 2.3.
@@ -232,7 +219,7 @@ def test_training_learns_and_repeats_itself(bed):
 
 
 @pytest.mark.isa
-def test_fsg_trains_in_its_own_way(bed, built):
+def test_fsg_trains_in_its_own_way(built):
     pytest.importorskip('mambapy', reason="FSG's slow network")
     for method, settings in (
         ('ste', {}),
@@ -249,26 +236,10 @@ def test_fsg_trains_in_its_own_way(bed, built):
         assert (one - other).abs().max() > 1e-4
 
 
-def test_settings_are_given_to_the_methods_that_have_them(digits, report):
-    args = digits.parse_args(
-        [
-            '--methods',
-            'ste',
-            'surge',
-            'fsg',
-            '--eta',
-            '0.1',
-            '0.3',
-            '--fast-net',
-            'linear',
-            'relu',
-            '--fast-lr',
-            '0.001',
-            '--weight-lr',
-            '1',
-            '0',
-        ]
-    )
+def test_settings_are_given_to_the_methods_that_have_them():
+    args = ['--methods', 'ste', 'surge', 'fsg', '--eta', '0.1', '0.3']
+    args += ['--fast-net', 'linear', 'relu', '--fast-lr', '0.001']
+    args = digits.parse_args([*args, '--weight-lr', '1', '0'])
     runs = digits.variants(args)
     shown = report.shown_settings(runs)
     labels = [report.label(run, shown) for run in runs]
@@ -278,14 +249,14 @@ def test_settings_are_given_to_the_methods_that_have_them(digits, report):
     assert labels[7] == 'fsg fast_net=relu fast_lr=0.001 weight_lr=1.0'
 
 
-def test_progress_goes_from_zero_to_one(bed, monkeypatch):
+def test_progress_goes_from_zero_to_one(monkeypatch):
     seen = []
     monkeypatch.setattr(bed, 'set_progress', lambda model, p: seen.append(p))
     bed.train(bed.Run('ste', 1, 0, epochs=2, batch=200))
     assert seen == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_rows_are_means_and_paired_differences(report):
+def test_rows_are_means_and_paired_differences():
     results = {}
     for seed, figures in enumerate([(0.50, 0.53), (0.60, 0.61)]):
         for run, accuracy in zip(
@@ -315,9 +286,7 @@ def test_rows_are_means_and_paired_differences(report):
     ]
 
 
-def test_each_depth_is_drawn_beside_its_own_labels(
-    report, tmp_path, monkeypatch
-):
+def test_each_depth_is_drawn_beside_its_own_labels(tmp_path, monkeypatch):
     pyplot = pytest.importorskip('matplotlib.pyplot')
     rows = [
         report.Row(label, layers, [accuracy], differences, 0, 1.0)
@@ -345,7 +314,7 @@ def test_each_depth_is_drawn_beside_its_own_labels(
     close(figures[0])
 
 
-def test_diverged_runs_are_counted(report):
+def test_diverged_runs_are_counted():
     # Guessing one of ten digits has a loss of 2.303.
     results = {
         report.Run('ste', 8, seed): dict(accuracy=0.1, loss=loss, seconds=1.0)
@@ -355,7 +324,7 @@ def test_diverged_runs_are_counted(report):
     assert row.diverged == 3
 
 
-def test_baseline_has_the_same_depth_and_rate(report):
+def test_baseline_has_the_same_depth_and_rate():
     results = {}
     for layers, lr, base in [(8, 0.2, 0.5), (8, 0.3, 0.6), (12, 0.2, 0.7)]:
         for method, gain in (('ste', 0.0), ('float', 0.1)):
@@ -372,7 +341,7 @@ def test_baseline_has_the_same_depth_and_rate(report):
     assert [row.differences for row in floats] == [[pytest.approx(10)]] * 3
 
 
-def test_baseline_at_its_own_rate_and_first_setting(report):
+def test_baseline_at_its_own_rate_and_first_setting():
     results = {}
     for lr, eta, accuracy in [(0.4, 0.2, 0.8), (0.2, 0.1, 0.7)]:
         run = report.Run('surge', 8, 0, eta, lr=lr)
@@ -382,7 +351,7 @@ def test_baseline_at_its_own_rate_and_first_setting(report):
     assert second.differences == [pytest.approx(-10)]
 
 
-def test_rate_is_the_best_mean_over_the_tuning_seeds(digits):
+def test_rate_is_the_best_mean_over_the_tuning_seeds():
     figures = {
         # A diverged run counts.
         'ste': {0.1: (0.5, 0.6), 0.2: (0.9, 0.1), 0.4: (0.5, 0.5)},
@@ -410,7 +379,7 @@ def test_rate_is_the_best_mean_over_the_tuning_seeds(digits):
     ]
 
 
-def tuned(digits, monkeypatch, best, *args):
+def tuned(monkeypatch, best, *args):
     """Return the runs of a training that has a best rate for each method."""
     trained = []
 
@@ -430,13 +399,10 @@ def tuned(digits, monkeypatch, best, *args):
     return tuning, runs - tuning
 
 
-def test_own_rates_are_used_at_every_depth(digits, tmp_path, monkeypatch):
+def test_own_rates_are_used_at_every_depth(tmp_path, monkeypatch):
     best = {'ste': 0.2, 'surge': 0.05}
     tuning, runs = tuned(
-        digits,
-        monkeypatch,
-        best,
-        *['--layers', '3', '2', '--out', str(tmp_path)],
+        monkeypatch, best, '--layers', '3', '2', '--out', str(tmp_path)
     )
     assert tuning == {
         (method, 3, seed, lr)
@@ -462,15 +428,15 @@ def test_own_rates_are_used_at_every_depth(digits, tmp_path, monkeypatch):
         assert len(list(csv.DictReader(file))) == 24
 
 
-def test_grid_is_not_widened_for_ever(digits, monkeypatch, capsys):
-    tuning, _ = tuned(digits, monkeypatch, {'ste': 1e9})
+def test_grid_is_not_widened_for_ever(monkeypatch, capsys):
+    tuning, _ = tuned(monkeypatch, {'ste': 1e9})
     assert sorted({run[3] for run in tuning}) == [
         *(0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
     ]
     assert '| ste (best at an edge) |' in capsys.readouterr().out
 
 
-def main(digits, out, *args):
+def main(out, *args):
     digits.main(
         ['--methods', 'float', 'ste', 'surge', '--eta', '0.1', '0.2']
         + ['--seeds', '2', '--layers', '1', '--epochs', '1']
@@ -478,8 +444,8 @@ def main(digits, out, *args):
     )
 
 
-def test_finished_runs_are_kept(digits, tmp_path, monkeypatch, capsys):
-    main(digits, tmp_path)
+def test_finished_runs_are_kept(tmp_path, monkeypatch, capsys):
+    main(tmp_path)
     kept = tmp_path / 'runs.jsonl'
     lines = kept.read_text().splitlines()
     assert len(lines) == 8
@@ -510,7 +476,7 @@ def test_finished_runs_are_kept(digits, tmp_path, monkeypatch, capsys):
         return train(run)
 
     monkeypatch.setattr(digits, 'train', spy)
-    main(digits, tmp_path)
+    main(tmp_path)
     assert [(r.method, r.eta, r.seed) for r in again] == [('surge', 0.2, 1)]
     figures = [
         {k: v for k, v in json.loads(line).items() if k != 'seconds'}
@@ -524,25 +490,25 @@ def test_finished_runs_are_kept(digits, tmp_path, monkeypatch, capsys):
         del record['weight_lr'], record['fast_net']
     kept.write_text(''.join(json.dumps(record) + '\n' for record in old))
     again.clear()
-    main(digits, tmp_path)
+    main(tmp_path)
     assert not again
 
 
-def test_damaged_file_is_refused(digits, tmp_path, capsys):
+def test_damaged_file_is_refused(tmp_path, capsys):
     (tmp_path / 'runs.jsonl').write_text('{"method": "ste"}\n')
     with pytest.raises(SystemExit) as error:
-        main(digits, tmp_path)
+        main(tmp_path)
     assert error.value.code == 2
     assert 'runs.jsonl, line 1' in capsys.readouterr().err
 
 
-def test_interruption_is_said(digits, tmp_path, monkeypatch, capsys):
+def test_interruption_is_said(tmp_path, monkeypatch, capsys):
     def interrupt(run):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(digits, 'train', interrupt)
     with pytest.raises(SystemExit) as error:
-        main(digits, tmp_path)
+        main(tmp_path)
     assert error.value.code == 130
     assert 'goes on' in capsys.readouterr().err
 
@@ -577,14 +543,14 @@ def test_interruption_is_said(digits, tmp_path, monkeypatch, capsys):
         (['--batch', '1'], 'batch=1'),
     ],
 )
-def test_wrong_arguments_are_refused(digits, capsys, args, said):
+def test_wrong_arguments_are_refused(capsys, args, said):
     with pytest.raises(SystemExit) as error:
         digits.main(args)
     assert error.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_processes_give_what_one_process_gives(digits):
+def test_processes_give_what_one_process_gives():
     run = digits.Run('surge', 1, 0, epochs=1)
     stores = [digits.Store(None), digits.Store(None)]
     for jobs, store in enumerate(stores, 1):

@@ -29,7 +29,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         help='CPU time, for a busy machine; with --threads 1',
     ),
     'rounds': dict(type=positive_int, help='turns of each that count'),
-    'warmup': dict(type=int, help="turns before these; they don't count"),
+    'warmup': dict(type=int, help='turns of each before these, not counted'),
     'out': dict(type=Path, help='folder for tables, CSV and picture'),
 }
 MACHINE = 'device', 'dtype', 'channels-last', 'threads', 'cpu-time'
