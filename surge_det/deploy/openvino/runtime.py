@@ -77,7 +77,12 @@ class Network:
             checks.integer('threads', threads, 1)
         self.model = model
         self.channels_last = channels_last
-        self.settings = settings(threads or torch.get_num_threads())
+        self.settings = {
+            # By itself OpenVINO takes bfloat16 where the processor has it.
+            'INFERENCE_PRECISION_HINT': 'f32',
+            'INFERENCE_NUM_THREADS': threads or torch.get_num_threads(),
+            'PERFORMANCE_HINT': 'LATENCY',
+        }
         count = len(model.outputs)
         self.structure = list(range(count)) if structure is None else structure
         # Regions have a fixed height and width.
@@ -185,16 +190,3 @@ def _use_channels_last(model: Any, inputs: bool, outputs: bool) -> None:
         port.model().set_layout(layout('NCHW'))
         port.tensor().set_layout(layout('NHWC'))
     steps.build()
-
-
-def settings(threads: int) -> dict[str, Any]:
-    """Return what networks are compiled with.
-
-    Real layers compute in float32: by itself OpenVINO takes bfloat16 where
-    the processor has it.
-    """
-    return {
-        'INFERENCE_PRECISION_HINT': 'f32',
-        'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY',
-    }
