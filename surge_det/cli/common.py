@@ -102,6 +102,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         '--cfg-options',
+        action='extend',
         nargs='+',
         type=_setting,
         metavar='KEY=VALUE',

@@ -41,6 +41,8 @@ COMMANDS = {
 }
 # Those whose module is `command` in a package.
 PACKAGES = ('compare',)
+# Those that may train or test in several processes.
+DISTRIBUTED = ('train', 'test', 'benchmark')
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -52,6 +54,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='surge-det', description='1-bit object detectors with SURGE.'
     )
+    parser.set_defaults(error=parser.error)
     commands = parser.add_subparsers(
         dest='command', metavar='COMMAND', required=True
     )
@@ -62,7 +65,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
             if name in PACKAGES:
                 module_name += '.command'
             module = importlib.import_module(module_name)
-            text, _, more = module.__doc__.partition('\n\n')
+            text, _, more = (module.__doc__ or '').partition('\n\n')
             subparser.description = text
             subparser.epilog = more
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -101,14 +104,24 @@ def script(*command: str) -> NoReturn:
     Args:
         command: What stands before the arguments of the process.
     """
-    status = main([*command, *sys.argv[1:]])
-    torch = sys.modules.get('torch')
-    dist = torch.distributed if torch else None
-    if dist and dist.is_initialized() and dist.get_backend() == 'gloo':
-        # gloo's threads now and then abort a process that ends by itself.
-        dist.barrier()
+    argv = [*command, *sys.argv[1:]]
+    status = main(argv)
+    if argv[0] in DISTRIBUTED and _uses_gloo():
+        # A process with gloo's threads sometimes aborts at its normal end.
+        sys.modules['torch'].distributed.barrier()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _uses_gloo() -> bool:
+    torch = sys.modules.get('torch')
+    dist = torch.distributed if torch else None
+    return (
+        dist is not None
+        and dist.is_available()
+        and dist.is_initialized()
+        and dist.get_backend() == 'gloo'
+    )

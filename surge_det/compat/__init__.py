@@ -27,7 +27,6 @@ _MENDED_BY = {
     'mmengine.config.config': 'config_base',
     'mmengine.registry.root': 'registration',
     'mmengine.runner.checkpoint': 'safe_load',
-    'mmdet.registry': 'registration',
     'mmdet.models.dense_heads.ssd_head': 'ssd_head',
 }
 

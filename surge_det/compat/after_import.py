@@ -29,7 +29,7 @@ class _Loader(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Lets the other finders find, and gives what they find our loader."""
+    """Finds by the finders after it, and adds the action to their loader."""
 
     def __init__(self) -> None:
         self.actions: dict[str, Action] = {}
@@ -39,8 +39,9 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if name not in self.actions:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        for finder in others:
+        # Not those before it: one of them may be a finder of this kind, left
+        # by an earlier import of this package.
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 spec.loader = _Loader(spec.loader, self.actions[name])
@@ -54,9 +55,9 @@ _FINDER = _Finder()
 def after_import(name: str, action: Action) -> None:
     """Run ``action(module)`` when a module has been imported.
 
-    At once where it has been imported already. Imports nothing itself. The
-    action has to be idempotent: the same one may be asked for twice, and a
-    module may be reloaded.
+    A module that has been imported already is handled at once. This imports
+    nothing. The action has to be idempotent: it runs again where it is given
+    twice, or where the module is reloaded.
     """
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)

@@ -1,7 +1,8 @@
-"""Let mmengine's and mmdet's registries find our parts when they are asked.
+"""Let mmengine's registries, and their children, find our parts.
 
-A registry of the toolbox imports its ``locations`` at its first lookup. Ours
-are added to those, so that ``import surge_det`` itself imports no toolbox.
+A registry of the toolbox imports its ``locations`` at its first lookup, and
+looks at what its parent has without importing the parent's. Our locations are
+added to both, so that ``import surge_det`` itself imports no toolbox.
 """
 
 import functools
@@ -23,21 +24,41 @@ BINARIZE_CFG = 'binarize_cfg'
 
 
 def install(module: ModuleType) -> None:
-    """Add our locations to the registries of a module.
+    """Add our locations to the root registries and all below them.
 
     Args:
-        module: ``mmengine.registry.root`` or ``mmdet.registry``.
+        module: ``mmengine.registry.root``.
     """
     if find_spec('mmcv') is None or find_spec('mmdet') is None:
         return
     for name, location in LOCATIONS.items():
-        registry = getattr(module, name)
-        # Not `+=`: mmengine's registries share one list.
-        if location not in registry._locations:
-            registry._locations = [*registry._locations, location]
-            # One that has imported its locations looks at them again.
-            registry._imported = False
+        _add_location(getattr(module, name), location)
     _build_binarized(module.MODELS)
+
+
+def _add_location(registry: Any, location: str) -> None:
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    if location in registry._locations:
+        return
+    if not registry._locations and registry.scope in MODULE2PACKAGE:
+        # An older package: mmengine calls its register_all_modules, but only
+        # as long as there is no location.
+        return
+    # Not `+=`: mmengine's registries share one list.
+    registry._locations = [*registry._locations, location]
+    # One that has imported its locations looks at them again.
+    registry._imported = False
+    add_child = registry._add_child
+
+    def add_child_with_location(child: Any) -> None:
+        add_child(child)
+        _add_location(child, location)
+
+    # Children that are made later, such as those of mmdet.registry.
+    registry._add_child = add_child_with_location
+    for child in registry.children.values():
+        _add_location(child, location)
 
 
 def _build_binarized(registry: Any) -> None:

@@ -10,7 +10,7 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
 
-from surge_det.cli.main import COMMANDS, main
+from surge_det.cli.main import COMMANDS, main, parse_args
 from surge_det.datasets.shapes import prepare_shapes
 
 NAME = 'surge_faster_rcnn_r18_demo'
@@ -40,6 +40,11 @@ def test_every_command_says_what_it_is_for(capsys):
     for command, text in COMMANDS.items():
         assert f'{command} {text}' in printed
     assert "invalid choice: 'trian'" in fails(capsys, 'trian')
+
+
+def test_a_flag_before_the_command(capsys):
+    error = fails(capsys, '--foo', 'train', NAME)
+    assert f'unrecognized arguments: --foo {NAME}' in error
 
 
 def test_a_toolbox_that_is_missing(monkeypatch, capsys):
@@ -83,12 +88,11 @@ def test_a_config_to_start_from(tmp_path, capsys):
     assert path.read_text() == before
 
 
-def test_settings_are_read_as_mmdet_reads_them(tmp_path, monkeypatch, capsys):
-    from surge_det.cli.main import parse_args
-
-    args = ['train', NAME, '--cfg-options', 'a.b=1e-3', 'c=[1,(2,x)]', 'd=e=f']
+def test_settings_are_read_as_mmdet_reads_them(capsys):
+    args = ['train', NAME, '--cfg-options', 'a.b=1e-3', 'c=[1,(2,x)]']
+    args += ['--cfg-options', 'd=e=f', 'a.b=1e-2']
     assert parse_args(args).cfg_options == {
-        'a.b': 1e-3,
+        'a.b': 1e-2,
         'c': [1, (2, 'x')],
         'd': 'e=f',
     }

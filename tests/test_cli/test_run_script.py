@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from surge_det.cli.main import main
+from surge_det.cli.main import main, script
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,15 @@ def test_scripts_exit_status_passes(tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(['run', script])
     assert stop.value.code == 3
+
+
+def test_a_script_keeps_its_exit_handlers(monkeypatch):
+    # Training with gloo ends by os._exit, which would lose them.
+    monkeypatch.setattr('surge_det.cli.main._uses_gloo', lambda: True)
+    monkeypatch.setattr('surge_det.cli.main.main', lambda argv: 0)
+    with pytest.raises(SystemExit) as stop:
+        script('run', 'script.py')
+    assert stop.value.code == 0
 
 
 @pytest.mark.parametrize(

@@ -48,14 +48,16 @@ def test_a_registry_that_has_looked_looks_again(
     monkeypatch.syspath_prepend(tmp_path)
     models = registries.MODELS
     assert models.get('Part') is None
+    monkeypatch.setitem(sys.modules, 'surge_registries', registries)
     (tmp_path / 'surge_parts.py').write_text(
-        'from mmengine.registry import MODELS\nPart = dict\n'
+        'from surge_registries import MODELS\n'
+        "MODELS.register_module('Part', module=dict)\n"
     )
     registration.install(registries)
     registration.install(registries)
     assert models._locations == ['surge_parts']
     assert 'surge_parts' not in Registry('other', scope='x')._locations
-    models.get('Part')
+    assert models.get('Part') is dict
     assert sys.modules.pop('surge_parts')
 
 
@@ -102,6 +104,53 @@ from surge_det.models import SURGEResNet
 from mmdet.registry import MODELS
 assert MODELS.get('SURGEResNet') is SURGEResNet
 assert MODELS.get('FasterRCNN')
+""",
+    # Another package's registry is asked before the root or mmdet's.
+    'child': """
+import surge_det
+from mmengine.registry import MODELS, Registry
+child = Registry('model', parent=MODELS, scope='mmother', locations=['json'])
+grandchild = Registry('model', parent=child, scope='mmthird')
+assert grandchild.get('SURGEConv2d') is child.get('SURGEConv2d') is not None
+""",
+    'child made before': """
+from mmengine.registry import MODELS, Registry
+child = Registry('model', parent=MODELS, scope='mmother', locations=['json'])
+assert child.get('SURGEConv2d') is None
+import surge_det
+assert child.get('SURGEConv2d')
+assert child.get('mmdet.SURGEResNet')
+""",
+    # An older package: mmengine calls its register_all_modules.
+    'no locations': """
+import sys, types
+import surge_det
+from mmengine.registry import MODELS, Registry
+child = Registry('model', parent=MODELS, scope='mmcls')
+def register_all_modules(init_default_scope):
+    child.register_module('Part', module=dict)
+sys.modules['mmcls'] = types.ModuleType('mmcls')
+sys.modules['mmcls.utils'] = types.SimpleNamespace(
+    register_all_modules=register_all_modules)
+assert child.get('Part') is dict
+""",
+    'imported twice': """
+import sys
+import surge_det
+for name in [n for n in sys.modules if n.startswith('surge_det')]:
+    del sys.modules[name]
+import surge_det
+from mmengine.registry import MODELS
+assert MODELS.get('SURGEConv2d')
+""",
+    'reloaded': """
+import importlib, sys
+import surge_det
+importlib.reload(sys.modules['surge_det.compat.after_import'])
+importlib.reload(surge_det.compat)
+importlib.reload(surge_det)
+from mmengine.registry import MODELS
+assert MODELS.get('SURGEConv2d')
 """,
 }
 
