@@ -62,11 +62,7 @@ def run(args: argparse.Namespace) -> None:
         args,
         'growth',
         [Table(['growing', 'layer', 'time', 'kept bytes'], rows, 2)],
-        {
-            'growth': Table(
-                ['growing', 'value', 'layer', 'ms', 'kept_mib'], lines
-            )
-        },
+        Table(['growing', 'value', 'layer', 'ms', 'kept_mib'], lines),
         partial(draw, points),
     )
 

@@ -79,8 +79,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         parts.append(report.count_table(cases))
     parts += [notes(args, problem), *profiles]
     draw = partial(draw_bars, report.panels(cases))
-    turns = report.turns(cases)
-    publish(args, 'inference', parts, {'inference': turns}, draw)
+    publish(args, 'inference', parts, report.turns(cases), draw)
 
 
 def config_sizes(cfg: Config) -> list[tuple[int, int]]:

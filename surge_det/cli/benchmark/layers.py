@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         args,
         'layers',
         [Table(header, rows, 2), ratio_table(results), conditions],
-        {'layers': Table(header, lines)},
+        Table(header, lines),
         partial(draw_bars, panels(results)),
     )
 

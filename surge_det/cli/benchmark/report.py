@@ -48,16 +48,16 @@ def publish(
     args: argparse.Namespace,
     name: str,
     parts: Sequence[Table | str],
-    files: Mapping[str, Table],
+    records: Table,
     draw: Callable[[Path], None],
 ) -> None:
     """Print a report, and write it where ``--out`` says.
 
     Args:
         args: The command line.
-        name: Of the Markdown file and of the picture.
+        name: Of the files.
         parts: Tables and paragraphs of the report.
-        files: What CSV files hold, by their names.
+        records: What the CSV file holds.
         draw: Draws the picture.
     """
     texts = []
@@ -72,9 +72,8 @@ def publish(
     if not args.out:
         return
     (args.out / f'{name}.md').write_text('\n\n'.join(texts) + '\n')
-    for file, table in files.items():
-        with open(args.out / f'{file}.csv', 'w', newline='') as out:
-            csv.writer(out).writerows([table.header, *table.rows])
+    with open(args.out / f'{name}.csv', 'w', newline='') as file:
+        csv.writer(file).writerows([records.header, *records.rows])
     draw(args.out / f'{name}.png')
     print(f'Tables, CSV and picture: {args.out}')
 

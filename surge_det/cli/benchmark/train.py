@@ -117,10 +117,6 @@ def run(args: argparse.Namespace) -> None:
         args,
         'train',
         [Table(header, rows, 2), notes],
-        {
-            'train': Table(
-                ['config', 'layers', 'round', 's', 'peak_mib'], lines
-            )
-        },
+        Table(['config', 'layers', 'round', 's', 'peak_mib'], lines),
         partial(draw_bars, panels),
     )
