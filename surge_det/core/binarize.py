@@ -141,8 +141,9 @@ def binarize(
     if not chosen:
         raise ValueError(
             f'nothing to binarize: include={list(include)}, '
-            f'exclude={list(exclude)} and what stays real by default leave '
-            f'none of {len(layers)} convolutions and linear layers'
+            f'exclude={list(exclude)} and keep_real (of detectors: '
+            f'defaults=True) leave none of {len(layers)} convolutions and '
+            f'linear layers, for {sorted(set(kept.values()))}'
         )
     _check_matches(model, 'overrides', overrides, chosen)
     # All of them before the first is put in, so that an error changes nothing.
@@ -386,11 +387,13 @@ def _check_activation(cfg: Mapping[str, Any] | None) -> None:
     except TypeError as error:
         raise ValueError(f'activation_cfg={cfg!r}: {error}') from error
     for name in ('init', 'negative_slope'):
-        if cfg.get(name, 0.25) == 0:
-            raise ValueError(
-                f'activation_cfg={cfg!r}: {name}={cfg[name]!r} is a ReLU'
+        slope = cfg.get(name, 0.25)
+        if not checks.is_number(slope) or slope == 0:
+            checks.refuse(
+                f'activation_cfg: {name}',
+                slope,
+                'a finite number that is not 0, for 0 is a ReLU',
             )
-        checks.number(f'activation_cfg: {name}', cfg.get(name, 0.25))
 
 
 # --- patterns -------------------------------------------------------------

@@ -69,10 +69,14 @@ def number(
     return float(value)
 
 
-def integer(name: str, value: Any, low: int) -> int:
-    """Return an integer that is at least ``low``."""
+def integer(
+    name: str, value: Any, low: int, or_none: bool = False
+) -> int | None:
+    """Return an integer that is at least ``low``, or ``None`` if allowed."""
+    if value is None and or_none:
+        return None
     if not is_integer(value) or value < low:
-        refuse(name, value, f'an integer >= {low}')
+        refuse(name, value, 'None or ' * or_none + f'an integer >= {low}')
     return value
 
 

@@ -12,7 +12,7 @@ from .binarizers import ScaledSign, build_binarizer
 from .estimators import STE, build_estimator
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerConfig:
     """What a 1-bit layer has beyond its float layer.
 
@@ -75,9 +75,7 @@ class LayerConfig:
                 'normalize_input=True would change a real input; with '
                 'binarize_activation=False only False is allowed'
             )
-        if self.shift is not None:
-            shift = checks.number('shift', self.shift, or_none=True)
-            object.__setattr__(self, 'shift', shift)
+        self.shift = checks.number('shift', self.shift, or_none=True)
         # Not float16: gradients are too small for it, and scaled where it is
         # the type of mixed precision.
         if self.aux_dtype is not None:
@@ -85,7 +83,7 @@ class LayerConfig:
                 checks.refuse(
                     'aux_dtype', self.aux_dtype, "None or 'bfloat16'"
                 )
-            object.__setattr__(self, 'aux_dtype', torch.bfloat16)
+            self.aux_dtype = torch.bfloat16
         for name, build, default in (
             ('activation_estimator', build_estimator, STE(clip=1.0)),
             ('weight_estimator', build_estimator, STE(clip=None)),
@@ -93,10 +91,10 @@ class LayerConfig:
         ):
             given = getattr(self, name)
             built = build(default if given is None else given, name)
-            object.__setattr__(self, name, built)
+            setattr(self, name, built)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConvConfig(LayerConfig):
     """:class:`LayerConfig`, and what only convolutions have.
 

@@ -11,6 +11,9 @@ from .estimators import STE
 from .functional import Settings, surge
 from .layers import SURGEConv2d, SURGELayer, SURGELinear
 
+# Says that inputs are binarized; its gradient never flows.
+_BINARIZES = STE()
+
 
 class PackedLayer(nn.Module):
     r"""What :class:`PackedConv2d` and :class:`PackedLinear` share.
@@ -83,15 +86,17 @@ class PackedLayer(nn.Module):
         return super().train(mode)
 
     @torch.no_grad()
-    def _run(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply; shapes as in the layer that was packed."""
+        if len(self.weight_shape) == 4 and x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         if self.shift is not None:
             x = add_per_channel(x, self.shift, len(self.weight_shape) - 2)
         signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
         scale = self.scale.view(-1, *[1] * (signs.dim() - 1))
         settings = Settings(
             self.operator,
-            # Only asked for whether there is one: no gradient flows here.
-            STE() if self.binarize_activation else None,
+            _BINARIZES if self.binarize_activation else None,
             lambda signs: (signs, scale),
             None,
             None,
@@ -129,21 +134,11 @@ class PackedConv2d(PackedLayer):
 
     packs = SURGEConv2d
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve; shapes as in the class."""
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
-        return self._run(x)
-
 
 class PackedLinear(PackedLayer):
     """Inference form of a :class:`SURGELinear`; as :class:`PackedConv2d`."""
 
     packs = SURGELinear
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply; shapes as in the class."""
-        return self._run(x)
 
 
 def pack_model(model: nn.Module) -> dict[str, str]:

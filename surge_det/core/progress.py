@@ -61,7 +61,7 @@ def set_progress(model: nn.Module, p: float) -> int:
     Raises:
         ValueError: If ``p`` is not in [0, 1].
     """
-    checks.number('p', p, low=0, high=1)
+    p = checks.number('p', p, low=0, high=1)
     parts = list(_parts(model, 'set_progress'))
     for part in parts:
         part.set_progress(p)

@@ -32,7 +32,7 @@ class Registry(dict[str, type]):
             )
         return cls
 
-    def build(self, spec: Any, argument: str) -> Any:
+    def build(self, spec: Any, argument: str = 'spec') -> Any:
         """Turn an object or its config into an object.
 
         Args:

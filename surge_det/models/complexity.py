@@ -293,6 +293,9 @@ def _layers(model: nn.Module, products: _Products) -> Iterator[LayerCost]:
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         kind = type(module).__name__
+        bits = 32, 32
+        if isinstance(module, SURGELayer):
+            bits = module.weight_bits, module.activation_bits
         rows, rest = [], 0
         for name, parameter in _own_parameters(module).items():
             key = id(parameter)
@@ -313,8 +316,7 @@ def _layers(model: nn.Module, products: _Products) -> Iterator[LayerCost]:
                     kind,
                     tuple(parameter.shape),
                     products.output_shapes[key],
-                    getattr(module, 'weight_bits', 32),
-                    getattr(module, 'activation_bits', 32),
+                    *bits,
                     parameter.numel(),
                     products.macs[key],
                 )

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from float_models import Detector, block, plain, surge_names
 from replicas import begin_training
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
@@ -10,59 +11,6 @@ from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core import binarize as binarize_module
 from surge_det.core.activations import SlopePReLU
 from surge_det.core.binarize import binarize
-from surge_det.core.layers import SURGELayer
-
-
-def block(channels, out, size=3, **kwargs):
-    """A convolution, its norm and a ReLU, as toolboxes put them together."""
-    layers = {
-        'conv': nn.Conv2d(channels, out, size, padding=size // 2, **kwargs),
-        'bn': nn.BatchNorm2d(out),
-        'activate': nn.ReLU(inplace=True),
-    }
-    module = nn.Module()
-    for name, layer in layers.items():
-        module.add_module(name, layer)
-    module.forward = lambda x: layers['activate'](
-        layers['bn'](layers['conv'](x))
-    )
-    return module
-
-
-class BoxHead(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.convs = nn.ModuleList([block(8, 8), block(8, 8)])
-        self.cls = nn.Conv2d(8, 3, 1)
-        self.reg = nn.Sequential(
-            nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Sigmoid()
-        )
-        self.relu = nn.ReLU()
-
-
-class Detector(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Sequential(block(3, 8), block(8, 8))
-        self.neck = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3))
-        self.bbox_head = BoxHead()
-
-
-def plain():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3),
-        nn.ReLU6(),
-        nn.Flatten(),
-        nn.Linear(16, 5),
-    )
-
-
-def surge_names(model):
-    return [n for n, m in model.named_modules() if isinstance(m, SURGELayer)]
-
 
 # --- what is binarized ------------------------------------------------------
 
@@ -271,8 +219,10 @@ def test_patterns_are_lists_of_names(value):
 
 
 def test_nothing_left_is_an_error():
-    with pytest.raises(ValueError, match='nothing to binarize'):
+    with pytest.raises(ValueError, match='nothing to binarize') as error:
         binarize(nn.Sequential(nn.Conv2d(3, 4, 3)), keep_real=keep_first)
+    for named in ('include=', 'exclude=', 'defaults=', 'first convolution'):
+        assert named in str(error.value)
 
 
 def test_a_second_conversion_has_other_candidates():
@@ -497,6 +447,10 @@ def test_asking_for_all_does_not_ask_for_the_impossible(include):
         ),
         (dict(overrides={'5': dict(pad_value=-1)}), 'pad_value.*SURGELinear'),
         (dict(include=['1']), "'1' is a ReLU"),
+        (
+            dict(activation_cfg=dict(type='PReLU', init=0)),
+            'init=0 is not allowed: a finite number that is not 0',
+        ),
     ],
 )
 def test_bad_settings_are_named_and_change_nothing(settings, match):

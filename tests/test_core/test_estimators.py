@@ -5,6 +5,7 @@ import torch
 from reference import ApproxSign, expected, relative_error
 
 from surge_det.core import STE, SURGEConv2d, SURGELinear
+from surge_det.core.estimators import build_estimator
 
 
 def test_clipped_ste_passes_up_to_and_including_the_clip():
@@ -38,9 +39,16 @@ def test_derivative_keeps_shape_and_type(clip, dtype):
 
 @pytest.mark.parametrize('clip', [-1.0, 0, math.nan, 'wide', True])
 def test_bad_clip_is_named(clip):
-    with pytest.raises(ValueError, match='clip') as error:
+    with pytest.raises(ValueError, match='clip.*: None or a') as error:
         STE(clip=clip)
     assert str(clip) in str(error.value)
+
+
+def test_built_from_a_config():
+    assert build_estimator({'type': 'STE', 'clip': 0.5}).clip == 0.5
+    for argument, args in (('spec', ()), ('mine', ('mine',))):
+        with pytest.raises(ValueError, match=f'^{argument}='):
+            build_estimator(3, *args)
 
 
 def test_repr_tells_the_clip():

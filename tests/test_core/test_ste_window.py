@@ -207,3 +207,13 @@ def test_a_window_of_ones_own(cls, compensate, kind):
     narrow = gradients(kind, cls(), compensate, aux_dtype='bfloat16')
     assert torch.equal(narrow[1], mine[1])
     torch.testing.assert_close(narrow[0], mine[0], rtol=0.02, atol=0.02)
+
+
+def test_the_window_may_be_changed():
+    ste = STE(clip=1.0)
+    x, ones = torch.tensor([0.4, 0.5, 0.6]), torch.ones(3)
+    assert ste.times_derivative(x, ones).tolist() == [1, 1, 1]
+    ste.clip = 0.5
+    assert ste.times_derivative(x, ones).tolist() == [1, 1, 0]
+    ste.clip = None
+    assert ste.times_derivative(x, ones).tolist() == [1, 1, 1]

@@ -264,7 +264,7 @@ def test_values_that_are_not_finite_are_named(make_model):
 @pytest.mark.parametrize(
     ('arguments', 'named'),
     [
-        ({'interval': 0}, 'interval=0'),
+        ({'interval': 0}, 'interval=0 is not allowed: None or'),
         ({'interval': 1.5}, 'interval=1.5'),
         ({'top': -1}, 'top=-1'),
     ],

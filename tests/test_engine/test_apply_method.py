@@ -1,3 +1,4 @@
+import inspect
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,21 @@ def test_configs_without_a_place_are_refused():
         apply_method(read('float_faster_rcnn_r18_bccd'), 'reste')
     with pytest.raises(ValueError, match="'surge\\+nothing' is not allowed"):
         apply_method(read('surge_faster_rcnn_r18_bccd'), 'surge+nothing')
+
+
+def test_what_is_one_bit_by_default_says_so():
+    parts = {
+        cls
+        for cls in MODELS.module_dict.values()
+        if cls.__module__.startswith('surge_det.models.')
+        and 'conv_cfg' in inspect.signature(cls).parameters
+    }
+    assert {cls.__name__ for cls in parts} == {
+        'SURGEFPN',
+        'SURGERPNHead',
+        'SURGEResNet',
+        'SURGESSDNeck',
+        'SURGESSDVGG',
+    }
+    for cls in parts:
+        assert cls.default_conv_cfg == {'type': 'SURGEConv2d'}

@@ -373,3 +373,11 @@ def test_a_learned_scale_is_stored_once():
         assert [c.name for c in cost.layers] == ['0']
         costs.append(total_cost(cost.layers))
     assert costs[0] == costs[1]
+
+
+def test_bits_are_those_of_our_layers_only():
+    # Other toolboxes' layers may have attributes of these names.
+    layer = nn.Linear(4, 3)
+    layer.weight_bits, layer.activation_bits = 8, 8
+    (row,) = count_cost(layer, lambda: layer(torch.zeros(1, 4))).layers
+    assert (row.weight_bits, row.activation_bits) == (32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,16 +42,9 @@ class STE(Estimator):
     """
 
     def __init__(self, clip: float | None = 1.0) -> None:
-        if clip is not None and clip != math.inf:
-            checks.number('clip', clip, above=0)
+        if clip != math.inf:
+            checks.number('clip', clip, above=0, or_none=True)
         self.clip = clip
-        # The number after `clip`, by type.
-        self._ends = {
-            dtype: torch.tensor(clip or 0, dtype=dtype, device='cpu')
-            .nextafter(torch.tensor(math.inf, dtype=dtype, device='cpu'))
-            .item()
-            for dtype in _WIDE
-        }
 
     @property
     def is_identity(self) -> bool:
@@ -81,7 +75,7 @@ class STE(Estimator):
             return super().times_derivative(x, grad)
         # One pass instead of four. That window is open and this one closed.
         # (Where x is NaN the gradient may pass.)
-        end = self._ends[x.dtype]
+        end = _number_after(self.clip, x.dtype)
         return torch.ops.aten.hardtanh_backward(grad, x, -end, end)
 
     def surrogate(self, x: Tensor) -> Tensor:
@@ -90,3 +84,11 @@ class STE(Estimator):
 
     def __repr__(self) -> str:
         return f'STE(clip={self.clip})'
+
+
+@cache
+def _number_after(number: float, dtype: torch.dtype) -> float:
+    number, infinity = torch.tensor(
+        [number, math.inf], dtype=dtype, device='cpu'
+    )
+    return number.nextafter(infinity).item()

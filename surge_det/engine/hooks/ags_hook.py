@@ -19,7 +19,7 @@ from surge_det.engine.optim.ags_optim_wrapper import (
     compensated_layers,
 )
 
-from .runner_info import check_interval, logs_now, optim_wrappers
+from .runner_info import logs_now, optim_wrappers
 
 
 @HOOKS.register_module()
@@ -55,8 +55,7 @@ class AGSHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, interval: int | None = None, top: int = 3) -> None:
-        check_interval(interval)
-        self.interval = interval
+        self.interval = checks.integer('interval', interval, 1, or_none=True)
         self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
         self._warned_of_unreached = False

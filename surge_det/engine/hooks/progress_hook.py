@@ -21,7 +21,7 @@ from surge_det.core.indicators import (
 from surge_det.core.layers import SURGELayer, named_surge_layers
 from surge_det.core.progress import scheduled_values, set_progress
 
-from .runner_info import check_interval, logs_now, optim_wrappers
+from .runner_info import logs_now, optim_wrappers
 
 
 @HOOKS.register_module()
@@ -60,8 +60,7 @@ class SURGEProgressHook(Hook):
     def __init__(
         self, interval: int | None = None, indicators: bool = False
     ) -> None:
-        check_interval(interval)
-        self.interval = interval
+        self.interval = checks.integer('interval', interval, 1, or_none=True)
         self.indicators = checks.boolean('indicators', indicators)
         self._handles: list[Any] = []
         self._seen: dict[str, list[Tensor]] = defaultdict(list)

@@ -6,19 +6,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
-from surge_det.core import checks
-
 _DEFAULT_INTERVAL = 10  # LoggerHook's
-
-
-def check_interval(interval: object) -> None:
-    """Refuse what is no interval.
-
-    Raises:
-        ValueError: If ``interval`` is neither ``None`` nor an integer >= 1.
-    """
-    if interval is not None:
-        checks.integer('interval', interval, 1)
 
 
 def logs_now(

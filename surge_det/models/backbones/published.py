@@ -402,9 +402,9 @@ def convert_published(
         ValueError: If the layout is unknown, nothing fits, the depths are
             not the same, or a shape differs.
     """
+    checks.one_of('layout', layout, ['auto', *LAYOUTS])
     if layout == 'auto':
         layout = detect_layout(state_dict)
-    checks.one_of('layout', layout, LAYOUTS)
     rules = _LAYOUTS[layout]
     ours = backbone.state_dict()
     sources = rules.match(state_dict)

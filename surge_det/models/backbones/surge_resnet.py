@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from mmcv.cnn import build_norm_layer
 from mmdet.models.backbones import ResNet
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surge_det.core import checks
 from surge_det.core.activations import RPReLU
+from surge_det.models.registered_layers import OneBitByDefault
 
 from .blocks import SURGEBlock, avg_pool, build_shortcut
 from .pretrained import check_pretrained_convs
@@ -110,7 +111,7 @@ class SURGEBottleneck(SURGEBlock):
 
 
 @MODELS.register_module()
-class SURGEResNet(ResNet):
+class SURGEResNet(OneBitByDefault, ResNet):
     """ResNet with 1-bit convolutions in its body.
 
     The stem (7x7 convolution, BN, max-pool, no ReLU) and the shortcuts'
@@ -146,9 +147,6 @@ class SURGEResNet(ResNet):
         ValueError: If ``depth`` or an argument that has no 1-bit meaning
             here is not allowed.
     """
-
-    # Also read by surge_det.engine.apply_method.
-    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
 
     arch_settings = {
         18: (SURGEBasicBlock, (2, 2, 2, 2)),

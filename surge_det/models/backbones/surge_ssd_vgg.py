@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 from mmcv.cnn import VGG, build_conv_layer, build_norm_layer
 from mmdet.registry import MODELS
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core import checks
 from surge_det.core.activations import RPReLU
+from surge_det.models.registered_layers import OneBitByDefault
 
 from .blocks import SURGEBlock, build_shortcut
 from .pretrained import check_pretrained_convs
@@ -55,7 +56,7 @@ class SURGEVGGBlock(SURGEBlock):
 
 
 @MODELS.register_module()
-class SURGESSDVGG(BaseModule):
+class SURGESSDVGG(OneBitByDefault, BaseModule):
     """VGG for SSD with 1-bit 3x3 convolutions.
 
     From BiDet (CVPR 2020) and its public code: the first convolution is
@@ -102,9 +103,6 @@ class SURGESSDVGG(BaseModule):
     Raises:
         ValueError: If ``depth`` is not allowed.
     """
-
-    # Also read by surge_det.engine.apply_method.
-    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
 
     arch_settings = VGG.arch_settings
 

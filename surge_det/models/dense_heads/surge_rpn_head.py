@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import RPNHead
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from surge_det.models.registered_layers import OneBitByDefault
+
 
 @MODELS.register_module()
-class SURGERPNHead(RPNHead):
+class SURGERPNHead(OneBitByDefault, RPNHead):
     """RPN head: 1-bit 3x3 convolutions with PReLU, real 1x1 outputs.
 
     mmdet's ``RPNHead`` has a fixed real convolution and ReLU. One layer
@@ -27,9 +29,6 @@ class SURGERPNHead(RPNHead):
         Each level (N, C, H, W) gives scores (N, anchors, H, W) and box
         deltas (N, 4 * anchors, H, W).
     """
-
-    # Also read by surge_det.engine.apply_method.
-    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
 
     def __init__(
         self, in_channels: int, conv_cfg: dict | None = None, **kwargs: Any

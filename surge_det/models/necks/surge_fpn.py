@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 
+from surge_det.models.registered_layers import OneBitByDefault
+
 
 @MODELS.register_module()
-class SURGEFPN(FPN):
+class SURGEFPN(OneBitByDefault, FPN):
     """Feature pyramid with 1-bit 3x3 convolutions, each with bias and PReLU.
 
     Lateral convolutions are 3x3 as well (IDa-Det, ECCV 2022): a 1-bit 1x1
@@ -34,9 +36,6 @@ class SURGEFPN(FPN):
     Raises:
         ValueError: If ReLUs would stand before a sign.
     """
-
-    # Also read by surge_det.engine.apply_method.
-    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
 
     def __init__(
         self,

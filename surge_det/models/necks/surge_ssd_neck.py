@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdet.models.necks import SSDNeck
 from mmdet.registry import MODELS
 from torch import nn
 
+from surge_det.models.registered_layers import OneBitByDefault
+
 
 @MODELS.register_module()
-class SURGESSDNeck(SSDNeck):
+class SURGESSDNeck(OneBitByDefault, SSDNeck):
     """SSD's extra layers, 1-bit, and L2Norm on the first source.
 
     Each extra level is a 1x1 and a 3x3 1-bit convolution, each with BN and
@@ -43,9 +45,6 @@ class SURGESSDNeck(SSDNeck):
     Raises:
         ValueError: If an argument is not allowed; it is named.
     """
-
-    # Also read by surge_det.engine.apply_method.
-    default_conv_cfg: ClassVar[dict] = {'type': 'SURGEConv2d'}
 
     def __init__(
         self,
