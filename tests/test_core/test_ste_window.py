@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from surge_det.core import STE, SURGEConv2d
 from surge_det.core.estimators import Estimator
@@ -217,3 +218,9 @@ def test_the_window_may_be_changed():
     assert ste.times_derivative(x, ones).tolist() == [1, 1, 0]
     ste.clip = None
     assert ste.times_derivative(x, ones).tolist() == [1, 1, 1]
+
+
+def test_fake_tensors_are_enough():
+    with FakeTensorMode():
+        x = torch.randn(3)
+        assert STE(clip=0.731).times_derivative(x, x).shape == (3,)

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import checks
 from .base import Estimator, register_estimator
@@ -88,7 +89,9 @@ class STE(Estimator):
 
 @cache
 def _number_after(number: float, dtype: torch.dtype) -> float:
-    number, infinity = torch.tensor(
-        [number, math.inf], dtype=dtype, device='cpu'
-    )
-    return number.nextafter(infinity).item()
+    # Tracers and fake tensors would take the number for data.
+    with _disable_current_modes():
+        start, end = torch.tensor(
+            [number, math.inf], dtype=dtype, device='cpu'
+        )
+        return start.nextafter(end).item()
