@@ -25,17 +25,19 @@ def shipped_config(name: str) -> Path:
     """Return the path of a shipped config.
 
     Args:
-        name: Such as ``'surge_faster_rcnn_r18_voc'`` or
-            ``'pretrain/surge_resnet18_crops'``, with or without ``.py``.
+        name: Such as ``'surge_faster_rcnn_r18_voc'``,
+            ``'pretrain/surge_resnet18_crops'`` or a file of ``_base_/``, with
+            or without ``.py``.
 
     Raises:
         ValueError: If there is no such config. The message has the names
             that are near it.
     """
     name = name.removesuffix('.py')
+    path = CONFIGS / f'{name}.py'
+    if path.is_file() and path.resolve().is_relative_to(CONFIGS.resolve()):
+        return path
     names = config_names()
-    if name in names:
-        return CONFIGS / f'{name}.py'
     near = difflib.get_close_matches(name, names, n=5)
     raise ValueError(
         f'config {name!r} is not among the {len(names)} shipped ones'

@@ -57,14 +57,23 @@ def count_images(root: Path, listed: str) -> str:
         root: The dataset's folder.
         listed: Its list: a text file with an image on each line, or COCO's
             JSON; where there is none, all files below the folder count.
+
+    Returns:
+        str: The number; ``'missing'`` where there is no such file, ``'?'``
+        where it is not such a list, ``'-'`` where neither is named.
     """
     from mmengine.fileio import load
 
     path = root / listed
+    if path == Path():
+        return '-'
     if not path.exists():
         return 'missing'
-    if path.suffix == '.json':
-        return f'{len(load(path)["images"]):,}'
     if path.is_dir():
         return f'{sum(file.is_file() for file in path.rglob("*")):,}'
-    return f'{sum(bool(line.strip()) for line in path.open()):,}'
+    try:
+        if path.suffix == '.json':
+            return f'{len(load(path)["images"]):,}'
+        return f'{sum(bool(line.strip()) for line in path.open()):,}'
+    except (KeyError, TypeError, ValueError):
+        return '?'

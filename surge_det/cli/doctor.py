@@ -42,7 +42,9 @@ _OPENCV = (
     'opencv-contrib-python',
     'opencv-contrib-python-headless',
 )
-_INSTALL_TOOLBOX = 'pip install -e ".[mmdet]" or pip install -e ".[onedl]"'
+_INSTALL_TOOLBOX = (
+    'pip install "surge_det[mmdet]" or pip install "surge_det[onedl]"'
+)
 
 
 class Row(NamedTuple):

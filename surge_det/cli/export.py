@@ -8,7 +8,7 @@ Formats:
 
 Example::
 
-    surge-det export configs/surge_faster_rcnn_r18_voc.py CHECKPOINT \\
+    surge-det export surge_faster_rcnn_r18_voc CHECKPOINT \\
         --format packed --out detector.safetensors
 """
 

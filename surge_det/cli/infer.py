@@ -120,7 +120,7 @@ def problem(path: Path) -> str | None:
     try:
         image = mmcv.imfrombytes(path.read_bytes())
     except (OSError, cv2.error):
-        # The second is of an empty file.
+        # OpenCV raises an error of its own for an empty file.
         image = None
     return 'cannot be read as an image' if image is None else None
 
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         images = find_images(args.images)
         if args.config is not None:
-            # mmdet's own reading tells less of what is wrong in it.
+            # mmdet reads it again, but says less about what is wrong.
             read_config(args.config)
         inferencer = DetInferencer(
             args.config and str(args.config),

@@ -2,8 +2,8 @@
 
 Writes OUT/train/CLASS/*.png and OUT/val/CLASS/*.png, what
 ``ImageFolderDataset`` reads. By default the boxes of BCCD go to
-``bccd_crops`` in the data folder, on which
-``configs/pretrain/surge_resnet18_crops.py`` trains.
+``bccd_crops`` in the data folder, on which the config
+``pretrain/surge_resnet18_crops`` trains.
 
 Example::
 
@@ -105,7 +105,7 @@ def cut(
         for path, number, box in items:
             by_image[path].append((name, number, box))
     counts = dict.fromkeys(sorted(boxes), 0)
-    for path, items in track(sorted(by_image.items()), f'cutting {folder}'):
+    for path, items in track(sorted(by_image.items()), 'cutting'):
         with Image.open(path) as image:
             image = image.convert('RGB')
         for name, number, (x1, y1, x2, y2) in items:
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
                     if len(items) > args.max_per_class:
                         boxes[cls] = draw.sample(items, args.max_per_class)
             counts = cut(boxes, out / name, args.margin, args.min_size)
-            told = ', '.join(f'{cls} {n}' for cls, n in counts.items())
-            print(f'{out / name}: {told}')
+            crops = ', '.join(f'{cls} {n}' for cls, n in counts.items())
+            print(f'{out / name}: {crops}')
     except (FileNotFoundError, ValueError, ET.ParseError) as error:
         fail(error)

@@ -3,7 +3,7 @@
 Ends with status 1 and names the layers if there are binarized layers whose
 input never changes sign, or that are never called. Example::
 
-    surge-det preflight configs/surge_retinanet_r50_coco.py
+    surge-det preflight surge_retinanet_r50_coco
 """
 
 from __future__ import annotations

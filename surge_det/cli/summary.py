@@ -5,7 +5,7 @@ stored weights. No data and no weights are needed or fetched.
 
 Example::
 
-    surge-det summary configs/surge_faster_rcnn_r18_voc.py
+    surge-det summary surge_faster_rcnn_r18_voc
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -31,7 +32,8 @@ def print_table(
         else:
             table.add_section()
     console = Console()
-    if not console.is_terminal:
+    # Not console.is_terminal, which FORCE_COLOR=1 makes true.
+    if not sys.stdout.isatty():
         unlimited = console.options.update(width=10_000)
         console.width = Measurement.get(console, unlimited, table).maximum
     console.print(table)

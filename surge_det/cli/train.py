@@ -2,7 +2,7 @@
 
 Example::
 
-    surge-det train configs/surge_faster_rcnn_r18_voc.py --amp
+    surge-det train surge_faster_rcnn_r18_voc --amp
 """
 
 from __future__ import annotations

@@ -54,7 +54,6 @@ def warm_python():
         bufsize=1,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
     )
 
 

@@ -1,5 +1,8 @@
 """A Python that has imported the toolbox, and runs scripts in copies of it.
 
+Of ours it imports `surge_det` alone, as a user's process does: scripts have
+to find the rest.
+
 Reads requests, a line of JSON each, and answers with the script's status.
 """
 
@@ -9,6 +12,7 @@ import os
 import runpy
 import signal
 import sys
+from importlib.util import find_spec
 
 import yapf.yapflib.yapf_api
 
@@ -19,10 +23,10 @@ import surge_det  # noqa: E402, F401
 
 # isort: split
 import mmdet.apis  # noqa: E402, F401
+import mmdet.engine  # noqa: E402, F401
 
-import surge_det.deploy  # noqa: E402, F401
-import surge_det.engine  # noqa: E402, F401
-import surge_det.models  # noqa: E402, F401
+if find_spec('openvino'):
+    import openvino  # noqa: F401
 
 # So that copies don't go through all of it when they end.
 gc.freeze()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from command_line import ROOT
@@ -134,3 +135,12 @@ def test_images_of_coco_and_of_folders_are_counted(tmp_path):
     assert count_images(tmp_path, 'a.json') == '3'
     assert count_images(tmp_path / 'class', '') == '1'
     assert count_images(tmp_path, 'b.json') == 'missing'
+    assert count_images(Path(''), '') == '-'
+    for name, data in (
+        ('list.json', b'[1]'),
+        ('other.json', b'{}'),
+        ('binary.json', b'\xff'),
+        ('binary.txt', b'\xff'),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert count_images(tmp_path, name) == '?'

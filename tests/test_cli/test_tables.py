@@ -7,7 +7,8 @@ def test_markdown_table():
     )
 
 
-def test_printed_table_is_whole_in_a_pipe(capsys):
+def test_printed_table_is_whole_in_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')
     print_table(['layer', 'ms'], [['x' * 150, 1.5], ['[red]', 22]])
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if 'x' * 150 in line]

@@ -32,5 +32,13 @@ def test_names_of_shipped_configs():
     assert 'surge_faster_rcnn_r18_voc' in names
     assert 'pretrain/surge_resnet18_crops' in names
     assert not any('_base_' in name for name in names)
-    for name in ('pretrain/surge_resnet18_crops', 'ste_ssd300_vgg16_voc.py'):
+    base = next(shipped.CONFIGS.glob('_base_/**/*.py'))
+    base = base.relative_to(shipped.CONFIGS).as_posix()
+    for name in (
+        'pretrain/surge_resnet18_crops',
+        'ste_ssd300_vgg16_voc',
+        base,
+    ):
         assert shipped.shipped_config(name).is_file()
+    with pytest.raises(ValueError, match='not among'):
+        shipped.shipped_config('../tools/train')
