@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -67,7 +68,7 @@ class Row(NamedTuple):
 def collect() -> list[Row]:
     """Look at the environment, without ever raising; the table's rows."""
     return [
-        _python(),
+        _row('python', platform.python_version(), _python_problem()),
         Row('surge_det', __version__),
         _package('torch', 'pip install "torch>=2.4"', check=_torch_problem),
         _package(
@@ -76,6 +77,7 @@ def collect() -> list[Row]:
             check=_torchvision_problem,
         ),
         _package('numpy', 'pip install numpy'),
+        _package('rich', 'pip install rich'),
         _package('opencv', 'pip install opencv-python', 'cv2', _OPENCV),
         _setuptools(),
         *(
@@ -104,20 +106,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table; status 1 where something needs doing."""
     rows = collect()
-    print_table(('item', 'found', 'status'), [r[:3] for r in rows], left=3)
+    cells = [row[:3] for row in rows]
+    if find_spec('rich') is None:
+        print(*map('  '.join, cells), sep='\n')
+    else:
+        print_table(('item', 'found', 'status'), cells, left=3)
     remedies = [f'- {row.item}: {row.remedy}' for row in rows if row.remedy]
     if remedies:
         print('\nWhat to do:', *remedies, sep='\n')
     return int(bool(remedies))
 
 
+def _row(item: str, found: str, problem: str) -> Row:
+    return Row(item, found, PROBLEM if problem else OK, problem)
+
+
 def _installed(names: Iterable[str]) -> dict[str, str]:
     versions = {}
     for name in names:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -168,8 +176,7 @@ def _package(
         problem = f'importing {module} fails ({error}). ' + _import_remedy(
             error, remedy
         )
-    status = PROBLEM if problem else OK
-    return Row(item, found or 'unknown version', status, problem)
+    return _row(item, found or 'unknown version', problem)
 
 
 def _import_remedy(error: str, remedy: str) -> str:
@@ -220,11 +227,10 @@ def _optional(name: str) -> Row:
     return Row(name, version or '- (optional)', OK if version else ABSENT)
 
 
-def _python() -> Row:
-    version = platform.python_version()
+def _python_problem() -> str:
     if (3, 10) <= sys.version_info[:2] <= (3, 12):
-        return Row('python', version)
-    return Row('python', version, PROBLEM, 'use Python 3.10, 3.11 or 3.12')
+        return ''
+    return 'use Python 3.10, 3.11 or 3.12'
 
 
 def _setuptools() -> Row:
@@ -248,15 +254,13 @@ def _flavour() -> Row:
         for flavour, parts in _FLAVOURS.items()
     }
     present = [flavour for flavour, found in used.items() if found]
-    if not present:
-        return Row('toolbox flavour', '-', ABSENT)
-    if len(present) == 1:
-        return Row('toolbox flavour', present[0])
+    if len(present) < 2:
+        found = ''.join(present)
+        return Row('toolbox flavour', found or '-', OK if found else ABSENT)
     everything = ' '.join(d for found in used.values() for d in found)
-    return Row(
+    return _row(
         'toolbox flavour',
         'mixed: ' + ' and '.join(present),
-        PROBLEM,
         'packages of both flavours are installed: '
         f'pip uninstall -y {everything}, then {_INSTALL_TOOLBOX}',
     )
@@ -267,29 +271,18 @@ def _mmcv_ops() -> Row:
     source = mmcv_ops.ops_source()
     if source == mmcv_ops.ABSENT:
         return Row(item, '-', ABSENT)
+    problem = ''
     if source == mmcv_ops.MISSING:
-        return Row(
-            item,
-            source,
-            PROBLEM,
-            'pip install torchvision, or an mmcv with compiled ops',
+        problem = 'pip install torchvision, or an mmcv with compiled ops'
+    elif error := _import_error('mmcv.ops'):
+        problem = f'importing mmcv.ops fails ({error}). ' + (
+            'Compiled ops must be built for your torch; without them, '
+            'mmcv-lite is enough: pip uninstall -y mmcv && '
+            'pip install "mmcv-lite>=2.0.0,<2.2.0"'
+            if source == mmcv_ops.COMPILED
+            else 'Solve the problems above first'
         )
-    error = _import_error('mmcv.ops')
-    if error:
-        remedy = 'Solve the problems above first'
-        if source == mmcv_ops.COMPILED:
-            remedy = (
-                'Compiled ops must be built for your torch; without them, '
-                'mmcv-lite is enough: pip uninstall -y mmcv && '
-                'pip install "mmcv-lite>=2.0.0,<2.2.0"'
-            )
-        return Row(
-            item,
-            source,
-            PROBLEM,
-            f'importing mmcv.ops fails ({error}). {remedy}',
-        )
-    return Row(item, source)
+    return _row(item, source, problem)
 
 
 def _registration() -> Row:
@@ -297,12 +290,10 @@ def _registration() -> Row:
     if any(find_spec(n) is None for n in ('mmengine', 'mmcv', 'mmdet')):
         return Row(item, '-', ABSENT)
     for module in dict.fromkeys(LOCATIONS.values()):
-        error = _import_error(module)
-        if error:
-            return Row(
+        if error := _import_error(module):
+            return _row(
                 item,
                 'not registered',
-                PROBLEM,
                 f'importing {module} fails ({error}). Solve the problems '
                 'above first',
             )

@@ -12,6 +12,7 @@ _GOOD = {
     'torch': '2.6.0+cpu',
     'torchvision': '0.21.0+cpu',
     'numpy': '2.1.0',
+    'rich': '14.0.0',
     'opencv-python': '4.10.0',
     'setuptools': '80.0.0',
     'mmengine': '0.10.7',
@@ -23,6 +24,7 @@ _MODULES = {
     'torch': 'torch',
     'torchvision': 'torchvision',
     'numpy': 'numpy',
+    'rich': 'rich',
     'opencv-python': 'cv2',
     'setuptools': 'pkg_resources',
     'mmengine': 'mmengine',
@@ -106,11 +108,11 @@ def test_torch_only(environment, capsys):
     gone = {name: None for name in _GOOD if name not in ('torch', 'numpy')}
     rows = environment(gone, ops=mmcv_ops.ABSENT)
     assert rows['torch'].status == doctor.OK
-    for item in ('torchvision', 'mmengine', 'mmcv', 'mmdet', 'pycocotools'):
+    for item in ('torchvision', 'rich', 'mmengine', 'mmdet', 'pycocotools'):
         assert rows[item].status == doctor.ABSENT
         assert 'pip install' in rows[item].remedy
     assert main(['doctor']) == 1
-    assert '.[mmdet]' in capsys.readouterr().out
+    assert 'surge_det[mmdet]' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
