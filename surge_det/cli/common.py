@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -51,28 +52,36 @@ def config_file(text: str) -> Path:
         ) from None
 
 
-def positive_int(text: str) -> int:
-    """Type of an argument that is a whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not allowed: a whole number of at least 1'
-        )
-    return number
+def number(
+    kind: Callable[[str], float], allowed: str, test: Callable[[float], bool]
+) -> Callable[[str], float]:
+    """Return a type of an argument that is a number.
+
+    Args:
+        kind: ``int`` or ``float``.
+        allowed: What the message says is allowed.
+        test: Whether a number is.
+    """
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not test(value):
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is not allowed: {allowed}'
+            )
+        return value
+
+    return read
 
 
-def fraction(text: str) -> float:
-    """Type of an argument that is a number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f'{text!r}: 0 to 1 is allowed')
-    return number
+positive_int = number(int, 'a whole number of at least 1', lambda n: n >= 1)
+fraction = number(float, 'a number from 0 to 1', lambda n: 0 <= n <= 1)
+not_negative = number(
+    float, 'a number of at least 0', lambda n: 0 <= n < math.inf
+)
 
 
 def _setting(text: str) -> str:

@@ -107,15 +107,8 @@ def run(args: argparse.Namespace) -> None:
     ):
         print(f'Evaluated already: {predictions}')
     else:
-        call(
-            'test',
-            args.config,
-            final,
-            '--work-dir',
-            work_dir / 'test',
-            '--out',
-            predictions,
-        )
+        options = ['--work-dir', work_dir / 'test', '--out', predictions]
+        call('test', args.config, final, *options)
     pictures = work_dir / 'detections'
     call('show-detections', args.config, predictions, '--out', pictures)
     curve = work_dir / 'curve.png'

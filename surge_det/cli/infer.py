@@ -89,21 +89,6 @@ def find_images(paths: list[Path]) -> list[Path]:
     return images
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder to write to.
-
-    Raises:
-        ValueError: If there is something else in its place.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        raise ValueError(
-            f'--out {str(folder)!r}: {str(there)!r} is not a folder'
-        ) from error
-
-
 def problem(path: Path) -> str | None:
     """Say why there can be no picture of an image, if so."""
     import cv2
@@ -145,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
             args.device,
             show_progress=False,
         )
-        prepare(args.out)
+        args.out.mkdir(parents=True, exist_ok=True)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         fail(error)
     boxes, failed = 0, []

@@ -18,7 +18,7 @@ import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
 
-from surge_det.cli.common import fail, positive_int
+from surge_det.cli.common import fail, not_negative, positive_int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--val', default='val', help='split that becomes OUT/val')
     add(
         '--margin',
-        type=float,
+        type=not_negative,
         default=0.1,
         help="what is added on each side, in parts of the box's own size",
     )
@@ -127,8 +127,6 @@ def cut(
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    if args.margin < 0:
-        fail(f'--margin {args.margin}: at least 0')
     from surge_det.datasets import data_root
 
     try:

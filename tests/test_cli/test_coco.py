@@ -68,24 +68,12 @@ def tested(tmp_path_factory):
     """Train a little, evaluate; the folder and both outputs."""
     folder = tmp_path_factory.mktemp('coco')
     trained = tool(
-        'train.py',
-        TINY,
-        '--work-dir',
-        folder,
-        '--cfg-options',
-        *SMALL,
+        *('train.py', TINY, '--work-dir', folder, '--cfg-options', *SMALL),
         root=os.path.abspath(DATA),
     )
     out = tool(
-        'test.py',
-        TINY,
-        folder / 'epoch_1.pth',
-        '--work-dir',
-        folder,
-        '--out',
-        folder / 'predictions.pkl',
-        '--cfg-options',
-        *SMALL,
+        *('test.py', TINY, folder / 'epoch_1.pth', '--work-dir', folder),
+        *('--out', folder / 'predictions.pkl', '--cfg-options', *SMALL),
         f'test_evaluator.outfile_prefix={folder}/results',
         root=os.path.abspath(DATA),
     )

@@ -1,4 +1,3 @@
-import importlib
 import json
 from pathlib import Path
 
@@ -8,15 +7,11 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
 
+from surge_det.cli import demo
 from surge_det.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
-
-
-@pytest.fixture(scope='module')
-def demo():
-    return importlib.import_module('surge_det.cli.demo')
 
 
 @pytest.fixture
@@ -36,18 +31,18 @@ def finished(tmp_path, monkeypatch):
     return tmp_path, checkpoint, cfg
 
 
-def test_finished_training_is_found(demo, finished):
+def test_finished_training_is_found(finished):
     folder, checkpoint, _ = finished
     assert demo.last_checkpoint(CONFIG, folder, 0) == checkpoint
 
 
-def test_training_on_an_older_dataset_is_not_reused(demo, finished):
+def test_training_on_an_older_dataset_is_not_reused(finished):
     folder, checkpoint, _ = finished
     since = checkpoint.stat().st_mtime + 1
     assert demo.last_checkpoint(CONFIG, folder, since) is None
 
 
-def test_training_with_another_config_is_not_reused(demo, finished):
+def test_training_with_another_config_is_not_reused(finished):
     folder, _, cfg = finished
     cfg.optim_wrapper.ags.eta = 0.9
     cfg.dump(folder / CONFIG.name)
@@ -55,7 +50,7 @@ def test_training_with_another_config_is_not_reused(demo, finished):
 
 
 @pytest.fixture
-def ran(demo, finished, monkeypatch):
+def ran(finished, monkeypatch):
     """The commands that the demo runs, and a stand-in for what they write."""
     folder = finished[0]
     commands = []
@@ -74,7 +69,7 @@ def ran(demo, finished, monkeypatch):
 
 
 def test_second_run_reuses_all_and_the_last_line_is_the_map(
-    demo, finished, ran, capsys
+    finished, ran, capsys
 ):
     folder, checkpoint, _ = finished
     for expected in (
@@ -89,7 +84,7 @@ def test_second_run_reuses_all_and_the_last_line_is_the_map(
         assert out.splitlines()[-1] == 'mAP: 0.654'
 
 
-def test_interrupted_training_goes_on(demo, finished, ran):
+def test_interrupted_training_goes_on(finished, ran):
     folder, checkpoint, _ = finished
     checkpoint.rename(folder / 'epoch_1.pth')
     (folder / 'last_checkpoint').write_text('epoch_1.pth')
@@ -99,7 +94,7 @@ def test_interrupted_training_goes_on(demo, finished, ran):
     assert ran[1][-1] == '--resume'
 
 
-def test_failing_tool_ends_the_demo(demo, tmp_path, monkeypatch):
+def test_failing_tool_ends_the_demo(tmp_path, monkeypatch):
     monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
     with pytest.raises(SystemExit) as error:
         demo.call('train', 'missing.py')

@@ -52,15 +52,8 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope='module')
 def packed(trained):
     """The packed file beside the checkpoint, and what was printed."""
-    main(
-        [
-            'export',
-            str(trained / 'config.py'),
-            str(trained / 'epoch_1.pth'),
-            '--format',
-            'packed',
-        ]
-    )
+    args = [trained / 'config.py', trained / 'epoch_1.pth']
+    main(['export', *args, '--format', 'packed'])
     return trained / 'epoch_1.safetensors'
 
 
@@ -124,25 +117,13 @@ def test_options_of_the_config_are_stored(trained, capsys, tmp_path):
         (['config.py', 'config.py', '--format', 'pth'], 'no checkpoint'),
         (['config.py', 'epoch_1.pth', '--format', 'onnx'], 'openvino'),
         (
-            [
-                'config.py',
-                'epoch_1.pth',
-                '--format',
-                'packed',
-                '--out',
-                'x.pth',
-            ],
+            ['config.py', 'epoch_1.pth', '--format', 'packed']
+            + ['--out', 'x.pth'],
             r"x\.pth': the name must end in \.safetensors",
         ),
         (
-            [
-                'config.py',
-                'epoch_1.pth',
-                '--format',
-                'pth',
-                '--out',
-                'epoch_1.pth',
-            ],
+            ['config.py', 'epoch_1.pth', '--format', 'pth']
+            + ['--out', 'epoch_1.pth'],
             'another name',
         ),
         (
@@ -151,10 +132,8 @@ def test_options_of_the_config_are_stored(trained, capsys, tmp_path):
         ),
         (
             ['config.py', 'epoch_1.pth', '--format', 'packed']
-            + [
-                '--cfg-options',
-                'model.neck.conv_cfg.binarize_activation=False',
-            ],
+            + ['--cfg-options']
+            + ['model.neck.conv_cfg.binarize_activation=False'],
             r'epoch_1\.pth: was trained with another config: \d+ layers',
         ),
         (
@@ -166,14 +145,8 @@ def test_options_of_the_config_are_stored(trained, capsys, tmp_path):
             r"config 'broken\.py': SyntaxError: ",
         ),
         (
-            [
-                'config.py',
-                'epoch_1.pth',
-                '--format',
-                'packed',
-                '--cfg-options',
-                'model.roi_head.bbox_head.num_classes=9',
-            ],
+            ['config.py', 'epoch_1.pth', '--format', 'packed']
+            + ['--cfg-options', 'model.roi_head.bbox_head.num_classes=9'],
             r'(?s)epoch_1\.pth: .*fc_cls',
         ),
     ],
@@ -200,16 +173,9 @@ def test_a_layer_that_cannot_be_exported(
     state['state_dict']['neck.fpn_convs.0.conv.weight'][0] = float('nan')
     broken = tmp_path / 'broken.pth'
     torch.save(state, broken)
+    args = [trained / 'config.py', broken, '--format', 'packed']
     with pytest.raises(SystemExit) as error:
-        main(
-            [
-                'export',
-                str(trained / 'config.py'),
-                str(broken),
-                '--format',
-                'packed',
-            ]
-        )
+        main(['export', *args])
     assert error.value.code == 2
     printed = capsys.readouterr()
     # The table first, so that all else is seen beside it.
@@ -499,7 +465,7 @@ def test_infer_tells_of_images_that_fail(
         (['nowhere', '--model', 'epoch_1.pth'], "'nowhere'"),
         (
             ['a/x.jpg', '--model', 'epoch_1.pth', '--out', 'a/x.jpg/y'],
-            "--out 'a/x.jpg/y': 'a/x.jpg' is not a folder",
+            "Not a directory: 'a/x.jpg/y'",
         ),
         (['shapes', '--model', 'epoch_1.pth'], 'shapes has no images'),
         (['config.py', '--model', 'x.xml'], "'x.xml'"),

@@ -82,18 +82,8 @@ def test_crops_are_the_boxes(source, tmp_path, capsys):
 
 def test_margin_and_cap(source, tmp_path):
     out = tmp_path / 'crops'
-    main(
-        [
-            'make-crops',
-            '--source',
-            str(source),
-            '--out',
-            str(out),
-            '--margin',
-            '0.5',
-        ]
-        + ['--max-per-class', '1', '--min-size', '1']
-    )
+    args = ['--source', source, '--out', out, '--margin', 0.5]
+    main(['make-crops', *args, '--max-per-class', 1, '--min-size', 1])
     names = listed(out)
     assert len([n for n in names if n.startswith('train/ball')]) == 1
     crop = Image.open(out / 'train' / 'cube' / 'a_1.png')

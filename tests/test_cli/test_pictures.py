@@ -1,4 +1,3 @@
-import importlib
 import json
 import math
 from pathlib import Path
@@ -7,27 +6,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
 from mmengine.config import Config
 from mmengine.fileio import dump
 
+from surge_det.cli import plot_run as plot
+from surge_det.cli.detection_pictures import show_detections
 from surge_det.cli.main import main
 from surge_det.datasets import shapes
 
 ROOT = Path(__file__).parents[2]
-
-
-def _tool(name):
-    return importlib.import_module(f'surge_det.cli.{name}')
-
-
-@pytest.fixture(scope='module')
-def plot():
-    return _tool('plot_run')
-
-
-@pytest.fixture(scope='module')
-def show():
-    return _tool('detection_pictures')
 
 
 def _log(work_dir, start, records):
@@ -46,7 +36,7 @@ def _epochs(first, last, loss=1.0, score=0.5):
         yield {'pascal_voc/mAP': score, 'pascal_voc/AP50': 0.0, 'step': epoch}
 
 
-def test_curves_of_one_run(plot, tmp_path):
+def test_curves_of_one_run(tmp_path):
     _log(tmp_path, '20250101_000000', _epochs(1, 2))
     curves = plot.read_curves(tmp_path)
     assert curves.losses == [(5, 1.0), (10, 1.0), (15, 1.0), (20, 1.0)]
@@ -54,7 +44,7 @@ def test_curves_of_one_run(plot, tmp_path):
     assert curves.step_name == 'epoch'
 
 
-def test_resumed_run_continues_the_curve(plot, tmp_path):
+def test_resumed_run_continues_the_curve(tmp_path):
     _log(tmp_path, '20250101_000000', _epochs(1, 3))
     # Resumed from the checkpoint of epoch 2.
     _log(tmp_path, '20250102_000000', _epochs(3, 4, loss=2.0, score=0.7))
@@ -66,7 +56,7 @@ def test_resumed_run_continues_the_curve(plot, tmp_path):
     assert [loss for _, loss in curves.losses] == [1.0] * 4 + [2.0] * 4
 
 
-def test_run_from_scratch_starts_a_new_curve(plot, tmp_path):
+def test_run_from_scratch_starts_a_new_curve(tmp_path):
     _log(tmp_path, '20250101_000000', _epochs(1, 3))
     _log(tmp_path, '20250102_000000', list(_epochs(1, 1, loss=2.0))[:2])
     curves = plot.read_curves(tmp_path)
@@ -74,7 +64,7 @@ def test_run_from_scratch_starts_a_new_curve(plot, tmp_path):
     assert curves.scores == []
 
 
-def test_run_by_iterations_and_coco_key(plot, tmp_path):
+def test_run_by_iterations_and_coco_key(tmp_path):
     _log(
         tmp_path,
         '20250101_000000',
@@ -88,7 +78,7 @@ def test_run_by_iterations_and_coco_key(plot, tmp_path):
     assert curves.step_name == 'iteration'
 
 
-def test_another_figure_by_its_name(plot, tmp_path):
+def test_another_figure_by_its_name(tmp_path):
     records = [
         dict(loss=3.0, iter=10, step=10),
         {'ags/scale/neck': 0.1, 'step': 10},
@@ -106,7 +96,7 @@ def test_another_figure_by_its_name(plot, tmp_path):
     assert plot.plot_run(tmp_path, score='bbox_mAP_50').is_file()
 
 
-def test_half_last_line_is_passed_over(plot, tmp_path):
+def test_half_last_line_is_passed_over(tmp_path):
     path = _log(tmp_path, '20250101_000000', _epochs(1, 1))
     whole = path.read_text()
     path.write_text(whole + '{"loss": 1.')
@@ -116,14 +106,14 @@ def test_half_last_line_is_passed_over(plot, tmp_path):
         plot.read_curves(tmp_path)
 
 
-def test_smoothing_is_unbiased_and_passes_over_nan(plot):
+def test_smoothing_is_unbiased_and_passes_over_nan():
     # 0.5-weighted: (1), (1*.25 + 3*.5)/.75, then unchanged by the NaN.
     result = plot.smoothed([1.0, 3.0, math.nan], 0.5)
     assert result == pytest.approx([1.0, 7 / 3, 7 / 3])
 
 
 @pytest.mark.parametrize('scored', [True, False])
-def test_picture_shows_panels(plot, tmp_path, scored):
+def test_picture_shows_panels(tmp_path, scored):
     records = list(_epochs(1, 5, loss=0.8))
     records[0]['loss'] = math.nan
     if not scored:
@@ -137,7 +127,7 @@ def test_picture_shows_panels(plot, tmp_path, scored):
         assert (abs(image.astype(int) - color).max(-1) < 12).any() == there
 
 
-def test_no_log_is_an_error(plot, tmp_path, capsys):
+def test_no_log_is_an_error(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match='no log of a training run'):
         plot.plot_run(tmp_path)
     with pytest.raises(SystemExit):
@@ -171,22 +161,13 @@ def tested(tmp_path_factory):
     return root, path, cfg, predictions
 
 
-def test_pictures_and_sheet(show, tested, tmp_path):
+def test_pictures_and_sheet(tested, tmp_path):
     root, path, _, predictions = tested
     dump(predictions, tmp_path / 'p.pkl')
     out = tmp_path / 'out'
-    main(
-        [
-            'show-detections',
-            str(path),
-            str(tmp_path / 'p.pkl'),
-            '--out',
-            str(out),
-            '--num',
-            '5',
-        ]
-        + ['--cfg-options', f'data_root={root}/shapes']
-    )
+    args = ['show-detections', path, tmp_path / 'p.pkl', '--out', out]
+    settings = ['--cfg-options', f'data_root={root}/shapes']
+    main([*args, '--num', 5, *settings])
     names = sorted(p.name for p in out.iterdir())
     singles = [f'test_{i:05d}.png' for i in (0, 2, 4, 6, 8)]
     assert names == ['detections.png', *singles]
@@ -207,7 +188,7 @@ def test_pictures_and_sheet(show, tested, tmp_path):
     assert (abs(left - right).max(-1) > 20).any()
 
 
-def test_score_threshold_empties_the_right_side(show, tested, tmp_path):
+def test_score_threshold_empties_the_right_side(tested, tmp_path):
     _, _, cfg, predictions = tested
     empty = [dict(p) for p in predictions]
     empty[0]['pred_instances'] = dict(
@@ -217,7 +198,7 @@ def test_score_threshold_empties_the_right_side(show, tested, tmp_path):
     )
 
     def picture(folder, entries, score_thr):
-        _, (path,) = show.show_detections(
+        _, (path,) = show_detections(
             cfg, entries, tmp_path / folder, num=1, score_thr=score_thr
         )
         return cv2.imread(str(path))[-3 * shapes.HEIGHT :]
@@ -227,7 +208,7 @@ def test_score_threshold_empties_the_right_side(show, tested, tmp_path):
     assert not np.array_equal(picture('low', predictions, 0.5), nothing)
 
 
-def test_box_over_the_edge_does_not_shrink_the_image(show, tested, tmp_path):
+def test_box_over_the_edge_does_not_shrink_the_image(tested, tmp_path):
     _, _, cfg, predictions = tested
     wide = [dict(p) for p in predictions]
     wide[0]['pred_instances'] = dict(
@@ -235,7 +216,7 @@ def test_box_over_the_edge_does_not_shrink_the_image(show, tested, tmp_path):
         labels=torch.tensor([0]),
         scores=torch.tensor([0.9]),
     )
-    _, (path,) = show.show_detections(cfg, wide, tmp_path, num=1)
+    _, (path,) = show_detections(cfg, wide, tmp_path, num=1)
     right = cv2.imread(str(path))[-3 * shapes.HEIGHT :, -3 * shapes.WIDTH :]
     assert not (right[5:-5, 5:-5] == 255).all(-1).all(0).any()
     assert np.ptp(right[10:-10, 10:-10].astype(int)) > 50
@@ -250,15 +231,15 @@ def test_box_over_the_edge_does_not_shrink_the_image(show, tested, tmp_path):
         (dict(predictions=[]), 'predictions are of 0 images'),
     ],
 )
-def test_bad_arguments_are_refused(show, tested, tmp_path, changes, match):
+def test_bad_arguments_are_refused(tested, tmp_path, changes, match):
     _, _, cfg, predictions = tested
     arguments = dict(cfg=cfg, predictions=predictions, out=tmp_path)
     with pytest.raises(ValueError, match=match):
-        show.show_detections(**dict(arguments, **changes))
+        show_detections(**dict(arguments, **changes))
 
 
-def test_predictions_of_other_images_are_refused(show, tested, tmp_path):
+def test_predictions_of_other_images_are_refused(tested, tmp_path):
     _, _, cfg, predictions = tested
     other = [dict(p, img_id=f'x{i}') for i, p in enumerate(predictions)]
     with pytest.raises(ValueError, match="no prediction for image 'test_"):
-        show.show_detections(cfg, other, tmp_path)
+        show_detections(cfg, other, tmp_path)

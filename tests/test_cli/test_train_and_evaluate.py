@@ -42,12 +42,8 @@ def root(tmp_path_factory):
 def trained(root, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('work')
     out = tool(
-        'train.py',
-        CONFIG,
-        '--work-dir',
-        work_dir,
-        '--cfg-options',
-        *SMALL,
+        *('train.py', CONFIG, '--work-dir', work_dir),
+        *('--cfg-options', *SMALL),
         root=root,
     )
     return work_dir, out
@@ -73,17 +69,9 @@ def test_evaluation_gives_trainings_figure(trained, root, tmp_path):
     work_dir, out = trained
     predictions = tmp_path / 'predictions.pkl'
     tested = tool(
-        'test.py',
-        CONFIG,
-        work_dir / 'epoch_1.pth',
-        '--work-dir',
-        tmp_path,
-        '--out',
-        predictions,
-        '--show-dir',
-        'shown',
-        '--cfg-options',
-        *SMALL,
+        *('test.py', CONFIG, work_dir / 'epoch_1.pth', '--out', predictions),
+        *('--work-dir', tmp_path, '--show-dir', 'shown'),
+        *('--cfg-options', *SMALL),
         root=root,
     )
     assert final_map(tested) == final_map(out)
@@ -91,14 +79,8 @@ def test_evaluation_gives_trainings_figure(trained, root, tmp_path):
         assert len(pickle.load(file)) == 6
     assert len(list(tmp_path.glob('*/shown/*'))) == 6
     pictures = tmp_path / 'pictures'
-    tool(
-        'show_detections.py',
-        CONFIG,
-        predictions,
-        '--out',
-        pictures,
-        root=root,
-    )
+    args = [CONFIG, predictions, '--out', pictures]
+    tool('show_detections.py', *args, root=root)
     assert (pictures / 'detections.png').stat().st_size > 10_000
     curve = tmp_path / 'curve.png'
     tool('plot_run.py', work_dir, '--out', curve, root=root)
@@ -111,14 +93,8 @@ def test_resume_goes_on_where_the_run_stopped(trained, root, tmp_path):
     shutil.copytree(work_dir, copy)
     (copy / 'last_checkpoint').write_text(str(copy / 'epoch_1.pth'))
     out = tool(
-        'train.py',
-        CONFIG,
-        '--work-dir',
-        copy,
-        '--resume',
-        '--cfg-options',
-        *SMALL,
-        'train_cfg.max_epochs=2',
+        *('train.py', CONFIG, '--work-dir', copy, '--resume'),
+        *('--cfg-options', *SMALL, 'train_cfg.max_epochs=2'),
         root=root,
     )
     assert 'Epoch(train) [2]' in out
@@ -135,14 +111,8 @@ def test_resume_goes_on_where_the_run_stopped(trained, root, tmp_path):
 
 def test_amp_keeps_ags(root, tmp_path):
     out = tool(
-        'train.py',
-        CONFIG,
-        '--amp',
-        '--work-dir',
-        tmp_path,
-        '--cfg-options',
-        *SMALL,
-        'train_cfg.val_interval=5',
+        *('train.py', CONFIG, '--amp', '--work-dir', tmp_path),
+        *('--cfg-options', *SMALL, 'train_cfg.val_interval=5'),
         root=root,
     )
     assert 'AGS lambda of 25 layers' in out
@@ -153,16 +123,9 @@ def test_amp_keeps_ags(root, tmp_path):
 @pytest.mark.isa
 def test_two_processes(root, tmp_path):
     out = run(
-        'bash',
-        ROOT / 'tools' / 'dist_train.sh',
-        CONFIG,
-        2,
-        '--work-dir',
-        tmp_path,
-        '--auto-scale-lr',
-        '--cfg-options',
-        *SMALL,
-        'train_dataloader.batch_size=2',
+        *('bash', ROOT / 'tools' / 'dist_train.sh', CONFIG, 2),
+        *('--work-dir', tmp_path, '--auto-scale-lr'),
+        *('--cfg-options', *SMALL, 'train_dataloader.batch_size=2'),
         'auto_scale_lr.base_batch_size=2',
         root=root,
     )
@@ -171,15 +134,9 @@ def test_two_processes(root, tmp_path):
     state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     assert state['meta']['iter'] == 2
     tested = run(
-        'bash',
-        ROOT / 'tools' / 'dist_test.sh',
-        CONFIG,
-        tmp_path / 'epoch_1.pth',
-        2,
-        '--work-dir',
-        tmp_path / 'test',
-        '--cfg-options',
-        *SMALL,
+        *('bash', ROOT / 'tools' / 'dist_test.sh', CONFIG),
+        *(tmp_path / 'epoch_1.pth', 2, '--work-dir', tmp_path / 'test'),
+        *('--cfg-options', *SMALL),
         root=root,
     )
     assert final_map(tested) == final_map(out)
@@ -285,13 +242,8 @@ def test_stock_tools_on_a_users_config(users_config, root):
     assert 'AGS lambda of 25 layers' in out
     checkpoint = folder / 'work_dirs' / 'mine' / 'epoch_1.pth'
     tested = run(
-        sys.executable,
-        '-m',
-        'surge_det',
-        'run',
-        stock_tool('test.py'),
-        users_config,
-        checkpoint,
+        *(sys.executable, '-m', 'surge_det', 'run', stock_tool('test.py')),
+        *(users_config, checkpoint),
         '--cfg-options',
         'test_dataloader.dataset.pipeline.1.scale=(192,128)',
         root=root,

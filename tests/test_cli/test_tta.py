@@ -1,7 +1,5 @@
 """Test-time augmentation flips images, not the ground truth."""
 
-import importlib
-
 import pytest
 import torch
 from command_line import ROOT
@@ -12,23 +10,19 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from surge_det.cli.test import apply_tta
 from surge_det.datasets.shapes import prepare_shapes
 
 
-@pytest.fixture
-def tool():
-    return importlib.import_module('surge_det.cli.test')
-
-
 def test_every_flip_has_the_ground_truth_of_the_plain_image(
-    tool, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
     prepare_shapes(tmp_path, 5, 5, 0)
     cfg = Config.fromfile(ROOT / 'configs' / 'ste_faster_rcnn_r18_demo.py')
     init_default_scope('mmdet')
     plain = DATASETS.build(cfg.test_dataloader.dataset)[0]
-    tool.apply_tta(cfg)
+    apply_tta(cfg)
     augmented = DATASETS.build(cfg.test_dataloader.dataset)[0]
     wanted = plain['data_samples'].gt_instances.bboxes.tensor
     assert len(wanted)
