@@ -6,7 +6,7 @@ detector is, what it is tested on, and how.
 
 Example::
 
-    surge-det test configs/surge_faster_rcnn_r18_voc.py CHECKPOINT
+    surge-det test surge_faster_rcnn_r18_voc CHECKPOINT
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ thread each. The ratio tells what the group costs.
 Example::
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m \\
-        surge_det benchmark ddp configs/surge_faster_rcnn_r18_bccd.py
+        surge_det benchmark ddp surge_faster_rcnn_r18_bccd
 """
 
 from __future__ import annotations

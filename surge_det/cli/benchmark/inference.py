@@ -19,8 +19,8 @@ Before anything is timed, outputs are compared.
 
 Example::
 
-    surge-det benchmark inference configs/surge_ssd300_vgg16_voc.py \\
-        configs/surge_faster_rcnn_r18_voc.py --threads 1 2 --out work_dirs/fast
+    surge-det benchmark inference surge_ssd300_vgg16_voc \\
+        surge_faster_rcnn_r18_voc --threads 1 2 --out work_dirs/fast
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ first. The images are noise, or with --data the first config's.
 
 Example::
 
-    surge-det benchmark train configs/surge_faster_rcnn_r18_voc.py \\
-        configs/surge_ssd300_vgg16_voc.py --batch 2 --out work_dirs/train
-    surge-det benchmark train configs/ste_faster_rcnn_r18_bccd.py \\
-        configs/fsg_faster_rcnn_r18_bccd.py --as-is --data --threads 1 \\
+    surge-det benchmark train surge_faster_rcnn_r18_voc \\
+        surge_ssd300_vgg16_voc --batch 2 --out work_dirs/train
+    surge-det benchmark train ste_faster_rcnn_r18_bccd \\
+        fsg_faster_rcnn_r18_bccd --as-is --data --threads 1 \\
         --cpu-time --warmup 6 --rounds 8
 """
 

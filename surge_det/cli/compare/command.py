@@ -21,7 +21,7 @@ their run is finished and, where a rate is chosen, evaluated.
 
 Example::
 
-    surge-det compare configs/surge_faster_rcnn_r18_bccd.py \\
+    surge-det compare surge_faster_rcnn_r18_bccd \\
         --methods float ste reste fsg surge surge+reste \\
         --seeds 0 1 2 --jobs 2 --lr-grid 0.0005 0.001 0.002 \\
         --out work_dirs/compare_bccd
@@ -40,11 +40,15 @@ from surge_det.cli.common import (
     add_cfg_options,
     config_file,
     fail,
+    number,
     positive_int,
 )
 
 if TYPE_CHECKING:
     from surge_det.cli.compare.candidates import Candidate
+
+
+_rate = number(float, 'a number > 0', lambda n: 0 < n < math.inf)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,18 +117,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='tables, CSV and pictures',
     )
     add_cfg_options(parser)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not allowed: a number > 0'
-        )
-    return rate
 
 
 def _method_rate(text: str) -> tuple[str, float]:
