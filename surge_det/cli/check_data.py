@@ -74,6 +74,7 @@ def count_images(root: Path, listed: str) -> str:
     try:
         if path.suffix == '.json':
             return f'{len(load(path)["images"]):,}'
-        return f'{sum(bool(line.strip()) for line in path.open()):,}'
+        lines = path.read_text().splitlines()
+        return f'{sum(map(bool, map(str.strip, lines))):,}'
     except (KeyError, TypeError, ValueError):
         return '?'
