@@ -1,0 +1,1 @@
+"""Runs 1-bit detectors with ONNX Runtime; needs neither torch nor mmdet."""
