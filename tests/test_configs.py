@@ -37,6 +37,12 @@ OVERFIT = [
     f'overfit/surge_{detector}_coco_4images'
     for detector in ('faster_rcnn_r18', 'ssd300_vgg16')
 ]
+# Base channels by name; all others have 64.
+WIDTHS = {
+    f'surge_faster_rcnn_r18_w{width}_{data}': width
+    for data, widths in (('bccd', (32, 96, 128)), ('neu', (32, 128)))
+    for width in widths
+}
 FSG = {'fsg_faster_rcnn_r18_bccd'}
 CONVERTED = {
     'overfit/surge_retinanet_r18_coco_4images',
@@ -89,7 +95,10 @@ PAIRS = [
 
 def test_every_promised_config_is_there():
     twins = {f'{m}_{detector}_{d}' for m in TWINS for detector, d in PAIRS}
-    assert set(NAMES) == twins | {*TINY, *OVERFIT} | CONVERTED | FSG
+    assert set(NAMES) == twins | {*TINY, *OVERFIT} | CONVERTED | FSG | {
+        *WIDTHS,
+        'surge_faster_rcnn_r18_neu',
+    }
 
 
 def leaf(dataset):
@@ -160,6 +169,29 @@ def test_twins_differ_in_the_layers_only(detector, data):
                         k: v for k, v in left[part].items() if k != 'conv_cfg'
                     }
             assert twin[key] == left, key
+
+
+@pytest.mark.parametrize(
+    ('name', 'width'),
+    [*WIDTHS.items(), ('surge_faster_rcnn_r18_neu', 64)],
+)
+def test_every_layer_follows_the_width(name, width):
+    usual = f'surge_faster_rcnn_r18_{name.rpartition("_")[2]}'
+    wide, model = (
+        {n: tuple(p.shape) for n, p in build(load(x)).named_parameters()}
+        for x in (name, usual)
+    )
+    assert wide.keys() == model.keys()
+    for key, (*shape,) in model.items():
+        # Output channels, but of the heads' last layers and the box head;
+        # input channels, but of the image and inside of the box head.
+        if key.startswith(('backbone', 'neck', 'rpn_head.rpn_conv')):
+            shape[0] = shape[0] * width // 64
+        if len(shape) > 1 and not re.search(
+            r'backbone.conv1|fc_cls|fc_reg|shared_fcs.1', key
+        ):
+            shape[1] = shape[1] * width // 64
+        assert list(wide[key]) == shape, key
 
 
 @pytest.mark.parametrize('depth', [18, 34])
@@ -286,6 +318,7 @@ def test_data_root_is_one_setting(monkeypatch):
     folders = dict(
         voc='VOCdevkit',
         bccd='bccd',
+        neu='neu_det',
         demo='shapes',
         coco='coco',
         tiny='coco_tiny',

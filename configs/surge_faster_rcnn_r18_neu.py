@@ -1,0 +1,15 @@
+# 1-bit Faster R-CNN R18 on steel surfaces (NEU-DET), 240x240, from scratch.
+_base_ = [
+    './_base_/models/surge_faster_rcnn_r18_fpn_small.py',
+    './_base_/datasets/voc_neu.py',
+    './_base_/schedules/adamw_small.py',
+    './_base_/default_runtime.py',
+]
+
+model = dict(roi_head=dict(bbox_head=dict(num_classes=6)))
+# As for BCCD; nothing was chosen on these data.
+train_cfg = dict(max_epochs=4)
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=1, max_keep_ckpts=1),
+)
