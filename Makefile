@@ -14,7 +14,7 @@ WORK_DIR ?= work_dirs/demo
 
 .PHONY: demo test isa test-onedl lint install clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed $(VENV)/.runtime
 
 $(VENV)/.installed: requirements/$(FLAVOUR).txt setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python' >&2; exit 1; }
@@ -27,6 +27,11 @@ $(VENV)/.installed: requirements/$(FLAVOUR).txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip uninstall -y opencv-python opencv-python-headless && \
 	$(BIN)/python -m pip install --no-deps opencv-python-headless==4.12.0.88; }
 	$(BIN)/python -m surge_det doctor
+	@touch $@
+
+# Compiles the kernels with the clang that comes as the wheel ziglang.
+$(VENV)/.runtime: $(VENV)/.installed runtime/setup.py runtime/pyproject.toml $(wildcard runtime/src/*)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e runtime
 	@touch $@
 
 demo: install
