@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip('onnx')
-ort = pytest.importorskip('onnxruntime')
+pytest.importorskip('onnx', reason='needs ONNX')
+pytest.importorskip('onnxruntime', reason='needs ONNX Runtime')
 pytest.importorskip('surge_runtime', reason='surge_runtime is not installed')
 
-from one_op import run_op, session  # noqa: E402
+from one_op import run_op, session
 
 
 def test_one_operator_runs():

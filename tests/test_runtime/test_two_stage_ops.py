@@ -2,20 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
-pytest.importorskip('onnxruntime', reason='ONNX Runtime is not installed')
+pytest.importorskip('mmdet', reason='needs the toolbox')
+pytest.importorskip('onnxruntime', reason='needs ONNX Runtime')
 pytest.importorskip('surge_runtime', reason='surge_runtime is not installed')
 
-import surge_det  # noqa: F401, E402  (comes before mmcv.ops)
-import torch  # noqa: E402
-from mmdet.models.roi_heads.bbox_heads import BBoxHead  # noqa: E402
-from mmdet.models.roi_heads.roi_extractors import (  # noqa: E402
-    SingleRoIExtractor,
-)
-from mmdet.registry import MODELS  # noqa: E402
-from mmengine.config import ConfigDict  # noqa: E402
-from onnx import TensorProto  # noqa: E402
-from one_op import run_op  # noqa: E402
+import surge_det  # noqa: F401
+
+# isort: split
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from one_op import run_op
+from onnx import TensorProto
 
 MAX_RATIO = abs(np.log(16 / 1000))
 DETECTIONS = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64)
