@@ -42,10 +42,13 @@ inline float exp_of(float value) {
   double shifted = x * 1.4426950408889634 + shift;
   double n = shifted - shift;
   double r = x - n * 0.6931471805599453;
-  double sum = 1.0 / 3628800;
-  for (double factor : {1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
-                        1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
-    sum = sum * r + factor;
+  // Taylor's series, in pairs; what is left out is below 2e-10.
+  double rr = r * r;
+  double sum = 1.0 / 5040 + r * (1.0 / 40320);
+  sum = 1.0 / 120 + r * (1.0 / 720) + rr * sum;
+  sum = 1.0 / 6 + r * (1.0 / 24) + rr * sum;
+  sum = 1.0 + r * 0.5 + rr * sum;
+  sum = 1.0 + r * sum;
   uint64_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 1023) << 52;

@@ -6,14 +6,14 @@ namespace surge {
 const OrtApi *api = nullptr;
 
 // The operators of domain "surge", version 1.
-const OrtCustomOp *identity_op();
+const OrtCustomOp *dense_boxes_op();
 const OrtCustomOp *preprocess_op();
 const OrtCustomOp *proposals_op();
 const OrtCustomOp *roi_align_op();
 const OrtCustomOp *roi_boxes_op();
 
 static const OrtCustomOp *(*const operators[])() = {
-    identity_op,
+    dense_boxes_op,
     preprocess_op,
     proposals_op,
     roi_align_op,
