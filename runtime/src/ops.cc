@@ -6,14 +6,18 @@ namespace surge {
 const OrtApi *api = nullptr;
 
 // The operators of domain "surge", version 1.
+const OrtCustomOp *binary_conv_op();
 const OrtCustomOp *dense_boxes_op();
+const OrtCustomOp *pool_op();
 const OrtCustomOp *preprocess_op();
 const OrtCustomOp *proposals_op();
 const OrtCustomOp *roi_align_op();
 const OrtCustomOp *roi_boxes_op();
 
 static const OrtCustomOp *(*const operators[])() = {
+    binary_conv_op,
     dense_boxes_op,
+    pool_op,
     preprocess_op,
     proposals_op,
     roi_align_op,

@@ -1,0 +1,144 @@
+// 1-bit convolution of maps in NHWC: what every instruction set shares.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace surge {
+
+// Memory that vectors are loaded from whole.
+struct AlignedDelete {
+  void operator()(uint8_t *p) const;
+};
+using Buffer = std::unique_ptr<uint8_t[], AlignedDelete>;
+Buffer allocate(size_t bytes);
+
+// Sizes of a layer; those of the input come with each call.
+struct Geometry {
+  int64_t in_channels = 0;
+  int64_t out_channels = 0;
+  int64_t groups = 1;
+  int64_t kernel[2] = {1, 1};  // rows, columns
+  int64_t stride[2] = {1, 1};
+  int64_t dilation[2] = {1, 1};
+  int64_t pads[4] = {0, 0, 0, 0};  // top, left, bottom, right
+  int pad_value = 0;               // 0, 1 or -1
+
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+  int64_t group_in() const { return in_channels / groups; }
+  int64_t group_out() const { return out_channels / groups; }
+  // Of the output, for an input's; 0 where the input is too small.
+  int64_t out_size(int axis, int64_t in) const;
+  // Throws std::invalid_argument if numbers are out of range.
+  void check() const;
+};
+
+// What follows the sum, one number per output channel each, or null. Each step
+// is rounded by itself, in this order:
+// scale, bias, factor, offset, residual map, pre, slope (PReLU), post.
+struct Epilogue {
+  const float *scale = nullptr;
+  const float *bias = nullptr;
+  const float *factor = nullptr;
+  const float *offset = nullptr;
+  const float *pre = nullptr;
+  const float *slope = nullptr;
+  const float *post = nullptr;
+};
+
+// Runs tasks 0 to count - 1, in threads or one after the other.
+using ParallelFor =
+    std::function<void(int64_t count, const std::function<void(int64_t)>&)>;
+
+struct Plan;
+
+// Output pixels that a kernel is given at once, at most: weights that are
+// fetched once serve all.
+constexpr int64_t kMaxPixels = 96;
+
+// One instruction set's kernels. Bits of activations and of weights come in
+// units; a kernel sums a block of output channels over a few pixels at a time.
+struct Kernels {
+  const char *name;
+  int unit_bits;        // channels in a unit
+  int unit_bytes;       // of activations
+  int block;            // output channels
+  int64_t weight_unit;  // bytes of a unit of a block's weights
+  // Packs the channels of a group of one pixel.
+  void (*pack)(const float *x, const float *start, int64_t channels,
+               uint8_t *units);
+  // Units of -1 or +1, as padding has them.
+  void (*fill)(bool positive, int64_t channels, uint8_t *units);
+  // Puts a unit's bits of one output channel in its place in a block's.
+  void (*place)(uint32_t bits, int lane, uint8_t *unit);
+  // Computes output pixels [first, last).
+  void (*run)(const Plan &plan, int64_t first, int64_t last);
+};
+
+// The best ones that the processor has, or those that SURGE_ISA names.
+// Throws std::runtime_error if it names others than the processor's.
+const Kernels &best_kernels();
+// By name; null if this build or the processor has not got them.
+const Kernels *find_kernels(const char *name);
+
+// What a kernel must know to compute some rows of an image.
+struct Plan {
+  const Geometry *geometry;
+  const Epilogue *epilogue;
+  const uint8_t *bits;     // padded input: rows, columns, groups, units
+  int64_t pixel_bytes;     // of a column
+  int64_t row_bytes;
+  int64_t group_units;
+  // Where runs of units that lie one after the other begin, in bytes from a
+  // window's first unit, and their length in units.
+  const int64_t *runs;
+  int64_t run_count;
+  int64_t run_length;
+  const uint8_t *weights;  // groups, blocks, units, lanes
+  int64_t block_bytes;
+  int64_t blocks;          // of a group
+  // For each kind of row and column a window may have, what counts of
+  // differing bits are subtracted from, twice: channels of whole blocks.
+  const int32_t *bases;
+  const int32_t *row_kind;
+  const int32_t *column_kind;
+  int64_t column_kinds;
+  int64_t out_columns;
+  const float *residual;   // of these rows, or null
+  float *y;
+};
+
+class BinaryConv {
+ public:
+  // weight: signs as bits, (out_channels, taps, bytes), first channel lowest.
+  // Throws std::invalid_argument if geometry.check() does.
+  BinaryConv(const Geometry &geometry, const uint8_t *weight,
+             const float *start, const Kernels &kernels = best_kernels());
+
+  // x (n, h, w, in_channels) to y (n, h_out, w_out, out_channels).
+  void run(const float *x, int64_t n, int64_t h, int64_t w,
+           const Epilogue &epilogue, const float *residual, float *y,
+           const ParallelFor &parallel) const;
+
+  const Geometry &geometry() const { return geometry_; }
+  const Kernels &kernels() const { return kernels_; }
+
+ private:
+  struct Kinds;
+  Kinds kinds(int axis, int64_t in, int64_t out) const;
+  // Packs a row with its padding; a row of padding where row is null.
+  void pack_row(const float *row, int64_t w, uint8_t *to) const;
+
+  Geometry geometry_;
+  const Kernels &kernels_;
+  std::vector<float> start_;
+  int64_t group_units_;
+  int64_t blocks_;
+  int64_t block_bytes_;
+  Buffer weights_;
+  std::vector<int32_t> tap_sums_;  // taps, then channels of whole blocks
+};
+
+}  // namespace surge

@@ -1,0 +1,165 @@
+// The operator BinaryConv.
+#include <algorithm>
+#include <cstring>
+
+#include "binary_conv.h"
+#include "op.h"
+
+namespace surge {
+
+namespace {
+
+enum Inputs : size_t {
+  X,
+  WEIGHT,
+  START,
+  SCALE,
+  BIAS,
+  FACTOR,
+  OFFSET,
+  RESIDUAL,
+  PRE,
+  SLOPE,
+  POST
+};
+
+void serial(int64_t count, const std::function<void(int64_t)> &task) {
+  for (int64_t i = 0; i < count; ++i) task(i);
+}
+
+}  // namespace
+
+struct BinaryConvOp {
+  static constexpr const char *name = "BinaryConv";
+  static constexpr Port inputs[] = {
+      {"X", FLOAT},
+      {"weight", UINT8},
+      {"start", FLOAT},
+      {"scale", FLOAT},
+      {"bias", FLOAT, OPTIONAL},
+      {"factor", FLOAT, OPTIONAL},
+      {"offset", FLOAT, OPTIONAL},
+      {"residual", FLOAT, OPTIONAL},
+      {"pre", FLOAT, OPTIONAL},
+      {"slope", FLOAT, OPTIONAL},
+      {"post", FLOAT, OPTIONAL},
+  };
+  static constexpr Port outputs[] = {{"Y", FLOAT}};
+
+  explicit BinaryConvOp(const Info &info) {
+    Input weight = info.constant(WEIGHT), start = info.constant(START);
+    weight.expect({-1, -1, -1});
+    start.expect({-1});
+    Geometry g;
+    g.in_channels = start.dim(0);
+    g.out_channels = weight.dim(0);
+    g.groups = info.integer("groups", 1);
+    const auto kernel = info.integers("kernel_shape", 2);
+    const auto strides = info.integers("strides", 2);
+    const auto dilations = info.integers("dilations", 2);
+    const auto pads = info.integers("pads", 4);
+    std::copy(kernel.begin(), kernel.end(), g.kernel);
+    std::copy(strides.begin(), strides.end(), g.stride);
+    std::copy(dilations.begin(), dilations.end(), g.dilation);
+    std::copy(pads.begin(), pads.end(), g.pads);
+    const float value = info.number("pad_value");
+    if (value != 0 && value != 1 && value != -1)
+      throw Error("attribute pad_value is " + std::to_string(value) +
+                  ", not 0, 1 or -1");
+    g.pad_value = static_cast<int>(value);
+    g.check();
+    weight.expect({g.out_channels, g.taps(), (g.group_in() + 7) / 8});
+
+    const int64_t o = g.out_channels;
+    epilogue_.scale = values(info, SCALE, o, 0, true);
+    epilogue_.bias = values(info, BIAS, o, 0, true);
+    const bool norm = info.constant(FACTOR) || info.constant(OFFSET);
+    epilogue_.factor = values(info, FACTOR, o, 1, norm);
+    epilogue_.offset = values(info, OFFSET, o, 0, norm);
+    const bool activation =
+        info.constant(PRE) || info.constant(SLOPE) || info.constant(POST);
+    epilogue_.pre = values(info, PRE, o, 0, activation);
+    epilogue_.slope = values(info, SLOPE, o, 1, activation);
+    epilogue_.post = values(info, POST, o, 0, activation);
+
+    conv_ = std::make_unique<BinaryConv>(g, weight.data<uint8_t>(),
+                                         start.data<float>());
+    if (const int64_t right = info.integer("check", 0)) {
+      const int64_t found = checksum(start.data<float>());
+      if (found != right)
+        throw Error(std::string("the kernels (") + conv_->kernels().name +
+                    ") compute other values than those stored in the model");
+    }
+  }
+
+  void compute(Context &context) const {
+    const Geometry &g = conv_->geometry();
+    Input x = context.input(X), residual = context.input(RESIDUAL);
+    x.expect({-1, -1, -1, g.in_channels});
+    const Shape shape = {x.dim(0), g.out_size(0, x.dim(1)),
+                         g.out_size(1, x.dim(2)), g.out_channels};
+    if (residual) residual.expect(shape);
+    float *y = context.output<float>(0, shape);
+    conv_->run(x.data<float>(), x.dim(0), x.dim(1), x.dim(2), epilogue_,
+               residual ? residual.data<float>() : nullptr, y,
+               [&](int64_t count, const std::function<void(int64_t)> &task) {
+                 context.parallel(count, task);
+               });
+  }
+
+ private:
+  // An input of one number per channel; a default where it is absent, and
+  // null where it is not needed.
+  const float *values(const Info &info, size_t index, int64_t channels,
+                      float absent, bool needed) {
+    if (!needed) return nullptr;
+    Input given = info.constant(index);
+    std::vector<float> kept(channels, absent);
+    if (given || index == SCALE) {
+      given.expect({channels});
+      std::copy_n(given.data<float>(), channels, kept.begin());
+    }
+    kept_.push_back(std::move(kept));
+    return kept_.back().data();
+  }
+
+  // Of the output for a small made-up input, which the exporter computes in
+  // its own way (surge_det/deploy/onnx). Half of the values are just on the
+  // threshold.
+  int64_t checksum(const float *start) const {
+    const Geometry &g = conv_->geometry();
+    int64_t in[2], out[2];
+    for (int axis : {0, 1}) {
+      in[axis] =
+          g.dilation[axis] * (g.kernel[axis] - 1) + 1 + g.stride[axis];
+      out[axis] = g.out_size(axis, in[axis]);
+    }
+    std::vector<float> x(in[0] * in[1] * g.in_channels);
+    for (size_t i = 0; i < x.size(); ++i) {
+      x[i] = start[i % g.in_channels];
+      if (static_cast<uint32_t>((i + 1) * 2654435761u) >> 16 & 1)
+        x[i] -= std::abs(x[i]) + 1;
+    }
+    std::vector<float> y(out[0] * out[1] * g.out_channels), residual(y.size());
+    for (size_t i = 0; i < y.size(); ++i)
+      residual[i] = static_cast<float>(i % 7) - 3;
+    conv_->run(x.data(), 1, in[0], in[1], epilogue_, residual.data(), y.data(),
+               serial);
+    uint64_t sum = 0;
+    for (size_t i = 0; i < y.size(); ++i) {
+      const float value = y[i] + 0.0f;  // no negative zero
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      sum += (uint64_t{bits} + 1) * (2 * i + 1);
+    }
+    return static_cast<int64_t>(sum);
+  }
+
+  Epilogue epilogue_;
+  std::vector<std::vector<float>> kept_;
+  std::unique_ptr<BinaryConv> conv_;
+};
+
+const OrtCustomOp *binary_conv_op() { return make_op<BinaryConvOp>(); }
+
+}  // namespace surge
