@@ -15,6 +15,7 @@ class Anchors {
         counts_(info.integers("anchors_per_level", strides_.size())) {
     int64_t sum = 0;
     for (int64_t count : counts_) {
+      if (count < 1) throw Error("attribute anchors_per_level is below 1");
       starts_.push_back(sum);
       sum += count;
     }

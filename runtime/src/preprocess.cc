@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kChannels = 3;
 // Output rows of a task.
 constexpr int64_t kRows = 16;
+// Longest side of an image.
+constexpr int64_t kMost = 1 << 16;
 
 // One axis of OpenCV's bilinear interpolation of bytes: each output pixel
 // reads two neighbours with weights in units of 1/2048.
@@ -147,9 +149,12 @@ struct Preprocess {
     auto mean = info.numbers("mean", kChannels);
     auto std = info.numbers("std", kChannels);
     for (int64_t size : {scale[0], scale[1], pad_divisor, batch_divisor})
-      if (size < 1)
+      if (size < 1 || size > kMost)
         throw Error("attributes scale, pad_divisor and batch_divisor must be "
-                    "1 or more");
+                    "from 1 to 65536");
+    for (int64_t size : pad_size)
+      if (size < 0 || size > kMost)
+        throw Error("attribute pad_size must be from 0 to 65536");
     for (int64_t value : pad_value)
       if (value < 0 || value > 255)
         throw Error("attribute pad_value must be from 0 to 255");

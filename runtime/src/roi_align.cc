@@ -120,10 +120,17 @@ __attribute__((target("avx2"))) void pool_avx2(
     const Axis &across, int64_t bins, float *out) {
   pool<64>(map, width, channels, down, across, bins, out);
 }
+
+__attribute__((target("avx512f"))) void pool_avx512(
+    const float *map, int64_t width, int64_t channels, const Axis &down,
+    const Axis &across, int64_t bins, float *out) {
+  pool<64>(map, width, channels, down, across, bins, out);
+}
 #endif
 
 Pool *best_pool() {
 #if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return pool_avx512;
   if (__builtin_cpu_supports("avx2")) return pool_avx2;
 #endif
   return pool_base;
@@ -148,6 +155,8 @@ struct RoIAlign {
         aligned(info.integer("aligned")),
         pool(best_pool()) {
     if (bins < 1) throw Error("attribute output_size is below 1");
+    if (ratio < 0 || ratio > 1024)
+      throw Error("attribute sampling_ratio must be from 0 to 1024");
     if (strides.empty()) throw Error("attribute strides is empty");
   }
 

@@ -200,5 +200,10 @@ def test_images_that_cannot_be():
             model.run(None, {'x0': np.zeros(shape, np.uint8)})
     with pytest.raises(Exception, match='1000 x 1 pixels has no pixel left'):
         preprocess(picture(1, 1000), scale=[320, 240], keep_ratio=1)
-    with pytest.raises(Exception, match='pad_value must be from 0 to 255'):
-        preprocess(picture(4, 4), pad_value=[0, 0, 256])
+    for name, value, message in (
+        ('pad_value', [0, 0, 256], 'pad_value must be from 0 to 255'),
+        ('pad_size', [0, -1], 'pad_size must be from 0 to 65536'),
+        ('scale', [0, 8], 'must be from 1 to 65536'),
+    ):
+        with pytest.raises(Exception, match=message):
+            preprocess(picture(4, 4), **{name: value})
