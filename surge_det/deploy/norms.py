@@ -51,6 +51,28 @@ def folded(norm: _BatchNorm) -> tuple[Tensor, Tensor] | None:
 
 
 @torch.no_grad()
+def factor_and_offset(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return what a norm in eval mode multiplies by, and what it adds.
+
+    In the order of torch's kernel; that may fuse multiplications with
+    additions, as the processor has it.
+
+    Args:
+        norm: With statistics; not changed.
+
+    Returns:
+        Two tensors (C,).
+    """
+    factor = 1 / (norm.running_var + norm.eps).sqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight
+    offset = -norm.running_mean * factor
+    if norm.bias is not None:
+        offset = norm.bias + offset
+    return factor, offset
+
+
+@torch.no_grad()
 def fold(model: nn.Module) -> list[str]:
     """Fold the norms of a model, in place, where that is exact.
 

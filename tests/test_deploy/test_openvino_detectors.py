@@ -27,14 +27,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import box_iou
 
 from surge_det.deploy import FORMATS, ExportError
+from surge_det.deploy import networks as networks_module
 from surge_det.deploy.config import config_text
 from surge_det.deploy.extra import require
 from surge_det.deploy.formats import openvino as format_module
+from surge_det.deploy.networks import Flattened, detector_problem
 from surge_det.deploy.openvino import Network, dense_network, roi_network
-from surge_det.deploy.openvino import detector as detector_module
 from surge_det.deploy.openvino import runtime as runtime_module
 from surge_det.deploy.openvino.conversion import exact_arithmetic
-from surge_det.deploy.openvino.detector import Flattened, detector_problem
 from surge_det.deploy.openvino.lowering import stored_as_bits
 from surge_det.deploy.openvino.runtime import shared_core
 from surge_det.deploy.openvino.self_check import (
@@ -428,7 +428,7 @@ def test_export_refuses_before_it_writes(tmp_path):
 @pytest.mark.parametrize('dim', [2, 3])
 def test_a_network_that_fits_one_size_is_refused(dim, monkeypatch):
     network = Flattened(nn.Identity(), lambda x: [x * int(x.shape[dim])])
-    monkeypatch.setattr(detector_module, 'dense_network', lambda _: network)
+    monkeypatch.setattr(networks_module, 'dense_network', lambda _: network)
     with pytest.raises(ExportError, match='output 0.* is wrong'):
         format_module._dense(nn.Identity())
 

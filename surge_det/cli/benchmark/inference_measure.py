@@ -23,6 +23,7 @@ from surge_det.core import SURGEConv2d
 from surge_det.core.layers import SURGELayer, named_surge_layers
 from surge_det.deploy import FORMATS
 from surge_det.deploy.extra import require
+from surge_det.deploy.networks import roi_example
 from surge_det.deploy.openvino import (
     Network,
     convert,
@@ -32,7 +33,6 @@ from surge_det.deploy.openvino import (
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.detector import (
     install_networks,
-    roi_example,
     takes_channels_last,
 )
 from surge_det.deploy.openvino.runtime import shared_core

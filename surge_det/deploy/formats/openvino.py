@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core.layers import SURGELayer
 from surge_det.core.packed_layers import PackedLayer
+from surge_det.deploy import networks
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import conversion, detector, self_check
@@ -99,11 +100,11 @@ class OpenVINOFormat(Format):
             'config': config_text(model.cfg),
             'dataset_meta': meta_text(model.dataset_meta),
         }
-        with conversion.evaluating(model):
+        with networks.evaluating(model):
             models = {path: _dense(model)}
-            roi = detector.roi_network(model)
+            roi = networks.roi_network(model)
             if roi is not None:
-                example = detector.roi_example(model)
+                example = networks.roi_example(model)
                 models[path.with_suffix(ROI_SUFFIX)] = _converted(
                     roi, example, (7, *example.shape[1:]), sizes_vary=False
                 )
@@ -146,9 +147,9 @@ class OpenVINOFormat(Format):
                 f'{type(model).__name__} has other layers, or computes them '
                 'otherwise'
             )
-        if problem := detector.detector_problem(model):
+        if problem := networks.detector_problem(model):
             raise ValueError(f'{path}: does not fit this config: {problem}')
-        networks = [_network(stored, path, threads)]
+        found = [_network(stored, path, threads)]
         if hasattr(model, 'roi_head'):
             roi_path = Path(path).with_suffix(ROI_SUFFIX)
             roi = _read(roi_path)
@@ -157,8 +158,8 @@ class OpenVINOFormat(Format):
                     f'{roi_path} and {path} are of different exports: export '
                     'both again'
                 )
-            networks.append(_network(roi, roi_path, threads))
-        detector.install_networks(model, networks)
+            found.append(_network(roi, roi_path, threads))
+        detector.install_networks(model, found)
         model.dataset_meta = read_meta(stored['dataset_meta'], path)
 
     def _bits(self, layer: nn.Module) -> str:
@@ -197,12 +198,12 @@ class OpenVINOFormat(Format):
         return code_of_its_own(layer)
 
     def _detector_problem(self, model: nn.Module) -> Problem | None:
-        problem = detector.detector_problem(model)
+        problem = networks.detector_problem(model)
         return (problem, 'use --format packed') if problem else None
 
 
 def _dense(model: nn.Module) -> Any:
-    network = detector.dense_network(model)
+    network = networks.dense_network(model)
     for size in _SIZES:
         example = self_check.check_input((1, 3, size, size))
         try:
@@ -222,7 +223,7 @@ def _dense(model: nn.Module) -> Any:
 
 
 def _converted(
-    network: detector.Flattened,
+    network: networks.Flattened,
     example: Tensor,
     shape: tuple[int, ...],
     sizes_vary: bool = True,

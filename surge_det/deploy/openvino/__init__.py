@@ -3,15 +3,16 @@
 ===================  ======================================================
 ``convert``          a module, 1-bit or real, to ``openvino.Model``
 ``Network``          runs one, whatever the size
-``detector``         which networks a detector has, and how they replace it
+``detector``         how networks replace a detector's own
 ``self_check``       whether this machine computes them right
 ===================  ======================================================
 
 :mod:`surge_det.deploy.formats.openvino` writes and reads their files.
 """
 
+from surge_det.deploy.networks import dense_network, roi_network
+
 from .conversion import convert
-from .detector import dense_network, roi_network
 from .runtime import Network
 
 __all__ = ['Network', 'convert', 'dense_network', 'roi_network']

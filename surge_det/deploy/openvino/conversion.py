@@ -8,8 +8,6 @@ after that.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from surge_det.core.layers import SURGELayer, named_surge_layers
-from surge_det.core.sign import binary_sign
+from surge_det.deploy import networks
 from surge_det.deploy.extra import require
+from surge_det.deploy.networks import PART, evaluating, unchanged
 
-from .detector import PART
 from .lowering import Lowering, lowering_of, stored_as_bits
 from .passes import fold_shifts, separate_constants
+
+# Of the layers that become a ``BinaryConvolution``.
+exact_arithmetic = partial(
+    networks.exact_arithmetic, stored_as_bits=stored_as_bits
+)
 
 
 def convert(
@@ -72,7 +74,7 @@ def convert(
         torch.no_grad(),
         warnings.catch_warnings(),
         evaluating(network),
-        _unchanged([lowering.module for lowering in lowerings]),
+        unchanged([lowering.module for lowering in lowerings]),
     ):
         # What the tracer says of Python numbers: the converted network is
         # compared at another size.
@@ -108,56 +110,3 @@ def _extensions(lowering: Lowering, operation: str) -> list[Any]:
             lambda context: lowering.lower(context.get_input(0)).outputs(),
         ),
     ]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode meanwhile."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _unchanged(layers: Sequence[nn.Module]) -> Iterator[None]:
-    # OpenVINO leaves its own forward in them.
-    before = [dict(vars(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, before):
-            vars(layer).clear()
-            vars(layer).update(own)
-
-
-@contextmanager
-def exact_arithmetic(network: nn.Module) -> Iterator[None]:
-    """Let 1-bit layers sum signs, and scale the sum.
-
-    That is what is converted. Torch sums scaled signs and rounds as it does,
-    so that a sum of zero, which untrained norms pass on as such, comes out
-    on either side of it.
-    """
-    layers = [
-        layer
-        for _, layer in named_surge_layers(network)
-        if stored_as_bits(layer)
-    ]
-    with _unchanged(layers):
-        for layer in layers:
-            layer.forward = partial(_exact_forward, layer)
-        yield
-
-
-def _exact_forward(layer: SURGELayer, x: Tensor) -> Tensor:
-    _, scale, signs = layer.binarized_weight()
-    # Channels stand third from last in a convolution's output.
-    places = (1, 1) * isinstance(layer, nn.Conv2d)
-    x = binary_sign(layer.shifted(x))
-    y = layer.operator.forward(x, signs, None, layer.pad_value)
-    y = y * scale.view(-1, *places)
-    return y if layer.bias is None else y + layer.bias.view(-1, *places)

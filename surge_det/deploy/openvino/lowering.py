@@ -33,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from surge_det.core.bits import pack_signs
 from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
 from surge_det.deploy.extra import require
+from surge_det.deploy.norms import factor_and_offset
 
 # Suffix of the names of nodes that binarize.
 SIGN = '/sign'
@@ -148,15 +149,7 @@ class NormLowering(Lowering):
 
     def lower(self, x: Any) -> Any:
         """Apply to (N, C, H, W)."""
-        norm = self.module
-        with torch.no_grad():
-            # In the order of torch's kernel, rounded as there.
-            factor = 1 / (norm.running_var + norm.eps).sqrt()
-            if norm.weight is not None:
-                factor = factor * norm.weight
-            shift = -norm.running_mean * factor
-            if norm.bias is not None:
-                shift = norm.bias + shift
+        factor, shift = factor_and_offset(self.module)
         if _is_convolved(x.get_node()):
             x = self.ops.clamp(x, -_LARGEST, _LARGEST)
         y = self.ops.multiply(x, self._parameter(factor, 1, -1, 1, 1))

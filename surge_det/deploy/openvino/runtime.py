@@ -13,8 +13,7 @@ from torch import Tensor
 from surge_det.core import checks
 from surge_det.core.operators.memory_format import is_channels_last
 from surge_det.deploy.extra import require
-
-from .detector import rebuild
+from surge_det.deploy.networks import rebuild
 
 # Regions that go through a network together where their number is fixed.
 ROWS = 64
