@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "binary_conv.h"
 #include "op.h"
 
 namespace surge {
@@ -128,10 +129,12 @@ __attribute__((target("avx512f"))) void pool_avx512(
 }
 #endif
 
+// The one of the instruction set that the 1-bit kernels have.
 Pool *best_pool() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return pool_avx512;
-  if (__builtin_cpu_supports("avx2")) return pool_avx2;
+  const std::string isa = best_kernels().name;
+  if (isa == "avx512") return pool_avx512;
+  if (isa == "avx2") return pool_avx2;
 #endif
   return pool_base;
 }

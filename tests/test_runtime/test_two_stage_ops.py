@@ -17,6 +17,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from one_op import run_op
 from onnx import TensorProto
+from surge_runtime.library import kernel_path
 
 MAX_RATIO = abs(np.log(16 / 1000))
 DETECTIONS = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64)
@@ -225,8 +226,14 @@ def roi_align(rois, features, strides, **arguments):
     return expected, pooled.transpose(0, 3, 1, 2)
 
 
+@pytest.mark.parametrize('isa', ['avx512', 'avx2', 'neon', 'generic'])
 @pytest.mark.parametrize('channels', [64, 40, 13, 256])
-def test_roi_align_is_torchvisions(channels):
+def test_roi_align_is_torchvisions(channels, isa, monkeypatch):
+    monkeypatch.setenv('SURGE_ISA', isa)
+    try:
+        kernel_path()
+    except ValueError:
+        pytest.skip(f'this processor has no {isa}')
     size = (240, 320)
     features = maps(size, channels, 0)[:4]
     rois = random_rois(50, size, 1)
