@@ -173,6 +173,8 @@ struct DenseBoxes {
   void find_yolox(const float *score, const float *objectness, int64_t first,
                   int64_t last, Found &found) const {
     for (int64_t i = first; i < last; ++i) {
+      float present = sigmoid(objectness[i]);
+      if (present < score_thr) continue;  // as no class is above 1
       const float *row = score + i * classes;
       int64_t best = 0;
       float most = sigmoid(row[0]);
@@ -182,7 +184,7 @@ struct DenseBoxes {
         if (value > most || (value != value && most == most))
           most = value, best = k;
       }
-      float value = most * sigmoid(objectness[i]);
+      float value = most * present;
       if (value >= score_thr) found.add(value, i * classes + best);
     }
   }
