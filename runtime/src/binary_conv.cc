@@ -14,6 +14,8 @@ constexpr std::align_val_t kAlignment{64};
 // not so many rows that threads have nothing to share.
 constexpr int64_t kTaskFloats = 1 << 17;
 constexpr int64_t kMaxRows = 16;
+// Of an output, from which on it is written past the caches: 16 MB.
+constexpr int64_t kStreamFloats = 1 << 22;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,8 +46,13 @@ void Geometry::check() const {
           "kernel_shape, strides, dilations or pads are out of range");
 }
 
+int64_t BinaryConv::padded_channels() const {
+  return geometry_.groups * blocks_ * kernels_.block;
+}
+
 BinaryConv::BinaryConv(const Geometry &geometry, const uint8_t *weight,
-                       const float *start, const Kernels &kernels)
+                       const float *start, const Epilogue &epilogue,
+                       const Kernels &kernels)
     : geometry_(geometry), kernels_(kernels) {
   const Geometry &g = geometry_;
   g.check();
@@ -55,14 +62,28 @@ BinaryConv::BinaryConv(const Geometry &geometry, const uint8_t *weight,
   group_units_ = ceil_div(g.group_in(), bits);
   blocks_ = ceil_div(g.group_out(), kernels.block);
   block_bytes_ = g.taps() * group_units_ * kernels.weight_unit;
-  const int64_t channels = g.groups * blocks_ * kernels.block;
+  const int64_t channels = padded_channels();
   weights_ = allocate(g.groups * blocks_ * block_bytes_);
   std::memset(weights_.get(), 0, g.groups * blocks_ * block_bytes_);
   tap_sums_.assign(g.taps() * channels, 0);
+  using Member = const float *Epilogue::*;
+  constexpr Member members[] = {&Epilogue::scale,  &Epilogue::bias,
+                                &Epilogue::factor, &Epilogue::offset,
+                                &Epilogue::pre,    &Epilogue::slope,
+                                &Epilogue::post};
+  for (int i = 0; i < 7; ++i)
+    if (epilogue.*members[i]) {
+      constants_[i].assign(channels, 0);
+      epilogue_.*members[i] = constants_[i].data();
+    }
   for (int64_t o = 0; o < g.out_channels; ++o) {
     const int64_t group = o / g.group_out(), inner = o % g.group_out();
     const int64_t block = group * blocks_ + inner / kernels.block;
     const int lane = inner % kernels.block;
+    for (int i = 0; i < 7; ++i)
+      if (epilogue.*members[i])
+        constants_[i][block * kernels.block + lane] =
+            (epilogue.*members[i])[o];
     for (int64_t tap = 0; tap < g.taps(); ++tap) {
       const uint8_t *row = weight + (o * g.taps() + tap) * bytes;
       int32_t positive = 0;
@@ -113,7 +134,7 @@ BinaryConv::Kinds BinaryConv::kinds(int axis, int64_t in, int64_t out) const {
 }
 
 void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
-                     const Epilogue &epilogue, const float *residual, float *y,
+                     const Maps &maps, float *y,
                      const ParallelFor &parallel) const {
   const Geometry &g = geometry_;
   const Kernels &kernels = kernels_;
@@ -123,7 +144,7 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
 
   Plan plan;
   plan.geometry = &g;
-  plan.epilogue = &epilogue;
+  plan.epilogue = &epilogue_;
   plan.group_units = group_units_;
   plan.pixel_bytes = g.groups * group_units_ * kernels.unit_bytes;
   plan.row_bytes = (w + g.pads[1] + g.pads[3]) * plan.pixel_bytes;
@@ -145,7 +166,7 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
   plan.run_length = group_units_ * (whole_rows ? g.kernel[1] : 1);
 
   const Kinds rows = kinds(0, h, out_h), columns = kinds(1, w, out_w);
-  const int64_t channels = g.groups * blocks_ * kernels.block;
+  const int64_t channels = padded_channels();
   const int64_t column_kinds = columns.outside.size();
   std::vector<int32_t> bases(rows.outside.size() * column_kinds * channels,
                              g.taps() * g.group_in());
@@ -162,6 +183,28 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
   plan.column_kind = columns.of_window.data();
   plan.column_kinds = column_kinds;
 
+  // As torch finds the nearest pixel.
+  const auto nearest = [](int64_t in, int64_t out, int64_t step) {
+    std::vector<int64_t> found(out);
+    const float ratio = static_cast<float>(in) / static_cast<float>(out);
+    for (int64_t i = 0; i < out; ++i)
+      found[i] =
+          std::min(static_cast<int64_t>(static_cast<float>(i) * ratio), in - 1) *
+          step;
+    return found;
+  };
+  std::vector<int64_t> added_row, added_column;
+  if (maps.added) {
+    added_row = nearest(maps.added_h, out_h, maps.added_w * g.out_channels);
+    added_column = nearest(maps.added_w, out_w, g.out_channels);
+  }
+  plan.added_column = added_column.data();
+
+  const int64_t out_floats = pixels * g.out_channels;
+  plan.stream = out_floats >= kStreamFloats &&
+                g.group_out() % kernels.block == 0 &&
+                reinterpret_cast<uintptr_t>(y) % 64 == 0;
+
   // A task packs the rows that its outputs need, while they are near: they are
   // often the residual too. Rows at its ends are packed by its neighbour too.
   const int64_t row_floats = std::max<int64_t>(w * g.in_channels, 1);
@@ -171,7 +214,6 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
   const int64_t reach = g.dilation[0] * (g.kernel[0] - 1) + 1;
   const int64_t bytes =
       ((task_rows - 1) * g.stride[0] + reach) * plan.row_bytes;
-  const int64_t out_floats = pixels * g.out_channels;
   parallel(n * tasks, [&](int64_t task) {
     // Kept by each thread: its pages are fetched once.
     thread_local Buffer buffer;
@@ -194,7 +236,13 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
     mine.bits = buffer.get();
     mine.row_kind = plan.row_kind + first;
     const int64_t at = image * out_floats + first * out_w * g.out_channels;
-    mine.residual = residual ? residual + at : nullptr;
+    mine.residual = maps.residual ? maps.residual + at : nullptr;
+    mine.added = nullptr;
+    if (maps.added) {
+      mine.added = maps.added +
+                   image * maps.added_h * maps.added_w * g.out_channels;
+      mine.added_row = added_row.data() + first;
+    }
     mine.y = y + at;
     const int64_t count = (last - first) * out_w;
     for (int64_t i = 0; i < count; i += kMaxPixels)
@@ -206,14 +254,23 @@ void BinaryConv::pack_row(const float *row, int64_t w, uint8_t *to) const {
   const Geometry &g = geometry_;
   const int64_t channels = g.group_in();
   const int64_t bytes = group_units_ * kernels_.unit_bytes;
-  for (int64_t column = -g.pads[1]; column < w + g.pads[3]; ++column)
-    for (int64_t group = 0; group < g.groups; ++group, to += bytes) {
-      if (row && column >= 0 && column < w)
-        kernels_.pack(row + column * g.in_channels + group * channels,
-                      start_.data() + group * channels, channels, to);
-      else
-        kernels_.fill(g.pad_value > 0, channels, to);
+  const int64_t step = g.groups * bytes;
+  for (int64_t group = 0; group < g.groups; ++group, to += bytes) {
+    uint8_t *at = to;
+    const auto fill = [&](int64_t columns) {
+      for (int64_t i = 0; i < columns; ++i, at += step)
+        kernels_.fill(g.pad_value > 0, channels, at);
+    };
+    if (!row) {
+      fill(g.pads[1] + w + g.pads[3]);
+      continue;
     }
+    fill(g.pads[1]);
+    kernels_.pack(row + group * channels, w, g.in_channels,
+                  start_.data() + group * channels, channels, at, step);
+    at += w * step;
+    fill(g.pads[3]);
+  }
 }
 
 }  // namespace surge

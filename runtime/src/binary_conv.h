@@ -35,9 +35,10 @@ struct Geometry {
   void check() const;
 };
 
-// What follows the sum, one number per output channel each, or null. Each step
-// is rounded by itself, in this order:
-// scale, bias, factor, offset, residual map, pre, slope (PReLU), post.
+// What follows the sum, one number per output channel each. Each step is
+// rounded by itself, in this order: scale, bias, factor, offset, residual map,
+// pre, slope (PReLU), post, added map. Without a norm factor is null, without
+// an activation slope is; what goes with them is neutral where absent.
 struct Epilogue {
   const float *scale = nullptr;
   const float *bias = nullptr;
@@ -46,6 +47,14 @@ struct Epilogue {
   const float *pre = nullptr;
   const float *slope = nullptr;
   const float *post = nullptr;
+};
+
+// Maps that are added: one of the output's size, and one of any size, (n, h,
+// w, out_channels), enlarged to it by its nearest pixels. Null where absent.
+struct Maps {
+  const float *residual = nullptr;
+  const float *added = nullptr;
+  int64_t added_h = 0, added_w = 0;
 };
 
 // Runs tasks 0 to count - 1, in threads or one after the other.
@@ -66,9 +75,10 @@ struct Kernels {
   int unit_bytes;       // of activations
   int block;            // output channels
   int64_t weight_unit;  // bytes of a unit of a block's weights
-  // Packs the channels of a group of one pixel.
-  void (*pack)(const float *x, const float *start, int64_t channels,
-               uint8_t *units);
+  // Packs the channels of a group of a row of pixels.
+  void (*pack)(const float *x, int64_t pixels, int64_t x_step,
+               const float *start, int64_t channels, uint8_t *units,
+               int64_t step);
   // Units of -1 or +1, as padding has them.
   void (*fill)(bool positive, int64_t channels, uint8_t *units);
   // Puts a unit's bits of one output channel in its place in a block's.
@@ -107,6 +117,10 @@ struct Plan {
   int64_t column_kinds;
   int64_t out_columns;
   const float *residual;   // of these rows, or null
+  const float *added;      // of the image, or null
+  const int64_t *added_row;     // where rows and columns of the output find
+  const int64_t *added_column;  // theirs
+  bool stream;             // whether y is too large for the caches
   float *y;
 };
 
@@ -115,12 +129,12 @@ class BinaryConv {
   // weight: signs as bits, (out_channels, taps, bytes), first channel lowest.
   // Throws std::invalid_argument if geometry.check() does.
   BinaryConv(const Geometry &geometry, const uint8_t *weight,
-             const float *start, const Kernels &kernels = best_kernels());
+             const float *start, const Epilogue &epilogue,
+             const Kernels &kernels = best_kernels());
 
   // x (n, h, w, in_channels) to y (n, h_out, w_out, out_channels).
   void run(const float *x, int64_t n, int64_t h, int64_t w,
-           const Epilogue &epilogue, const float *residual, float *y,
-           const ParallelFor &parallel) const;
+           const Maps &maps, float *y, const ParallelFor &parallel) const;
 
   const Geometry &geometry() const { return geometry_; }
   const Kernels &kernels() const { return kernels_; }
@@ -128,6 +142,7 @@ class BinaryConv {
  private:
   struct Kinds;
   Kinds kinds(int axis, int64_t in, int64_t out) const;
+  int64_t padded_channels() const;
   // Packs a row with its padding; a row of padding where row is null.
   void pack_row(const float *row, int64_t w, uint8_t *to) const;
 
@@ -138,7 +153,10 @@ class BinaryConv {
   int64_t blocks_;
   int64_t block_bytes_;
   Buffer weights_;
-  std::vector<int32_t> tap_sums_;  // taps, then channels of whole blocks
+  // Of whole blocks of channels, as their weights are.
+  std::vector<int32_t> tap_sums_;  // (taps, channels)
+  std::vector<float> constants_[7];
+  Epilogue epilogue_;
 };
 
 }  // namespace surge

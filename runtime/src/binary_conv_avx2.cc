@@ -38,8 +38,8 @@ struct Avx2 {
     __m256i words[P][kVectors][2] = {};
     const __m256i low = _mm256_set1_epi16(0xff);
     const uint8_t *const tables = &kTables.counts[0][0];
-    std::memset(differing, 0, P * kBlock * sizeof(*differing));
     int64_t steps = 0;
+    bool first = true;
     for (int64_t run = 0; run < plan.run_count; ++run) {
       const uint8_t *window[P];
 #pragma clang loop unroll(full)
@@ -81,22 +81,30 @@ struct Avx2 {
           }
         steps += kByteSteps;
         if (steps > kWordSteps - kByteSteps) {
-          widen(&words[0][0][0], P, differing);
+          widen(&words[0][0][0], P, first, differing);
           steps = 0;
+          first = false;
         }
       }
     }
-    if (steps) widen(&words[0][0][0], P, differing);
+    widen(&words[0][0][0], P, first, differing);
   }
 
-  // Adds 16-bit sums, and clears them.
-  static void widen(__m256i *words, int pixels, int32_t *differing) {
+  // Writes 16-bit sums, or adds them where they are not the first; clears
+  // them.
+  static void widen(__m256i *words, int pixels, bool first,
+                    int32_t *differing) {
     for (int i = 0; i < pixels * kVectors * 2; ++i) {
-      __m256i *to = reinterpret_cast<__m256i*>(differing + 16 * i);
-      const __m128i first = _mm256_castsi256_si128(words[i]);
-      const __m128i second = _mm256_extracti128_si256(words[i], 1);
-      to[0] = _mm256_add_epi32(to[0], _mm256_cvtepu16_epi32(first));
-      to[1] = _mm256_add_epi32(to[1], _mm256_cvtepu16_epi32(second));
+      __m256i *to = reinterpret_cast<__m256i *>(differing + 16 * i);
+      __m256i low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(words[i]));
+      __m256i high =
+          _mm256_cvtepu16_epi32(_mm256_extracti128_si256(words[i], 1));
+      if (!first) {
+        low = _mm256_add_epi32(low, to[0]);
+        high = _mm256_add_epi32(high, to[1]);
+      }
+      to[0] = low;
+      to[1] = high;
       words[i] = _mm256_setzero_si256();
     }
   }
@@ -106,8 +114,8 @@ uint16_t units_of(int bits) {
   return static_cast<uint16_t>((bits & 15) << 1 | (bits >> 4) << 9);
 }
 
-void pack(const float *x, const float *start, int64_t channels,
-          uint8_t *units) {
+inline void pack(const float *x, const float *start, int64_t channels,
+                 uint8_t *units) {
   int64_t c = 0;
   for (; c + 8 <= channels; c += 8, units += 2) {
     const uint16_t pair = units_of(_mm256_movemask_ps(
@@ -137,6 +145,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) {
 }  // namespace
 
 extern const Kernels kAvx2 = {
-    "avx2", 4, 1, Avx2::kBlock, Avx2::kBlock, pack, fill, place, run<Avx2>};
+    "avx2", 4, 1, Avx2::kBlock, Avx2::kBlock, pack_row<pack>, fill, place, run<Avx2>};
 
 }  // namespace surge

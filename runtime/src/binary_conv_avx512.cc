@@ -52,8 +52,8 @@ struct Avx512 {
   }
 };
 
-void pack(const float *x, const float *start, int64_t channels,
-          uint8_t *units) {
+inline void pack(const float *x, const float *start, int64_t channels,
+                 uint8_t *units) {
   int64_t c = 0;
   for (; c + 32 <= channels; c += 32, units += 4) {
     const uint32_t low = _mm512_cmp_ps_mask(
@@ -88,6 +88,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) {
 
 extern const Kernels kAvx512 = {
     "avx512", 32,   4,     Avx512::kBlock, 4 * Avx512::kBlock,
-    pack,     fill, place, run<Avx512>};
+    pack_row<pack>,     fill, place, run<Avx512>};
 
 }  // namespace surge

@@ -29,8 +29,8 @@ struct Generic {
   }
 };
 
-void pack(const float *x, const float *start, int64_t channels,
-          uint8_t *units) {
+inline void pack(const float *x, const float *start, int64_t channels,
+                 uint8_t *units) {
   for (int64_t c = 0; c < channels; c += 32, units += 4) {
     uint32_t bits = 0;
     for (int64_t i = 0; i < std::min<int64_t>(32, channels - c); ++i)
@@ -55,6 +55,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) {
 
 extern const Kernels kGeneric = {
     "generic", 32,   4,     Generic::kBlock, 4 * Generic::kBlock,
-    pack,      fill, place, run<Generic>};
+    pack_row<pack>,      fill, place, run<Generic>};
 
 }  // namespace surge

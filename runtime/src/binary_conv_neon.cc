@@ -60,8 +60,8 @@ struct Neon {
   }
 };
 
-void pack(const float *x, const float *start, int64_t channels,
-          uint8_t *units) {
+inline void pack(const float *x, const float *start, int64_t channels,
+                 uint8_t *units) {
   const uint32x4_t low = {1, 2, 4, 8}, high = {16, 32, 64, 128};
   int64_t c = 0;
   for (; c + 8 <= channels; c += 8) {
@@ -89,6 +89,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) { unit[lane] = bits; }
 }  // namespace
 
 extern const Kernels kNeon = {
-    "neon", 8, 1, Neon::kBlock, Neon::kBlock, pack, fill, place, run<Neon>};
+    "neon", 8, 1, Neon::kBlock, Neon::kBlock, pack_row<pack>, fill, place, run<Neon>};
 
 }  // namespace surge

@@ -20,7 +20,8 @@ enum Inputs : size_t {
   RESIDUAL,
   PRE,
   SLOPE,
-  POST
+  POST,
+  ADDED
 };
 
 void serial(int64_t count, const std::function<void(int64_t)> &task) {
@@ -43,6 +44,7 @@ struct BinaryConvOp {
       {"pre", FLOAT, OPTIONAL},
       {"slope", FLOAT, OPTIONAL},
       {"post", FLOAT, OPTIONAL},
+      {"added", FLOAT, OPTIONAL},
   };
   static constexpr Port outputs[] = {{"Y", FLOAT}};
 
@@ -70,20 +72,30 @@ struct BinaryConvOp {
     g.check();
     weight.expect({g.out_channels, g.taps(), (g.group_in() + 7) / 8});
 
-    const int64_t o = g.out_channels;
-    epilogue_.scale = values(info, SCALE, o, 0, true);
-    epilogue_.bias = values(info, BIAS, o, 0, true);
-    const bool norm = info.constant(FACTOR) || info.constant(OFFSET);
-    epilogue_.factor = values(info, FACTOR, o, 1, norm);
-    epilogue_.offset = values(info, OFFSET, o, 0, norm);
-    const bool activation =
-        info.constant(PRE) || info.constant(SLOPE) || info.constant(POST);
-    epilogue_.pre = values(info, PRE, o, 0, activation);
-    epilogue_.slope = values(info, SLOPE, o, 1, activation);
-    epilogue_.post = values(info, POST, o, 0, activation);
-
+    Epilogue e;
+    std::vector<std::vector<float>> kept;
+    const auto constant = [&](size_t index, float absent) {
+      Input given = info.constant(index);
+      if (given || index == SCALE) {
+        given.expect({g.out_channels});
+        return given.data<float>();
+      }
+      kept.emplace_back(g.out_channels, absent);
+      return static_cast<const float *>(kept.back().data());
+    };
+    e.scale = constant(SCALE, 1);
+    e.bias = constant(BIAS, 0);
+    if (info.constant(FACTOR) || info.constant(OFFSET)) {
+      e.factor = constant(FACTOR, 1);
+      e.offset = constant(OFFSET, 0);
+    }
+    if (info.constant(PRE) || info.constant(SLOPE) || info.constant(POST)) {
+      e.pre = constant(PRE, 0);
+      e.slope = constant(SLOPE, 1);
+      e.post = constant(POST, 0);
+    }
     conv_ = std::make_unique<BinaryConv>(g, weight.data<uint8_t>(),
-                                         start.data<float>());
+                                         start.data<float>(), e);
     if (const int64_t right = info.integer("check", 0)) {
       const int64_t found = checksum(start.data<float>());
       if (found != right)
@@ -95,34 +107,30 @@ struct BinaryConvOp {
   void compute(Context &context) const {
     const Geometry &g = conv_->geometry();
     Input x = context.input(X), residual = context.input(RESIDUAL);
+    Input added = context.input(ADDED);
     x.expect({-1, -1, -1, g.in_channels});
     const Shape shape = {x.dim(0), g.out_size(0, x.dim(1)),
                          g.out_size(1, x.dim(2)), g.out_channels};
-    if (residual) residual.expect(shape);
+    Maps maps;
+    if (residual) {
+      residual.expect(shape);
+      maps.residual = residual.data<float>();
+    }
+    if (added) {
+      added.expect({shape[0], -1, -1, g.out_channels});
+      maps.added = added.data<float>();
+      maps.added_h = added.dim(1);
+      maps.added_w = added.dim(2);
+      if (added.size() == 0) throw Error("input added is empty");
+    }
     float *y = context.output<float>(0, shape);
-    conv_->run(x.data<float>(), x.dim(0), x.dim(1), x.dim(2), epilogue_,
-               residual ? residual.data<float>() : nullptr, y,
+    conv_->run(x.data<float>(), x.dim(0), x.dim(1), x.dim(2), maps, y,
                [&](int64_t count, const std::function<void(int64_t)> &task) {
                  context.parallel(count, task);
                });
   }
 
  private:
-  // An input of one number per channel; a default where it is absent, and
-  // null where it is not needed.
-  const float *values(const Info &info, size_t index, int64_t channels,
-                      float absent, bool needed) {
-    if (!needed) return nullptr;
-    Input given = info.constant(index);
-    std::vector<float> kept(channels, absent);
-    if (given || index == SCALE) {
-      given.expect({channels});
-      std::copy_n(given.data<float>(), channels, kept.begin());
-    }
-    kept_.push_back(std::move(kept));
-    return kept_.back().data();
-  }
-
   // Of the output for a small made-up input, which the exporter computes in
   // its own way (surge_det/deploy/onnx). Half of the values are just on the
   // threshold.
@@ -143,8 +151,9 @@ struct BinaryConvOp {
     std::vector<float> y(out[0] * out[1] * g.out_channels), residual(y.size());
     for (size_t i = 0; i < y.size(); ++i)
       residual[i] = static_cast<float>(i % 7) - 3;
-    conv_->run(x.data(), 1, in[0], in[1], epilogue_, residual.data(), y.data(),
-               serial);
+    Maps maps;
+    maps.residual = residual.data();
+    conv_->run(x.data(), 1, in[0], in[1], maps, y.data(), serial);
     uint64_t sum = 0;
     for (size_t i = 0; i < y.size(); ++i) {
       const float value = y[i] + 0.0f;  // no negative zero
@@ -155,8 +164,6 @@ struct BinaryConvOp {
     return static_cast<int64_t>(sum);
   }
 
-  Epilogue epilogue_;
-  std::vector<std::vector<float>> kept_;
   std::unique_ptr<BinaryConv> conv_;
 };
 

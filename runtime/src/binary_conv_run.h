@@ -10,67 +10,120 @@
 namespace surge {
 namespace {
 
-// Applies the epilogue to `channels` outputs of one pixel. Plain loops: the
-// compiler makes vectors of them.
-template <bool kNorm, bool kResidual, bool kActivation>
-inline void finish(const int32_t *__restrict base,
-                   const int32_t *__restrict differing, const Epilogue &e,
-                   int64_t first, int64_t channels,
-                   const float *__restrict residual, float *__restrict y) {
-  const float *__restrict scale = e.scale + first;
-  const float *__restrict bias = e.bias + first;
-  const float *__restrict factor = kNorm ? e.factor + first : nullptr;
-  const float *__restrict offset = kNorm ? e.offset + first : nullptr;
-  const float *__restrict pre = kActivation ? e.pre + first : nullptr;
-  const float *__restrict slope = kActivation ? e.slope + first : nullptr;
-  const float *__restrict post = kActivation ? e.post + first : nullptr;
-  for (int64_t i = 0; i < channels; ++i) {
-    float v = static_cast<float>(base[i] - 2 * differing[i]) * scale[i];
-    v += bias[i];
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+template <class Vector, class Scalar>
+inline Vector load(const Scalar *from) {
+  Vector v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+// Where the outputs of one pixel are written, and what is added to them.
+struct Pixel {
+  const uint8_t *window;
+  const int32_t *base;
+  const float *residual, *added;
+  float *y;
+};
+
+// Outputs of a block: the first is channel o of the map; its constants, stored
+// for whole blocks, begin at `at`.
+struct Channels {
+  int64_t o, count, at;
+};
+
+// The first `count` of a vector, the rest is zero.
+inline Floats load_some(const float *from, int64_t count) {
+  float values[kLanes] = {};
+  std::copy_n(from, count, values);
+  return load<Floats>(values);
+}
+
+// The epilogue of a block of outputs of some pixels. Whole maps that are too
+// large to stay in the caches are written past them.
+template <bool kNorm, bool kActivation, bool kStream>
+inline void finish(const Epilogue e, const Pixel *pixels, int64_t count,
+                   const int32_t *differing, int64_t block, Channels c) {
+  for (int64_t i = 0; i < c.count; i += kLanes) {
+    const int64_t at = c.at + i, rest = c.count - i;
+    const Floats scale = load<Floats>(e.scale + at);
+    const Floats bias = load<Floats>(e.bias + at);
+    Floats factor, offset, pre, slope, post;
     if (kNorm) {
-      v *= factor[i];
-      v += offset[i];
+      factor = load<Floats>(e.factor + at);
+      offset = load<Floats>(e.offset + at);
     }
-    if (kResidual) v += residual[i];
     if (kActivation) {
-      v += pre[i];
-      v = v > 0 ? v : v * slope[i];
-      v += post[i];
+      pre = load<Floats>(e.pre + at);
+      slope = load<Floats>(e.slope + at);
+      post = load<Floats>(e.post + at);
     }
-    y[i] = v;
+    const auto map = [&](const float *of) {
+      of += c.o + i;
+      return rest < kLanes ? load_some(of, rest) : load<Floats>(of);
+    };
+    for (int64_t p = 0; p < count; ++p) {
+      const Pixel &pixel = pixels[p];
+      const Ints sum = load<Ints>(pixel.base + at) -
+                       2 * load<Ints>(differing + p * block + i);
+      Floats v = __builtin_convertvector(sum, Floats) * scale;
+      v += bias;
+      if (kNorm) {
+        v *= factor;
+        v += offset;
+      }
+      if (pixel.residual) v += map(pixel.residual);
+      if (kActivation) {
+        v += pre;
+        v = v > 0 ? v : v * slope;
+        v += post;
+      }
+      if (pixel.added) v += map(pixel.added);
+      float *const y = pixel.y + c.o + i;
+      if (kStream)
+        __builtin_nontemporal_store(v, reinterpret_cast<Floats *>(y));
+      else if (rest < kLanes)
+        __builtin_memcpy(y, &v, rest * sizeof(float));
+      else
+        __builtin_memcpy(y, &v, sizeof(v));
+    }
   }
 }
 
-using Finish = void (*)(const int32_t*, const int32_t*, const Epilogue&,
-                        int64_t, int64_t, const float*, float*);
+using Finish = void (*)(Epilogue, const Pixel *, int64_t, const int32_t *,
+                        int64_t, Channels);
 
-inline Finish choose_finish(const Epilogue &e, bool residual) {
-  const bool norm = e.factor, activation = e.slope;
-  if (norm)
-    return residual ? (activation ? finish<1, 1, 1> : finish<1, 1, 0>)
-                    : (activation ? finish<1, 0, 1> : finish<1, 0, 0>);
-  return residual ? (activation ? finish<0, 1, 1> : finish<0, 1, 0>)
-                  : (activation ? finish<0, 0, 1> : finish<0, 0, 0>);
+inline Finish choose_finish(const Plan &plan) {
+  const bool norm = plan.epilogue->factor, activation = plan.epilogue->slope;
+  if (plan.stream)
+    return norm ? (activation ? finish<1, 1, 1> : finish<1, 0, 1>)
+                : (activation ? finish<0, 1, 1> : finish<0, 0, 1>);
+  return norm ? (activation ? finish<1, 1, 0> : finish<1, 0, 0>)
+              : (activation ? finish<0, 1, 0> : finish<0, 0, 0>);
 }
 
 // Isa: kPixels, kBlock, and
 //   template <int P> static void count(const uint8_t *const *windows,
-//       const Plan&, const uint8_t *weights, int32_t *differing);
+//       const Plan &, const uint8_t *weights, int32_t *differing);
 // which counts differing bits: (P, kBlock).
 template <class Isa, int P>
-inline void run_pixels(const Plan &plan, Finish finish,
-                       const uint8_t *const *windows,
-                       const int32_t *const *bases, int64_t block,
-                       int64_t o, int64_t channels, int64_t pixel) {
+inline void run_pixels(const Plan &plan, Finish finish, const Pixel *pixels,
+                       int64_t block, Channels channels) {
   alignas(64) int32_t differing[P * Isa::kBlock];
+  const uint8_t *windows[P];
+  for (int p = 0; p < P; ++p) windows[p] = pixels[p].window;
   Isa::template count<P>(windows, plan,
                          plan.weights + block * plan.block_bytes, differing);
-  for (int p = 0; p < P; ++p) {
-    const int64_t at = (pixel + p) * plan.geometry->out_channels + o;
-    finish(bases[p] + block * Isa::kBlock, differing + p * Isa::kBlock,
-           *plan.epilogue, o, channels,
-           plan.residual ? plan.residual + at : nullptr, plan.y + at);
-  }
+  finish(*plan.epilogue, pixels, P, differing, Isa::kBlock, channels);
 }
 
 template <class Isa, int P, class... Args>
@@ -86,37 +139,55 @@ inline void run_rest(int64_t rest, Args... args) {
 template <class Isa>
 void run(const Plan &plan, int64_t first, int64_t last) {
   const Geometry &g = *plan.geometry;
-  const Finish finish = choose_finish(*plan.epilogue, plan.residual);
-  const uint8_t *windows[kMaxPixels];
-  const int32_t *bases[kMaxPixels];
+  const Finish finish = choose_finish(plan);
+  Pixel pixels[kMaxPixels];
   const int64_t count = last - first;
+  const int64_t blocks = g.groups * plan.blocks;
+  int64_t row = first / plan.out_columns, column = first % plan.out_columns;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = (first + i) / plan.out_columns;
-    const int64_t column = (first + i) % plan.out_columns;
-    windows[i] = plan.bits + row * g.stride[0] * plan.row_bytes +
-                 column * g.stride[1] * plan.pixel_bytes;
-    bases[i] = plan.bases + (plan.row_kind[row] * plan.column_kinds +
-                             plan.column_kind[column]) *
-                                g.groups * plan.blocks * Isa::kBlock;
+    const int64_t at = (first + i) * g.out_channels;
+    pixels[i] = {
+        plan.bits + row * g.stride[0] * plan.row_bytes +
+            column * g.stride[1] * plan.pixel_bytes,
+        plan.bases + (plan.row_kind[row] * plan.column_kinds +
+                      plan.column_kind[column]) *
+                         blocks * Isa::kBlock,
+        plan.residual ? plan.residual + at : nullptr,
+        plan.added ? plan.added + plan.added_row[row] + plan.added_column[column]
+                   : nullptr,
+        plan.y + at};
+    if (++column == plan.out_columns) {
+      column = 0;
+      ++row;
+    }
   }
   for (int64_t group = 0; group < g.groups; ++group) {
     // A block's weights stay near while they serve all pixels.
     for (int64_t inner = 0; inner < plan.blocks; ++inner) {
       const int64_t block = group * plan.blocks + inner;
       const int64_t o = group * g.group_out() + inner * Isa::kBlock;
-      const int64_t channels =
-          std::min<int64_t>(Isa::kBlock, (group + 1) * g.group_out() - o);
+      const Channels channels = {
+          o, std::min<int64_t>(Isa::kBlock, (group + 1) * g.group_out() - o),
+          block * Isa::kBlock};
       int64_t i = 0;
       for (; i + Isa::kPixels <= count; i += Isa::kPixels)
-        run_pixels<Isa, Isa::kPixels>(plan, finish, windows + i, bases + i,
-                                      block, o, channels, first + i);
-      run_rest<Isa, Isa::kPixels - 1>(count - i, plan, finish, windows + i,
-                                      bases + i, block, o, channels,
-                                      first + i);
+        run_pixels<Isa, Isa::kPixels>(plan, finish, pixels + i, block,
+                                      channels);
+      run_rest<Isa, Isa::kPixels - 1>(count - i, plan, finish, pixels + i,
+                                      block, channels);
     }
     for (int64_t i = 0; i < count; ++i)
-      windows[i] += plan.pixel_bytes / g.groups;
+      pixels[i].window += plan.pixel_bytes / g.groups;
   }
+}
+
+// Packs a row of pixels of one group.
+template <void (*pack_pixel)(const float *, const float *, int64_t, uint8_t *)>
+void pack_row(const float *x, int64_t pixels, int64_t x_step,
+              const float *start, int64_t channels, uint8_t *to,
+              int64_t to_step) {
+  for (int64_t i = 0; i < pixels; ++i, x += x_step, to += to_step)
+    pack_pixel(x, start, channels, to);
 }
 
 }  // namespace

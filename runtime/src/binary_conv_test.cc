@@ -59,7 +59,8 @@ struct Layer {
 };
 
 float expected(const Layer &layer, const float *x, int64_t h, int64_t w,
-               int64_t row, int64_t column, int64_t o, const float *residual) {
+               int64_t row, int64_t column, int64_t o, const float *residual,
+               const float *added) {
   const Geometry &g = layer.g;
   const int64_t group = o / g.group_out();
   int sum = 0;
@@ -89,6 +90,7 @@ float expected(const Layer &layer, const float *x, int64_t h, int64_t w,
     v = v > 0 ? v : v * layer.slope[o];
     v += layer.post[o];
   }
+  if (added) v += *added;
   return v;
 }
 
@@ -130,15 +132,32 @@ bool check(const Kernels &kernels, int number) {
   const int64_t oh = g.out_size(0, h), ow = g.out_size(1, w);
   std::vector<float> y(n * oh * ow * g.out_channels), residual(y.size());
   for (auto &v : residual) v = normal(random_bits);
-  const float *rest = pick(0, 1) ? residual.data() : nullptr;
-  BinaryConv(g, layer.weight.data(), layer.start.data(), kernels)
-      .run(x.data(), n, h, w, layer.e, rest, y.data(), serial);
+  surge::Maps maps;
+  if (pick(0, 1)) maps.residual = residual.data();
+  maps.added_h = pick(1, 20);
+  maps.added_w = pick(1, 20);
+  std::vector<float> added(n * maps.added_h * maps.added_w * g.out_channels);
+  for (auto &v : added) v = normal(random_bits);
+  if (pick(0, 1)) maps.added = added.data();
+  BinaryConv(g, layer.weight.data(), layer.start.data(), layer.e, kernels)
+      .run(x.data(), n, h, w, maps, y.data(), serial);
   for (size_t i = 0; i < y.size(); ++i) {
     const int64_t o = i % g.out_channels, at = i / g.out_channels;
     const int64_t image = at / (oh * ow);
-    const float right = expected(
-        layer, x.data() + image * h * w * g.in_channels, h, w,
-        at % (oh * ow) / ow, at % ow, o, rest ? rest + i : nullptr);
+    const int64_t row = at % (oh * ow) / ow, column = at % ow;
+    const auto nearest = [](int64_t i, int64_t in, int64_t out) {
+      return std::min<int64_t>(float(i) * (float(in) / float(out)), in - 1);
+    };
+    const float *more = &added[((image * maps.added_h +
+                                 nearest(row, maps.added_h, oh)) *
+                                    maps.added_w +
+                                nearest(column, maps.added_w, ow)) *
+                                   g.out_channels +
+                               o];
+    const float right =
+        expected(layer, x.data() + image * h * w * g.in_channels, h, w, row,
+                 column, o, maps.residual ? &residual[i] : nullptr,
+                 maps.added ? more : nullptr);
     if (y[i] != right) {
       std::printf("%s, shape %d: output %zu is %g, not %g\n", kernels.name,
                   number, i, y[i], right);
@@ -176,12 +195,14 @@ void measure(const Kernels &kernels, int times) {
     std::normal_distribution<float> normal;
     for (auto &v : x) v = normal(random_bits);
     const int64_t pixels = g.out_size(0, s[3]) * g.out_size(1, s[4]);
-    std::vector<float> y(pixels * s[1]);
-    BinaryConv conv(g, layer.weight.data(), layer.start.data(), kernels);
+    surge::Buffer buffer = surge::allocate(pixels * s[1] * sizeof(float));
+    float *y = reinterpret_cast<float *>(buffer.get());
+    BinaryConv conv(g, layer.weight.data(), layer.start.data(), layer.e,
+                    kernels);
     std::vector<double> seconds;
     for (int i = 0; i < times; ++i) {
       const double begin = cpu_seconds();
-      conv.run(x.data(), 1, s[3], s[4], layer.e, nullptr, y.data(), serial);
+      conv.run(x.data(), 1, s[3], s[4], {}, y, serial);
       seconds.push_back(cpu_seconds() - begin);
     }
     std::sort(seconds.begin(), seconds.end());

@@ -15,15 +15,24 @@ import kernel_program  # noqa: E402
 from one_op import run_op  # noqa: E402
 from surge_runtime.library import kernel_path  # noqa: E402
 
-EPILOGUE = ('bias', 'factor', 'offset', 'residual', 'pre', 'slope', 'post')
+EPILOGUE = (
+    'bias',
+    'factor',
+    'offset',
+    'residual',
+    'pre',
+    'slope',
+    'post',
+    'added',
+)
 NAMES = ('weight', 'start', 'scale', *EPILOGUE)
+MAPS = ('residual', 'added')
 
 
 def run(x, constants, **attrs):
-    """Output of BinaryConv; the residual alone is no constant."""
+    """Output of BinaryConv; all but maps is stored in the model."""
     inputs = [x, *(constants.get(name) for name in NAMES)]
-    residual = 1 + NAMES.index('residual')
-    stored = [i for i in range(1, len(inputs)) if i != residual]
+    stored = [i + 1 for i, name in enumerate(NAMES) if name not in MAPS]
     return run_op('BinaryConv', inputs, constants=stored, **attrs)[0]
 
 
@@ -45,7 +54,7 @@ def layer(rng, c, o, groups=1, kernel=(3, 3), epilogue=()):
         'weight': pack(signs),
         'start': normal(c),
         'scale': normal(o),
-        **{name: normal(o) for name in epilogue if name != 'residual'},
+        **{name: normal(o) for name in epilogue if name not in MAPS},
     }
     return signs, constants
 
@@ -97,6 +106,11 @@ def reference(x, signs, c, attrs):
         y = torch.where(y > 0, y, y * t['slope'])
     if 'post' in t:
         y = y + t['post']
+    if 'added' in t:
+        near = F.interpolate(
+            t['added'].permute(0, 3, 1, 2), y.shape[1:3], mode='nearest'
+        )
+        y = y + near.permute(0, 2, 3, 1)
     return y.numpy()
 
 
@@ -109,6 +123,21 @@ def test_epilogue(present):
     if 'residual' in chosen:
         shape = 2, 9, 7, 70
         constants['residual'] = rng.standard_normal(shape).astype(np.float32)
+    attrs = attributes()
+    if 'added' in chosen:
+        shape = 2, 1 + present % 11, 1 + present % 5, 70
+        constants['added'] = rng.standard_normal(shape).astype(np.float32)
+    found = run(x, constants, **attrs)
+    assert np.array_equal(found, reference(x, signs, constants, attrs))
+
+
+def test_a_map_too_large_for_the_caches():
+    rng = np.random.default_rng(0)
+    signs, constants = layer(rng, 8, 64, epilogue=EPILOGUE)
+    x = rng.standard_normal((1, 300, 300, 8)).astype(np.float32)
+    for name, size in (('residual', 300), ('added', 150)):
+        shape = 1, size, size, 64
+        constants[name] = rng.standard_normal(shape).astype(np.float32)
     attrs = attributes()
     found = run(x, constants, **attrs)
     assert np.array_equal(found, reference(x, signs, constants, attrs))
