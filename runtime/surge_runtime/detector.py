@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,13 @@ class Detector:
         options.register_custom_ops_library(library_path())
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # Threads that wait in a loop cost more than they gain where others
+        # want the processor too.
+        options.add_session_config_entry(
+            'session.intra_op.allow_spinning', '0'
+        )
+        # One block for all maps of a run is larger than blocks used again.
+        options.enable_mem_pattern = False
         # Errors are raised; what it would log of them is said twice.
         options.log_severity_level = 4
         try:
@@ -101,9 +109,9 @@ class Detector:
             )
         # The engine's errors have no common type.
         except Exception as error:
-            why = ' '.join(str(error).split())
             raise ValueError(
-                f'model {self.path!r}: {self.engine} refuses it: {why}'
+                f'model {self.path!r}: {self.engine} refuses it: '
+                f'{_one_line(error)}'
             ) from None
         self._check_interface()
 
@@ -131,8 +139,9 @@ class Detector:
         try:
             found = self._session.run(list(_OUTPUTS), {'image': pixels})
         except Exception as error:
-            why = ' '.join(str(error).split())
-            raise ValueError(f'model {self.path!r}: {why}') from None
+            raise ValueError(
+                f'model {self.path!r}: {_one_line(error)}'
+            ) from None
         found = Detections(*found, self.classes)
         if len(found) and not (
             0 <= found.labels.min() <= found.labels.max() < len(self.classes)
@@ -148,3 +157,9 @@ class Detector:
             f'Detector({self.path!r}: {len(self.classes)} classes, '
             f'{self.engine}, kernels {self.kernels}, {self.threads} threads)'
         )
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error's message in one line, without the engine's codes."""
+    text = ' '.join(str(error).split())
+    return re.sub(r'^\[ONNXRuntimeError\] : \d+ : \w+ : ', '', text)

@@ -30,11 +30,9 @@ def kernel_path() -> str:
         FileNotFoundError: The package was not built.
         ValueError: If ``SURGE_ISA`` names what the processor has not.
     """
-    name = getattr(ctypes.CDLL(library_path()), 'surge_isa', None)
-    if name is None:
-        return 'none'
-    name.restype = ctypes.c_char_p
-    found = name()
+    surge_isa = ctypes.CDLL(library_path()).surge_isa
+    surge_isa.restype = ctypes.c_char_p
+    found = surge_isa()
     if found is None:
         raise ValueError(
             f'SURGE_ISA={os.environ.get("SURGE_ISA")!r}: this processor has '

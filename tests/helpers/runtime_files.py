@@ -3,10 +3,17 @@
 import hashlib
 import json
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from PIL import Image
 
 CLASSES = ['cat', 'dog']
+OUTPUTS = {
+    'boxes': TensorProto.FLOAT,
+    'scores': TensorProto.FLOAT,
+    'labels': TensorProto.INT64,
+}
 
 
 def node(op_type, inputs, outputs, domain='', **attributes):
@@ -49,6 +56,107 @@ def whole_image_detector():
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8
     )
+
+
+def layered_detector():
+    """A model with every kind of layer: real, 1-bit, and the two ends."""
+    rng = np.random.default_rng(0)
+    constants = []
+
+    def constant(name, array):
+        constants.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def binary(name, x, y, c, o, kernel, stride):
+        size, pad = (o, kernel * kernel, -(-c // 8)), kernel // 2
+        return node(
+            'BinaryConv',
+            [
+                x,
+                constant(f'{name}_w', rng.integers(0, 256, size, np.uint8)),
+                constant(f'{name}_start', np.zeros(c, np.float32)),
+                constant(f'{name}_scale', np.full(o, 0.1, np.float32)),
+            ],
+            [y],
+            'surge',
+            kernel_shape=[kernel] * 2,
+            strides=[stride] * 2,
+            pads=[pad] * 4,
+            dilations=[1, 1],
+            pad_value=0.0,
+        )
+
+    weight = rng.standard_normal((16, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            node(
+                'Preprocess',
+                ['image'],
+                ['data', 'info'],
+                'surge',
+                scale=[96, 64],
+                keep_ratio=1,
+                pad_size=[0, 0],
+                pad_to_square=0,
+                pad_divisor=1,
+                pad_value=[0, 0, 0],
+                mean=[120.0, 115.0, 100.0],
+                std=[58.0, 57.0, 57.0],
+                to_rgb=1,
+                batch_divisor=32,
+                batch_value=0.0,
+            ),
+            node(
+                'Conv',
+                ['data', constant('weight', weight)],
+                ['stem'],
+                strides=[2, 2],
+                pads=[1, 1, 1, 1],
+            ),
+            node('Transpose', ['stem'], ['maps'], perm=[0, 2, 3, 1]),
+            binary('body', 'maps', 'features', 16, 64, 3, 2),
+            binary('cls', 'features', 'logits', 64, 2, 1, 1),
+            binary('reg', 'features', 'margins', 64, 4, 1, 1),
+            node('Exp', ['margins'], ['distances']),
+            node(
+                'DenseBoxes',
+                ['info', 'logits', 'distances'],
+                list(OUTPUTS),
+                'surge',
+                coder='distance',
+                strides=[4.0],
+                num_classes=2,
+                softmax=0,
+                has_factor=0,
+                score_thr=0.6,
+                iou_thr=0.5,
+                max_per_img=20,
+                nms_pre=100,
+                min_bbox_size=-1.0,
+                offset=0.5,
+                clip_border=1,
+            ),
+        ],
+        'detector',
+        [value('image', TensorProto.UINT8, ['h', 'w', 3])],
+        [value(name, kind, None) for name, kind in OUTPUTS.items()],
+        constants,
+    )
+    return helper.make_model(
+        graph,
+        opset_imports=[
+            helper.make_opsetid('', 17),
+            helper.make_opsetid('surge', 1),
+        ],
+        ir_version=8,
+    )
+
+
+def noise(height, width):
+    """A picture of coarse noise."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height))
 
 
 def value(name, kind, dims):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,17 @@ pytest.importorskip('onnx', reason='needs onnx')
 
 import onnx
 from PIL import Image
-from runtime_files import about, node, sealed, value, whole_image_detector
+from runtime_files import (
+    about,
+    layered_detector,
+    node,
+    noise,
+    sealed,
+    value,
+    whole_image_detector,
+)
 from surge_runtime import Detector
+from surge_runtime.library import kernel_path
 
 
 @pytest.fixture(scope='module')
@@ -43,6 +53,8 @@ def test_it_tells_what_it_is(path):
     assert detector.classes == ('cat', 'dog')
     assert detector.threads == 1
     assert detector.engine.startswith('ONNX Runtime 1.')
+    assert detector.kernels == kernel_path()
+    assert detector.kernels in {'avx512', 'avx2', 'neon', 'generic'}
     assert repr(detector) == (
         f'Detector({str(path)!r}: 2 classes, {detector.engine}, kernels '
         f'{detector.kernels}, 1 threads)'
@@ -95,6 +107,50 @@ def test_a_class_without_a_name(tmp_path):
     detector = Detector(path)
     with pytest.raises(ValueError, match='gave class 1, its list has 1'):
         detector(np.zeros((20, 30, 3), np.uint8))
+
+
+def in_a_process(code, **environment):
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        env=dict(os.environ, **environment),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_kernels_are_chosen_by_a_variable(tmp_path):
+    path = tmp_path / 'file.onnx'
+    path.write_bytes(sealed(layered_detector()))
+    image = tmp_path / 'image.png'
+    noise(50, 70).save(image)
+    found = Detector(path)(image)
+    assert len(found) > 5
+    assert set(found.names) == {'cat', 'dog'}
+    code = f"""
+from surge_runtime import Detector
+detector = Detector({str(path)!r})
+found = detector({str(image)!r})
+print(detector.kernels)
+print([found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()])
+"""
+    ran = in_a_process(code, SURGE_ISA='generic')
+    assert ran.stdout.splitlines() == [
+        'generic',
+        str(
+            [found.boxes.tolist(), found.scores.tolist()]
+            + [found.labels.tolist()]
+        ),
+    ]
+    ran = in_a_process(code, SURGE_ISA='mmx')
+    assert "ValueError: SURGE_ISA='mmx': " in ran.stderr
+
+
+def test_kernels_that_compute_otherwise_are_refused(tmp_path):
+    model = layered_detector()
+    for layer in model.graph.node:
+        if layer.op_type == 'BinaryConv':
+            layer.attribute.append(onnx.helper.make_attribute('check', 1))
+    assert 'compute other values than those stored' in refused(model, tmp_path)
 
 
 def test_it_imports_no_training_stack():
