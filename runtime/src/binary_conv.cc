@@ -39,9 +39,15 @@ void Geometry::check() const {
   if (groups < 1 || in_channels < 1 || out_channels < 1 ||
       in_channels % groups || out_channels % groups)
     throw std::invalid_argument("groups must divide the channels");
+  // No layer has larger ones; sizes computed from them fit into 64 bits.
+  constexpr int64_t most = 1 << 16;
+  const auto within = [](int64_t low, int64_t value) {
+    return low <= value && value <= most;
+  };
   for (int axis : {0, 1})
-    if (kernel[axis] < 1 || stride[axis] < 1 || dilation[axis] < 1 ||
-        pads[axis] < 0 || pads[axis + 2] < 0)
+    if (!within(1, kernel[axis]) || !within(1, stride[axis]) ||
+        !within(1, dilation[axis]) || !within(0, pads[axis]) ||
+        !within(0, pads[axis + 2]))
       throw std::invalid_argument(
           "kernel_shape, strides, dilations or pads are out of range");
 }

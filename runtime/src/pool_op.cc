@@ -7,6 +7,9 @@
 
 namespace surge {
 
+// No layer has larger kernels, strides or pads.
+constexpr int64_t kMost = 1 << 16;
+
 struct Pool {
   static constexpr const char *name = "Pool";
   static constexpr Port inputs[] = {{"X", FLOAT}};
@@ -23,7 +26,9 @@ struct Pool {
       throw Error("attribute mode is '" + mode_ + "', not average or max");
     for (int axis : {0, 1})
       if (kernel_[axis] < 1 || strides_[axis] < 1 || pads_[axis] < 0 ||
-          pads_[axis + 2] < 0)
+          pads_[axis + 2] < 0 || kernel_[axis] > kMost ||
+          strides_[axis] > kMost || pads_[axis] > kMost ||
+          pads_[axis + 2] > kMost)
         throw Error("attribute kernel_shape, strides or pads is out of range");
   }
 

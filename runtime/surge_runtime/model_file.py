@@ -43,6 +43,7 @@ _MESSAGES = {
     '<opset>': {1: '<domain>'},
     '<attribute>': {
         3: '<integer>',
+        8: '<integer>',
         5: '<tensor>',
         6: 'a graph within the graph',
         10: '<tensor>',
@@ -153,10 +154,19 @@ class _Model:
                         f'{domain!r}'
                     )
             elif what == '<integer>':
-                if _texts(data, at, end).get(1) == b'num_classes':
-                    self.num_classes.add(_varint(data, start)[0])
+                name = _texts(data, at, end).get(1)
+                while start < stop:
+                    value, start = _varint(data, start)
+                    self._integer(name, value)
             else:
                 raise ValueError(f'it has {what}, as no detector of ours')
+
+    def _integer(self, name: bytes | None, value: int) -> None:
+        if name == b'num_classes':
+            self.num_classes.add(value)
+        # The engine's convolution writes beyond its memory then.
+        if name == b'pads' and value >> 63:
+            raise ValueError('it has negative pads')
 
 
 def _texts(data: bytes, at: int, end: int) -> dict[int, bytes]:

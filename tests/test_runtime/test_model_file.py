@@ -150,6 +150,17 @@ def test_functions(refusal):
     assert 'functions' in refusal(sealed(model))
 
 
+def test_negative_pads(refusal):
+    for pads in ([0, 0, 0, -1], [-1] * 4):
+        model = whole_image_detector()
+        model.graph.node.append(node('Conv', [], ['x'], pads=pads))
+        assert refusal(sealed(model)) == 'it has negative pads'
+    model = whole_image_detector()
+    attribute = model.graph.node.add().attribute.add()
+    attribute.name, attribute.i = 'pads', -1
+    assert refusal(sealed(model)) == 'it has negative pads'
+
+
 def test_other_domains(refusal):
     for change in ('import', 'node'):
         model = whole_image_detector()
