@@ -22,21 +22,17 @@ def root():
     return Path(os.environ['SURGE_AARCH64_ROOT'])
 
 
-def build_package(folder):
-    """Compile the package for aarch64; return where to import it from."""
-    source, out = folder / 'source', folder / 'package'
-    shutil.copytree(
-        ROOT / 'runtime',
-        source,
-        ignore=shutil.ignore_patterns('build', '*.so'),
-    )
+def build_wheel(folder):
+    """Build the wheel for aarch64, from a copy; return its path."""
+    source = folder / 'source'
+    ignored = shutil.ignore_patterns('build', '*.egg-info', '*.so')
+    shutil.copytree(ROOT / 'runtime', source, ignore=ignored)
+    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps']
+    pip += ['--no-build-isolation', '--wheel-dir', folder, source]
     subprocess.run(
-        [sys.executable, 'setup.py', '-q', 'build', '--build-lib', out],
-        cwd=source,
-        env=dict(os.environ, SURGE_TARGET='aarch64'),
-        check=True,
+        pip, env=dict(os.environ, SURGE_TARGET='aarch64'), check=True
     )
-    return out
+    return next(folder.glob('*.whl'))
 
 
 def python(root, package, *arguments):

@@ -1,6 +1,7 @@
-"""A whole detector on 64-bit ARM, under qemu, against this machine."""
+"""The wheel for 64-bit ARM, and a whole detector under qemu."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -22,12 +23,29 @@ print(json.dumps([detector.kernels, *(
 """
 
 
-def test_a_detector_finds_the_same(tmp_path):
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    pytest.importorskip('ziglang', reason='needs the wheel ziglang')
+    return aarch64.build_wheel(tmp_path_factory.mktemp('aarch64'))
+
+
+def test_wheel(wheel):
+    assert wheel.name.endswith('-py3-none-manylinux2014_aarch64.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.read('surge_runtime/libsurge_ops.so')
+        assert 'surge_runtime/cli.py' in archive.namelist()
+    # ELF's number of the machine.
+    assert int.from_bytes(library[18:20], 'little') == 183
+
+
+def test_a_detector_finds_the_same(wheel, tmp_path):
+    root = aarch64.root()
     path, image = tmp_path / 'detector.onnx', tmp_path / 'image.png'
     path.write_bytes(sealed(layered_detector()))
     noise(50, 70).save(image)
-    root = aarch64.root()
-    package = aarch64.build_package(tmp_path)
+    package = tmp_path / 'package'
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(package)
     ran = aarch64.python(root, package, '-c', CODE, path, image)
     kernels, boxes, scores, labels = json.loads(ran)
     here = Detector(path)(image)
