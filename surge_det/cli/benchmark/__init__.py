@@ -1,12 +1,14 @@
-"""Measure time, memory and size: of layers, training, DDP and inference."""
+"""Measure time, memory, size and accuracy of layers, trainings, detectors."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import arguments, ddp, inference, layers, train
+from . import arguments, ddp, front, inference, layers, train
 
-_COMMANDS = dict(layers=layers, train=train, ddp=ddp, inference=inference)
+_COMMANDS = dict(
+    layers=layers, train=train, ddp=ddp, inference=inference, front=front
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
