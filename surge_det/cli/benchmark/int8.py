@@ -10,8 +10,9 @@ import numpy as np
 
 from surge_det.deploy.extra import require
 
+_TOOL = 'onnxruntime.quantization'
 # What ONNX Runtime computes with whole numbers in this form.
-_OPERATORS = 'Conv', 'MatMul'
+_OPERATORS = 'Conv', 'MatMul', 'Gemm'
 
 
 def quantized(
@@ -32,8 +33,8 @@ def quantized(
         images: uint8 (H, W, 3), to calibrate with.
     """
     onnx = require('onnx')
-    quantization = require('onnxruntime.quantization')
-    calibrate = require('onnxruntime.quantization.calibrate')
+    quantization = require(_TOOL)
+    calibrate = require(f'{_TOOL}.calibrate')
     model = onnx.load_from_string(data)
     constants = {value.name for value in model.graph.initializer}
     names = {
@@ -41,13 +42,18 @@ def quantized(
         for node in model.graph.node
         if node.op_type in _OPERATORS
         for name in [*node.input, *node.output]
-        if name not in constants
+        if name and name not in constants
     }
-    observed = onnx.load_from_string(data)
-    observed.graph.output.extend(
+    values = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         for name in sorted(names)
-    )
+    ]
+    observed = onnx.load_from_string(data)
+    observed.graph.output.extend(values)
+    # The tool finds no types behind operators that it does not know, and
+    # asks for what fuses operators, which the export has done.
+    model.graph.value_info.extend(values)
+    require(f'{_TOOL}.quant_utils').add_pre_process_metadata(model)
     run = session(observed.SerializeToString()).run
     ranges = dict.fromkeys(sorted(names), (np.inf, -np.inf))
     for image in images:
