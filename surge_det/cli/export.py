@@ -4,6 +4,7 @@ Formats:
 
 - pth: a checkpoint of mmengine's without anything of training;
 - packed: one safetensors file with signs as bits, for any device of torch's;
+- onnx: one file, from image to boxes, for surge_runtime on any CPU;
 - openvino: networks for OpenVINO's 1-bit CPU kernels.
 
 Example::
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     from surge_det.deploy import Format, Row
 
 # Formats and the endings of their files, as surge_det.deploy.FORMATS has them.
-SUFFIXES = {'pth': '.pth', 'packed': '.safetensors', 'openvino': '.xml'}
+SUFFIXES = {
+    'pth': '.pth',
+    'packed': '.safetensors',
+    'onnx': '.onnx',
+    'openvino': '.xml',
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar='FILE',
         help='file to write; default: CHECKPOINT with another ending '
-        '(.safetensors, .xml, .deploy.pth)',
+        '(.safetensors, .onnx, .xml, .deploy.pth)',
     )
     add_cfg_options(parser)
 

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--device',
         help="such as cpu or cuda:0; default: torch's, and the CPU for "
-        'an OpenVINO model',
+        'ONNX and OpenVINO',
     )
 
 

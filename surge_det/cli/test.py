@@ -1,8 +1,8 @@
 """Evaluate a detector, as mmdet's ``tools/test.py`` does.
 
 CHECKPOINT may be what ``surge-det export`` wrote: a packed file
-(``.safetensors``) or an OpenVINO model (``.xml``). The config says what the
-detector is, what it is tested on, and how.
+(``.safetensors``), an ONNX file (``.onnx``) or an OpenVINO model (``.xml``).
+The config says what the detector is, what it is tested on, and how.
 
 Example::
 
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'checkpoint',
         type=file_or_address,
         metavar='CHECKPOINT',
-        help='checkpoint, packed file (.safetensors) or OpenVINO model (.xml)',
+        help='checkpoint, packed file (.safetensors), ONNX file (.onnx) or '
+        'OpenVINO model (.xml)',
     )
     add_run_arguments(parser)
     add('--out', help='write predictions to this .pkl file')
@@ -108,7 +109,12 @@ def run(args: argparse.Namespace) -> None:
             f'--launcher {args.launcher}: a model in the format '
             f'{format.name!r} is tested in one process'
         )
-    cfg = load_config(args, ('test',))
+    if format.whole and args.tta:
+        fail(
+            f'--tta: a detector in the format {format.name!r} is whole, and '
+            'nothing can be averaged in it'
+        )
+    cfg = format.adapted(load_config(args, ('test',)))
     prepare_run(args, cfg)
     cfg.model = ConfigDict(as_model_cfg(args.checkpoint, cfg))
     # What a config starts training from would be loaded over it.

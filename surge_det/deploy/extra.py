@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 
 EXTRA = 'pip install "surge_det[deploy]"'
+# Packages that are not in it.
+REMEDIES = {'surge_runtime': 'pip install ./runtime (in a clone)'}
 _TELEMETRY = 'openvino_telemetry'
 
 
@@ -32,9 +34,10 @@ def require(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition('.')[0]
+        remedy = REMEDIES.get(package, EXTRA)
         raise ImportError(
             f'{package} is needed here and cannot be imported ({error}). '
-            f'Install it with: {EXTRA}'
+            f'Install it with: {remedy}'
         ) from error
     finally:
         if hidden:

@@ -14,7 +14,7 @@ from surge_det.deploy.loading import load_detector
 
 
 class DetInferencer(apis.DetInferencer):
-    """mmdet's ``DetInferencer`` that takes packed and OpenVINO files too.
+    """mmdet's ``DetInferencer`` that takes all exported files.
 
     Called as mmdet's::
 
@@ -25,8 +25,9 @@ class DetInferencer(apis.DetInferencer):
         model: Config, its file or its name in mmdet; by default what
             ``weights`` hold.
         weights: What :func:`~.loading.load_detector` reads: a checkpoint, a
-            packed file (``.safetensors``) or an OpenVINO model (``.xml``).
-        device: By default mmengine's choice; the CPU for an OpenVINO model.
+            packed file (``.safetensors``), an ONNX file (``.onnx``) or an
+            OpenVINO model (``.xml``).
+        device: By default mmengine's choice; the CPU for ONNX and OpenVINO.
         kwargs: ``scope``, ``palette`` and ``show_progress``, as mmdet's.
 
     Raises:

@@ -115,7 +115,7 @@ def test_options_of_the_config_are_stored(trained, capsys, tmp_path):
         (['nowhere.py', 'x.pth', '--format', 'pth'], 'nowhere.py'),
         (['config.py', 'nowhere.pth', '--format', 'pth'], 'nowhere.pth'),
         (['config.py', 'config.py', '--format', 'pth'], 'no checkpoint'),
-        (['config.py', 'epoch_1.pth', '--format', 'onnx'], 'openvino'),
+        (['config.py', 'epoch_1.pth', '--format', 'ncnn'], 'openvino'),
         (
             ['config.py', 'epoch_1.pth', '--format', 'packed']
             + ['--out', 'x.pth'],

@@ -28,6 +28,12 @@ from torchvision.ops import box_iou
 
 from surge_det.deploy import FORMATS, ExportError
 from surge_det.deploy import networks as networks_module
+from surge_det.deploy.comparison import (
+    TRIALS,
+    check_input,
+    check_network,
+    record,
+)
 from surge_det.deploy.config import config_text
 from surge_det.deploy.extra import require
 from surge_det.deploy.formats import openvino as format_module
@@ -37,12 +43,6 @@ from surge_det.deploy.openvino import runtime as runtime_module
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.lowering import stored_as_bits
 from surge_det.deploy.openvino.runtime import shared_core
-from surge_det.deploy.openvino.self_check import (
-    TRIALS,
-    check_input,
-    check_network,
-    record,
-)
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 

@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import SURGELayer, named_surge_layers
 from surge_det.deploy import FORMATS
+from surge_det.deploy.comparison import (
+    check_input,
+    check_network,
+    record,
+)
 from surge_det.deploy.extra import require
 from surge_det.deploy.networks import roi_example
 from surge_det.deploy.openvino import (
@@ -36,11 +41,6 @@ from surge_det.deploy.openvino.detector import (
     takes_channels_last,
 )
 from surge_det.deploy.openvino.runtime import shared_core
-from surge_det.deploy.openvino.self_check import (
-    check_input,
-    check_network,
-    record,
-)
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 

@@ -15,9 +15,9 @@ from mmengine.logging import MMLogger
 
 from surge_det.cli.common import read_config
 from surge_det.datasets import merge_options
+from surge_det.deploy.comparison import check_input
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.runtime import shared_core
-from surge_det.deploy.openvino.self_check import check_input
 from surge_det.engine.apply_method import apply_method
 
 from . import inference_report as report

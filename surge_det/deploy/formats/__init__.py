@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from .base import ExportError, Format, Row, check
+from .onnx import ONNXFormat
 from .openvino import OpenVINOFormat
 from .packed import PackedFormat
 from .pth import PthFormat
 
 FORMATS: dict[str, Format] = {
     format.name: format
-    for format in (PthFormat(), PackedFormat(), OpenVINOFormat())
+    for format in (PthFormat(), PackedFormat(), ONNXFormat(), OpenVINOFormat())
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -73,6 +74,8 @@ class Format:
         packages: What it needs beside mmdet's packages.
         cpu_only: Whether a loaded detector runs on the CPU only, and in one
             process.
+        whole: Whether a loaded detector takes images as they are, and nothing
+            can be done between its parts.
         one_bit_limits: Where binarized layers may be computed as real ones:
             who does so, and what a layer needs to be 1-bit there.
     """
@@ -82,6 +85,7 @@ class Format:
     export_suffix: str
     packages: tuple[str, ...] = ()
     cpu_only = False
+    whole = False
     one_bit_limits = ''
 
     def files(self, path: Path) -> list[Path]:
@@ -152,9 +156,15 @@ class Format:
                     f'{path}: holds no config; name one beside it'
                 )
             config = read_config(text, path)
-        model = build_detector(config)
-        self._restore(model, stored, str(path), **options)
-        return model
+        return self._build(config, stored, str(path), **options)
+
+    def adapted(self, config: Config) -> Config:
+        """Return a config whose test pipeline a loaded detector goes with.
+
+        Args:
+            config: Of the detector; not changed.
+        """
+        return config
 
     def plan(self, model: nn.Module) -> list[Row]:
         """List what would be exported, layer by layer.
@@ -220,6 +230,14 @@ class Format:
         )
 
     # What formats differ in
+
+    def _build(
+        self, config: Config, stored: Any, path: str, **options: Any
+    ) -> nn.Module:
+        # The detector of a config, with what was read.
+        model = build_detector(config)
+        self._restore(model, stored, path, **options)
+        return model
 
     def _write(self, model: nn.Module, path: Path) -> list[Path]:
         raise NotImplementedError
@@ -310,6 +328,17 @@ def _problem(values: dict[str, Tensor]) -> Problem | None:
                 f'{name} has values that are not finite numbers',
                 'export a checkpoint from before the training went wrong',
             )
+    return None
+
+
+def other_than_float(layer: nn.Module) -> Problem | None:
+    """Say where a layer's values are not float32 on the CPU."""
+    for parameter in layer.parameters(recurse=False):
+        dtype, device = parameter.dtype, parameter.device
+        if dtype != torch.float32:
+            return f'its parameters are {dtype}', 'model.float() before'
+        if device.type != 'cpu':
+            return f'its parameters are on {device}', 'model.cpu() before'
     return None
 
 

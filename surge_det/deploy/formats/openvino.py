@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core.layers import SURGELayer
 from surge_det.core.packed_layers import PackedLayer
-from surge_det.deploy import networks
+from surge_det.deploy import comparison, networks
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import conversion, detector, self_check
@@ -37,7 +37,14 @@ from surge_det.deploy.openvino.runtime import Network, shared_core
 from surge_det.deploy.trained import shortened
 from surge_det.version import __version__
 
-from .base import ExportError, Format, Problem, bytes_of_signs, code_of_its_own
+from .base import (
+    ExportError,
+    Format,
+    Problem,
+    bytes_of_signs,
+    code_of_its_own,
+    other_than_float,
+)
 
 FORMAT = 'surge_det.openvino'
 VERSION = '2'
@@ -45,9 +52,6 @@ ROI_SUFFIX = '.roi.xml'
 _SUFFIXES = ('.xml', '.bin', ROI_SUFFIX, '.roi.bin')
 _KEYS = {'export', 'layers', 'config', 'dataset_meta'}
 _KEYS |= {'outputs', 'check', 'weights'}
-# Pixels: an image is tried from the smallest on, since some detectors have
-# nothing left of one after their last levels.
-_SIZES = (64, 128, 256, 320, 512)
 # Operators of mmcv's extension, by class name: it may not be installed.
 _FOREIGN = ('DeformConv', 'ModulatedDeformConv', 'MultiScaleDeformable')
 
@@ -182,12 +186,8 @@ class OpenVINOFormat(Format):
         return sizes
 
     def _problem(self, layer: nn.Module) -> Problem | None:
-        for parameter in layer.parameters(recurse=False):
-            dtype, device = parameter.dtype, parameter.device
-            if dtype != torch.float32:
-                return f'its parameters are {dtype}', 'model.float() before'
-            if device.type != 'cpu':
-                return f'its parameters are on {device}', 'model.cpu() before'
+        if problem := other_than_float(layer):
+            return problem
         name = type(layer).__name__
         if name.startswith(_FOREIGN):
             remedy = 'use an ordinary convolution there, or --format packed'
@@ -204,22 +204,13 @@ class OpenVINOFormat(Format):
 
 def _dense(model: nn.Module) -> Any:
     network = networks.dense_network(model)
-    for size in _SIZES:
-        example = self_check.check_input((1, 3, size, size))
-        try:
-            with torch.no_grad():
-                network(example)
-        except (RuntimeError, ValueError) as error:
-            # Torch says so where a kernel is larger than what it sees, or a
-            # norm has one value.
-            reason = error
-            continue
-        # Multiples of 32 more, so that levels stay whole.
-        return _converted(network, example, (1, 3, size + 64, size + 128))
-    raise ExportError(
-        f'the network does not run on images up to {_SIZES[-1]} pixels: '
-        f'{reason}'
-    )
+    try:
+        example = comparison.smallest_image(network)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    # Multiples of 32 more, so that levels stay whole.
+    size = example.shape[-1]
+    return _converted(network, example, (1, 3, size + 64, size + 128))
 
 
 def _converted(
@@ -239,12 +230,12 @@ def _converted(
         ) from error
     runner, recorded = Network(converted, threads=1), []
     with torch.no_grad(), conversion.exact_arithmetic(network):
-        for trial in range(self_check.TRIALS):
-            x = self_check.check_input(shape, trial)
-            recorded.append(self_check.record(shape, network(x), trial))
+        for trial in range(comparison.TRIALS):
+            x = comparison.check_input(shape, trial)
+            recorded.append(comparison.record(shape, network(x), trial))
     try:
         self_check.check_layers(converted, runner.settings)
-        self_check.check_network(
+        comparison.check_network(
             runner.tensors, recorded, 'the converted network'
         )
     except RuntimeError as error:
@@ -269,7 +260,7 @@ def _network(
     structure, recorded = map(json.loads, (stored['outputs'], stored['check']))
     network = Network(stored['model'], structure, threads)
     self_check.check_layers(network.model, network.settings)
-    self_check.check_network(network.tensors, recorded, str(path))
+    comparison.check_network(network.tensors, recorded, str(path))
     return network
 
 

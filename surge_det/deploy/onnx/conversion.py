@@ -59,7 +59,6 @@ def convert(
         An ``onnx.ModelProto`` with the input ``data`` and the outputs
         ``output0`` and so on, maps as (N, H, W, C).
     """
-    helper = require('onnx.helper')
     float32 = require('onnx').TensorProto.FLOAT
     graph = Graph()
     names = add_network(
@@ -74,13 +73,11 @@ def convert(
         graph.add('Identity', [name], f'output{i}')
         for i, name in enumerate(names)
     ]
-    graph.prune(found)
     size: list[Any] = list(example.shape)
     for axis in (2, 3) if sizes_vary else (0,):
         size[axis] = f'size{axis}'
     if channels_last:
         size = [size[axis] for axis in TO_LAST]
     return graph.model(
-        [helper.make_tensor_value_info('data', float32, size)],
-        [helper.make_tensor_value_info(n, float32, None) for n in found],
+        {'data': (float32, size)}, dict.fromkeys(found, float32)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,21 +101,6 @@ class Graph:
         """Add a transposition of (N, ., ., .)."""
         return self.add('Transpose', [x], name, perm=list(order))
 
-    def prune(self, outputs: Iterable[str]) -> None:
-        """Leave out nodes and constants that no output depends on."""
-        needed = set(outputs)
-        kept = []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.output):
-                needed.update(node.input)
-                kept.append(node)
-        self.nodes = kept[::-1]
-        self.constants = {
-            name: value
-            for name, value in self.constants.items()
-            if name in needed
-        }
-
     def readers(self) -> dict[str, list[Any]]:
         """Return the nodes that read each value, each as often as it does."""
         found: dict[str, list[Any]] = defaultdict(list)
@@ -124,21 +109,38 @@ class Graph:
                 found[name].append(node)
         return found
 
-    def model(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """Return the ``onnx.ModelProto``.
+    def model(
+        self,
+        inputs: dict[str, tuple[int, Sequence[Any]]],
+        outputs: dict[str, int],
+    ) -> Any:
+        """Return what computes some values from others.
 
         Args:
-            inputs: ``onnx.ValueInfoProto`` of each.
-            outputs: Likewise.
+            inputs: Type (a ``TensorProto``'s) and shape of each.
+            outputs: Type of each.
+
+        Returns:
+            The ``onnx.ModelProto``, without what no output needs.
         """
         helper = require('onnx.helper')
         from_array = require('onnx.numpy_helper').from_array
+        info = helper.make_tensor_value_info
+        needed, nodes = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed.difference(inputs).intersection(node.output):
+                needed.update(node.input)
+                nodes.append(node)
         graph = helper.make_graph(
-            self.nodes,
+            nodes[::-1],
             'detector',
-            inputs,
-            outputs,
-            [from_array(v, k) for k, v in self.constants.items()],
+            [info(name, *given) for name, given in inputs.items()],
+            [info(name, kind, None) for name, kind in outputs.items()],
+            [
+                from_array(value, name)
+                for name, value in self.constants.items()
+                if name in needed
+            ],
         )
         return helper.make_model(
             graph,

@@ -4,7 +4,7 @@
 ``convert``          a module, 1-bit or real, to ``openvino.Model``
 ``Network``          runs one, whatever the size
 ``detector``         how networks replace a detector's own
-``self_check``       whether this machine computes them right
+``self_check``       whether this machine computes 1-bit layers right
 ===================  ======================================================
 
 :mod:`surge_det.deploy.formats.openvino` writes and reads their files.
