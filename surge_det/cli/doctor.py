@@ -37,6 +37,10 @@ _FLAVOURS = {
         'mmdet': ('onedl-mmdetection',),
     },
 }
+_OPTIONAL = (
+    *('safetensors', 'openvino', 'onnx', 'onnxruntime', 'surge_runtime'),
+    'mambapy',
+)
 _OPENCV = (
     'opencv-python',
     'opencv-python-headless',
@@ -91,7 +95,7 @@ def collect() -> list[Row]:
             for name in ('mmengine', 'mmcv', 'mmdet')
         ),
         _package('pycocotools', 'pip install pycocotools', 'pycocotools.mask'),
-        *(_optional(n) for n in ('safetensors', 'openvino', 'mambapy')),
+        *map(_optional, _OPTIONAL),
         _flavour(),
         _mmcv_ops(),
         _registration(),
