@@ -235,9 +235,12 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
     uint8_t *to = buffer.get();
     for (int64_t row = first * g.stride[0] - g.pads[0],
                  end = (last - 1) * g.stride[0] - g.pads[0] + reach;
-         row < end; ++row, to += plan.row_bytes)
+         row < end; ++row, to += plan.row_bytes) {
       pack_row(row >= 0 && row < h ? in + row * w * g.in_channels : nullptr, w,
                to);
+      if (kernels.pair)
+        kernels.pair(to, plan.row_bytes, g.stride[1] * plan.pixel_bytes);
+    }
     Plan mine = plan;
     mine.bits = buffer.get();
     mine.row_kind = plan.row_kind + first;
@@ -250,9 +253,8 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
       mine.added_row = added_row.data() + first;
     }
     mine.y = y + at;
-    const int64_t count = (last - first) * out_w;
-    for (int64_t i = 0; i < count; i += kMaxPixels)
-      kernels.run(mine, i, std::min(count, i + kMaxPixels));
+    mine.out_rows = last - first;
+    kernels.run(mine);
   });
 }
 

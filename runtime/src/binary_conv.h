@@ -63,10 +63,6 @@ using ParallelFor =
 
 struct Plan;
 
-// Output pixels that a kernel is given at once, at most: weights that are
-// fetched once serve all.
-constexpr int64_t kMaxPixels = 96;
-
 // One instruction set's kernels. Bits of activations and of weights come in
 // units; a kernel sums a block of output channels over a few pixels at a time.
 struct Kernels {
@@ -81,10 +77,13 @@ struct Kernels {
                int64_t step);
   // Units of -1 or +1, as padding has them.
   void (*fill)(bool positive, int64_t channels, uint8_t *units);
+  // Joins units of pixels of which one is that far to the right of the other,
+  // in bytes, where kernels take two output pixels together; or null.
+  void (*pair)(uint8_t *row, int64_t bytes, int64_t distance);
   // Puts a unit's bits of one output channel in its place in a block's.
   void (*place)(uint32_t bits, int lane, uint8_t *unit);
-  // Computes output pixels [first, last).
-  void (*run)(const Plan &plan, int64_t first, int64_t last);
+  // Computes the outputs.
+  void (*run)(const Plan &plan);
 };
 
 // The best ones that the processor has, or those that SURGE_ISA names.
@@ -115,7 +114,7 @@ struct Plan {
   const int32_t *row_kind;
   const int32_t *column_kind;
   int64_t column_kinds;
-  int64_t out_columns;
+  int64_t out_rows, out_columns;
   const float *residual;   // of these rows, or null
   const float *added;      // of the image, or null
   const int64_t *added_row;     // where rows and columns of the output find

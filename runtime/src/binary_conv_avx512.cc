@@ -10,6 +10,7 @@ namespace surge {
 namespace {
 
 struct Avx512 {
+  static constexpr int kPair = 1;
   static constexpr int kPixels = 8;
   static constexpr int kVectors = 2;
   static constexpr int kBlock = 16 * kVectors;
@@ -88,6 +89,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) {
 
 extern const Kernels kAvx512 = {
     "avx512", 32,   4,     Avx512::kBlock, 4 * Avx512::kBlock,
-    pack_row<pack>,     fill, place, run<Avx512>};
+    pack_row<pack>, fill, nullptr, place, run<Avx512>};
 
 }  // namespace surge

@@ -7,6 +7,7 @@ namespace surge {
 namespace {
 
 struct Generic {
+  static constexpr int kPair = 1;
   static constexpr int kPixels = 4;
   static constexpr int kBlock = 8;
 
@@ -55,6 +56,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) {
 
 extern const Kernels kGeneric = {
     "generic", 32,   4,     Generic::kBlock, 4 * Generic::kBlock,
-    pack_row<pack>,      fill, place, run<Generic>};
+    pack_row<pack>,      fill, nullptr, place, run<Generic>};
 
 }  // namespace surge

@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t kByteSteps = 31;
 
 struct Neon {
+  static constexpr int kPair = 1;
   static constexpr int kPixels = 4;
   static constexpr int kVectors = 4;
   static constexpr int kBlock = 16 * kVectors;
@@ -89,6 +90,6 @@ void place(uint32_t bits, int lane, uint8_t *unit) { unit[lane] = bits; }
 }  // namespace
 
 extern const Kernels kNeon = {
-    "neon", 8, 1, Neon::kBlock, Neon::kBlock, pack_row<pack>, fill, place, run<Neon>};
+    "neon", 8, 1, Neon::kBlock, Neon::kBlock, pack_row<pack>, fill, nullptr, place, run<Neon>};
 
 }  // namespace surge

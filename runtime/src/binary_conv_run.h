@@ -27,7 +27,11 @@ inline Vector load(const Scalar *from) {
   return v;
 }
 
-// Where the outputs of one pixel are written, and what is added to them.
+// Pixels that are computed one after the other with a block of weights.
+constexpr int64_t kMaxPixels = 96;
+
+// Where the outputs of one pixel are written (null: nowhere), and what is added
+// to them.
 struct Pixel {
   const uint8_t *window;
   const int32_t *base;
@@ -73,6 +77,7 @@ inline void finish(const Epilogue e, const Pixel *pixels, int64_t count,
     };
     for (int64_t p = 0; p < count; ++p) {
       const Pixel &pixel = pixels[p];
+      if (!pixel.y) continue;
       const Ints sum = load<Ints>(pixel.base + at) -
                        2 * load<Ints>(differing + p * block + i);
       Floats v = __builtin_convertvector(sum, Floats) * scale;
@@ -111,7 +116,7 @@ inline Finish choose_finish(const Plan &plan) {
               : (activation ? finish<0, 1, 0> : finish<0, 0, 0>);
 }
 
-// Isa: kPixels, kBlock, and
+// Isa: kPixels, kBlock, kPair (2 if pixels come in pairs of neighbours), and
 //   template <int P> static void count(const uint8_t *const *windows,
 //       const Plan &, const uint8_t *weights, int32_t *differing);
 // which counts differing bits: (P, kBlock).
@@ -132,35 +137,13 @@ inline void run_rest(int64_t rest, Args... args) {
     if (rest == P)
       run_pixels<Isa, P>(args...);
     else
-      run_rest<Isa, P - 1>(rest, args...);
+      run_rest<Isa, P - Isa::kPair>(rest, args...);
   }
 }
 
 template <class Isa>
-void run(const Plan &plan, int64_t first, int64_t last) {
+void run_list(const Plan &plan, Finish finish, Pixel *pixels, int64_t count) {
   const Geometry &g = *plan.geometry;
-  const Finish finish = choose_finish(plan);
-  Pixel pixels[kMaxPixels];
-  const int64_t count = last - first;
-  const int64_t blocks = g.groups * plan.blocks;
-  int64_t row = first / plan.out_columns, column = first % plan.out_columns;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = (first + i) * g.out_channels;
-    pixels[i] = {
-        plan.bits + row * g.stride[0] * plan.row_bytes +
-            column * g.stride[1] * plan.pixel_bytes,
-        plan.bases + (plan.row_kind[row] * plan.column_kinds +
-                      plan.column_kind[column]) *
-                         blocks * Isa::kBlock,
-        plan.residual ? plan.residual + at : nullptr,
-        plan.added ? plan.added + plan.added_row[row] + plan.added_column[column]
-                   : nullptr,
-        plan.y + at};
-    if (++column == plan.out_columns) {
-      column = 0;
-      ++row;
-    }
-  }
   for (int64_t group = 0; group < g.groups; ++group) {
     // A block's weights stay near while they serve all pixels.
     for (int64_t inner = 0; inner < plan.blocks; ++inner) {
@@ -173,12 +156,48 @@ void run(const Plan &plan, int64_t first, int64_t last) {
       for (; i + Isa::kPixels <= count; i += Isa::kPixels)
         run_pixels<Isa, Isa::kPixels>(plan, finish, pixels + i, block,
                                       channels);
-      run_rest<Isa, Isa::kPixels - 1>(count - i, plan, finish, pixels + i,
-                                      block, channels);
+      run_rest<Isa, Isa::kPixels - Isa::kPair>(count - i, plan, finish,
+                                               pixels + i, block, channels);
     }
     for (int64_t i = 0; i < count; ++i)
       pixels[i].window += plan.pixel_bytes / g.groups;
   }
+}
+
+template <class Isa>
+void run(const Plan &plan) {
+  const Geometry &g = *plan.geometry;
+  const Finish finish = choose_finish(plan);
+  const int64_t channels = g.groups * plan.blocks * Isa::kBlock;
+  Pixel pixels[kMaxPixels];
+  int64_t count = 0;
+  for (int64_t row = 0; row < plan.out_rows; ++row) {
+    const uint8_t *window = plan.bits + row * g.stride[0] * plan.row_bytes;
+    const int32_t *base =
+        plan.bases + plan.row_kind[row] * plan.column_kinds * channels;
+    for (int64_t column = 0; column < plan.out_columns; ++column) {
+      const int64_t at =
+          (row * plan.out_columns + column) * g.out_channels;
+      pixels[count++] = {
+          window, base + plan.column_kind[column] * channels,
+          plan.residual ? plan.residual + at : nullptr,
+          plan.added
+              ? plan.added + plan.added_row[row] + plan.added_column[column]
+              : nullptr,
+          plan.y + at};
+      window += g.stride[1] * plan.pixel_bytes;
+      // The last one of a row may have no neighbour.
+      if (column + 1 == plan.out_columns && count % Isa::kPair) {
+        pixels[count] = pixels[count - 1];
+        pixels[count++].y = nullptr;
+      }
+      if (count == kMaxPixels) {
+        run_list<Isa>(plan, finish, pixels, count);
+        count = 0;
+      }
+    }
+  }
+  run_list<Isa>(plan, finish, pixels, count);
 }
 
 // Packs a row of pixels of one group.
