@@ -40,7 +40,7 @@ OVERFIT = [
 # Base channels by name; all others have 64.
 WIDTHS = {
     f'surge_faster_rcnn_r18_w{width}_{data}': width
-    for data, widths in (('bccd', (32, 96, 128)), ('neu', (32, 128)))
+    for data, widths in (('bccd', (16, 32, 96, 128)), ('neu', (32, 128)))
     for width in widths
 }
 FSG = {'fsg_faster_rcnn_r18_bccd'}
