@@ -169,13 +169,14 @@ def _run(args: argparse.Namespace) -> list[str]:
     from .detector import Detector
 
     sources = find_sources(args.sources, args.out)
-    if any(source.stream for source in sources):
+    if _any_stream(sources):
         _opencv()
     detector = Detector(args.model, args.threads)
     print(detector, flush=True)
     for name in ('vis', 'preds'):
         (args.out / name).mkdir(parents=True, exist_ok=True)
-    counter = _Counter(detector, args.score_thr, len(sources))
+    total = '' if _any_stream(sources) else f' of {len(sources)}'
+    counter = _Counter(detector, args.score_thr, total)
     failed = []
     for source in sources:
         try:
@@ -193,12 +194,15 @@ def _run(args: argparse.Namespace) -> list[str]:
     return failed
 
 
+def _any_stream(sources: list[Source]) -> bool:
+    return any(source.stream for source in sources)
+
+
 class _Counter:
     """Detects in images; counts them and shows how far it has come."""
 
-    def __init__(self, detector: Any, score_thr: float, total: int) -> None:
-        self.detector, self.score_thr = detector, score_thr
-        self.total, self.done = total, 0
+    def __init__(self, detector: Any, score_thr: float, total: str) -> None:
+        self.detector, self.score_thr, self.total = detector, score_thr, total
         self.images = self.boxes = self.seconds = 0
         self.live = sys.stderr.isatty()
 
@@ -218,7 +222,8 @@ class _Counter:
         self.boxes += int((found.scores > self.score_thr).sum())
         if self.live:
             print(
-                f'\r{self.images} image(s), {self.milliseconds:.1f} ms each ',
+                f'\r{self.images}{self.total} image(s), '
+                f'{self.milliseconds:.1f} ms each ',
                 end='',
                 file=sys.stderr,
                 flush=True,

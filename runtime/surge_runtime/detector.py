@@ -155,7 +155,7 @@ class Detector:
     def __repr__(self):
         return (
             f'Detector({self.path!r}: {len(self.classes)} classes, '
-            f'{self.engine}, kernels {self.kernels}, {self.threads} threads)'
+            f'{self.engine}, kernels {self.kernels}, threads {self.threads})'
         )
 
 

@@ -57,7 +57,7 @@ def test_it_tells_what_it_is(path):
     assert detector.kernels in {'avx512', 'avx2', 'neon', 'generic'}
     assert repr(detector) == (
         f'Detector({str(path)!r}: 2 classes, {detector.engine}, kernels '
-        f'{detector.kernels}, 1 threads)'
+        f'{detector.kernels}, threads 1)'
     )
     assert Detector(path).threads >= 1
 
