@@ -60,8 +60,8 @@ class BinaryConv(OpRun):
             groups,
         )
         y = _last(y) * scale
-        given = [*steps, *[None] * (7 - len(steps))]
-        bias, factor, offset, residual, pre, slope, post = given
+        given = [*steps, *[None] * (8 - len(steps))]
+        bias, factor, offset, residual, pre, slope, post, added = given
         y = y if bias is None else y + bias
         y = y if factor is None else y * factor
         y = y if offset is None else y + offset
@@ -69,6 +69,9 @@ class BinaryConv(OpRun):
         y = y if pre is None else y + pre
         y = y if slope is None else np.where(y > 0, y, slope * y)
         y = y if post is None else y + post
+        if added is not None:
+            size = y.shape[1:3]
+            y = y + _last(F.interpolate(_first(added), size, mode='nearest'))
         assert y.dtype == np.float32
         return (y,)
 

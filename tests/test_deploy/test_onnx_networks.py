@@ -33,6 +33,7 @@ from surge_det.engine.apply_method import apply_method
 
 # Names of a BinaryConv's optional inputs, from the fourth on.
 ENDS = ('bias', 'factor', 'offset', 'residual', 'pre', 'slope', 'post')
+ADDED = 'added'
 
 
 def _grid(*shape):
@@ -63,7 +64,7 @@ def _operations(model):
 def _ends(model):
     """Say what each 1-bit convolution has taken in."""
     return [
-        [end for end, name in zip(ENDS, node.input[4:]) if name]
+        [end for end, name in zip((*ENDS, ADDED), node.input[4:]) if name]
         for node in model.graph.node
         if node.op_type == 'BinaryConv'
     ]
@@ -191,6 +192,66 @@ def test_what_somebody_else_reads_stays():
     assert _ends(model) == [['bias']]
 
 
+def test_the_maximum_comes_before_a_norm():
+    # In the engine's layout; channels of a negative factor change their sign.
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=True),
+        nn.BatchNorm2d(8),
+        nn.MaxPool2d(3, 2, 1),
+        SURGEConv2d(8, 8, 3, compensate=False),
+    )
+    train(module)
+    module[1].weight.data[::2].neg_()
+    module[1].running_mean.data.zero_()
+    module = module.eval()
+    model = convert(module, torch.zeros(1, 3, 32, 32))
+    x = _grid(1, 3, 40, 48)
+    with torch.no_grad(), exact_arithmetic(module, stored_as_bits, True):
+        expected = module(x)
+    (found,) = evaluate(model, data=x.numpy())
+    assert torch.equal(_first(found), expected)
+    kinds = [node.op_type for node in model.graph.node]
+    # The norm's offset is part of the threshold.
+    assert kinds == [
+        *('Conv', 'MaxPool', 'Transpose', 'Mul', 'BinaryConv', 'Identity')
+    ]
+
+
+class _TopDown(nn.Module):
+    """What a feature pyramid does with two levels."""
+
+    def __init__(self, by_size):
+        super().__init__()
+        self.by_size = by_size
+        self.low, self.high = (
+            SURGEConv2d(8, 8, 3, padding=1, compensate=False) for _ in range(2)
+        )
+        self.act = nn.PReLU(8)
+
+    def forward(self, x):
+        low = self.act(self.low(x))
+        high = self.high(nn.functional.max_pool2d(x, 2))
+        how = dict(scale_factor=2)
+        if self.by_size:
+            how = dict(size=low.shape[2:])
+        return low + nn.functional.interpolate(high, mode='nearest', **how)
+
+
+@pytest.mark.parametrize(('by_size', 'size'), [(True, 9), (False, 10)])
+def test_a_map_that_is_enlarged_and_added(by_size, size):
+    torch.manual_seed(0)
+    module = _TopDown(by_size).eval()
+    model = convert(module, torch.zeros(1, 8, size, size), channels_last=True)
+    x = _grid(1, 8, size + 2, size + 4)
+    with torch.no_grad(), exact_arithmetic(module, stored_as_bits, True):
+        expected = module(x)
+    (found,) = evaluate(model, data=x.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(_first(found), expected)
+    assert _operations(model) == dict(BinaryConv=2, Pool=1, Identity=1)
+    assert _ends(model) == [['bias'], ['bias', 'slope', ADDED]]
+
+
 @pytest.fixture(scope='module')
 def detector():
     init_default_scope('mmdet')
@@ -211,13 +272,24 @@ def test_a_one_bit_network_stays_as_nhwc(detector):
             assert torch.equal(one, other)
         else:
             assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
-    operations = _operations(model)
-    assert operations['Transpose'] == 1, 'after the first convolution'
-    assert operations['Conv'] == 1
-    assert operations['BinaryConv'] == 16 + 4 + 4 + 5
+    assert _operations(model) == dict(
+        # The first layer, in the engine's layout.
+        **dict(Conv=1, MaxPool=1, Transpose=1),
+        # Shortcuts, and a level more.
+        **dict(Pool=3 + 1),
+        # Norms of the first layer and of shortcuts; biases of the RPN.
+        **dict(Mul=1 + 3, Add=1 + 3 + 5),
+        **dict(MatMul=3 + 5, Split=5),
+        **dict(BinaryConv=16 + 4 + 4 + 5),
+        Identity=len(model.graph.output),
+    )
     # Body, lateral and output convolutions.
     assert _ends(model)[:15] == [list(ENDS[1:])] * 15
-    assert _ends(model)[16:] == [['bias', 'slope']] * 13
+    assert _ends(model)[16:] == [
+        ['bias', 'slope'],
+        *[['bias', 'slope', ADDED]] * 3,
+        *[['bias', 'slope']] * 9,
+    ]
     # No norm is where the engine would fold it into a real convolution.
     makers = {name: n for n in model.graph.node for name in n.output}
     for node in model.graph.node:

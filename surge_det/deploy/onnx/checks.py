@@ -13,7 +13,7 @@ from surge_det.core.bits import unpack_signs
 from surge_det.deploy.extra import require
 
 from .epilogue import is_binary
-from .graph import Graph
+from .graph import Graph, attributes
 
 # Knuth's multiplier, for bits that look random.
 _MULTIPLIER = 2654435761
@@ -32,13 +32,13 @@ def checksum(graph: Graph, node: Any) -> int:
     """Return the checksum of a node's output for a small made-up input.
 
     Half of the input's values lie on the threshold, the others below it. The
-    residual map is given whether or not the node has one. Computed here by
+    residual map is given whether or not the node has one, the one that is
+    enlarged never. Computed here by
     torch's convolution and NumPy, not by the kernels.
     """
-    value = require('onnx.helper').get_attribute_value
-    at = {attribute.name: value(attribute) for attribute in node.attribute}
+    at = attributes(node)
     given = [graph.constants.get(name) for name in node.input]
-    given += [None] * (11 - len(given))
+    given = (given + [None] * 11)[:11]
     _, bits, start, scale, bias, factor, offset, _, pre, slope, post = given
     rows, columns = (
         dilation * (kernel - 1) + 1 + stride

@@ -10,6 +10,7 @@ A ``BinaryConv`` computes, after its sum of signs and each step rounded::
     y = y + pre
     y = y if y > 0 else slope * y
     y = y + post
+    y = y + added, enlarged to the size of y
 
 Every step but the first is an optional input. An operation is taken in if
 its place is after those that are taken, and nobody else reads what it reads.
@@ -21,11 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from .graph import DOMAIN, Graph
+from .graph import DOMAIN, Graph, attributes
 
 BINARY = 'BinaryConv'
 _START, _SCALE, _BIAS, _FACTOR, _OFFSET, _RESIDUAL = 2, 3, 4, 5, 6, 7
-_PRE, _SLOPE, _POST = 8, 9, 10
+_PRE, _SLOPE, _POST, _ADDED = 8, 9, 10, 11
+# Operations on the sizes of maps.
+_OF_SIZES = ('Shape', 'Gather', 'Slice', 'Unsqueeze', 'Concat', 'Cast')
 _NAMES = {
     _BIAS: 'bias',
     _FACTOR: 'factor',
@@ -114,10 +117,17 @@ def _take(
 ) -> bool:
     """Take in what reads a 1-bit convolution, if it can be."""
     name = node.output[0]
-    if len(readers[name]) != 1 or name in outputs:
+    if name in outputs:
         return False
-    (reader,) = readers[name]
-    places, given = _step(graph, node, reader)
+    found = _enlarged(graph, name, readers, outputs)
+    if found is not None:
+        reader, given = found
+        places: tuple[int, ...] = (_ADDED,)
+    elif len(readers[name]) == 1:
+        (reader,) = readers[name]
+        places, given = _step(graph, node, reader)
+    else:
+        return False
     taken = max(i for i, value in enumerate(node.input) if value)
     place = next((place for place in places if place > taken), None)
     if place is None:
@@ -137,6 +147,53 @@ def _take(
     return True
 
 
+def _enlarged(
+    graph: Graph, name: str, readers: Readers, outputs: list[str]
+) -> tuple[Any, str] | None:
+    """Find the sum of a map and another one that is enlarged to its size.
+
+    As in a feature pyramid. Nobody else may read the map itself.
+
+    Returns:
+        The node of the sum, and the name of the smaller map.
+    """
+    sums = [node for node in readers[name] if node.op_type == 'Add']
+    if len(sums) != 1:
+        return None
+    others = [other for other in sums[0].input if other != name]
+    other = others[0] if others else name
+    makers = [node for node in graph.nodes if other in node.output]
+    if (
+        not makers
+        or makers[0].op_type != 'Resize'
+        or len(readers[other]) != 1
+        or other in outputs
+        or not _is_nearest(makers[0])
+    ):
+        return None
+    # What computes the size from the map's goes with the Resize.
+    waiting = [node for node in readers[name] if node is not sums[0]]
+    while waiting:
+        node = waiting.pop()
+        if node is makers[0]:
+            continue
+        if node.op_type not in _OF_SIZES or (set(node.output) & set(outputs)):
+            return None
+        for target in node.output:
+            waiting += readers[target]
+    return sums[0], makers[0].input[0]
+
+
+def _is_nearest(resize: Any) -> bool:
+    """Whether it takes the values that torch takes."""
+    at = attributes(resize)
+    return (
+        at.get('mode') == b'nearest'
+        and at.get('coordinate_transformation_mode') == b'asymmetric'
+        and at.get('nearest_mode') == b'floor'
+    )
+
+
 def _step(
     graph: Graph, node: Any, reader: Any
 ) -> tuple[tuple[int, ...], str | np.ndarray]:
@@ -145,8 +202,7 @@ def _step(
     if kind == 'Relu':
         return (_SLOPE,), np.float32([0])
     if kind == 'LeakyRelu':
-        alpha = [a.f for a in reader.attribute if a.name == 'alpha']
-        return (_SLOPE,), np.float32(alpha or [0.01])
+        return (_SLOPE,), np.float32([attributes(reader).get('alpha', 0.01)])
     x, value = _with_constant(graph, reader)
     if x == name:
         if kind == 'Mul':

@@ -18,6 +18,12 @@ OPSET = 17
 IR_VERSION = 8
 
 
+def attributes(node: Any) -> dict[str, Any]:
+    """Return a node's attributes as Python values; texts as bytes."""
+    value = require('onnx.helper').get_attribute_value
+    return {attribute.name: value(attribute) for attribute in node.attribute}
+
+
 class Graph:
     """Nodes in the order of their execution, and constants.
 

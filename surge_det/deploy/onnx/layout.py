@@ -10,6 +10,7 @@ layout of its own for real convolutions; only outputs are transposed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from surge_det.deploy.extra import require
 from surge_det.deploy.norms import factor_and_offset
 
 from . import layers
-from .graph import Graph
+from .graph import Graph, attributes
 from .trace import MODULE
 
 # From (N, C, H, W) to (N, H, W, C) and back.
@@ -70,6 +71,15 @@ class Rewriter:
             info.name: [d.dim_value for d in info.type.tensor_type.shape.dim]
             for info in [*traced.graph.input, *traced.graph.value_info]
         }
+        # The nodes that read a value, and what is written already.
+        self.readers: dict[str, list[Any]] = defaultdict(list)
+        for node in traced.graph.node:
+            for name in node.input:
+                self.readers[name].append(node)
+        self.makers = {
+            name: node for node in traced.graph.node for name in node.output
+        }
+        self.written: set[str] = set()
         (given,) = (i.name for i in traced.graph.input)
         (self.last if channels_last else self.first)[given] = data
 
@@ -83,8 +93,14 @@ class Rewriter:
             The outputs' names in the graph.
         """
         for node in self.traced.node:
-            rule = RULES.get(node.op_type, Rewriter._as_traced)
-            rule(self, node)
+            if node.op_type == 'Constant':
+                self._constant(node)
+            elif node.op_type == 'Identity' and node.input[0] in self.values:
+                self._identity(node)
+        for node in self.traced.node:
+            if node.output[0] not in self.written | set(self.values):
+                rule = RULES.get(node.op_type, Rewriter._as_traced)
+                rule(self, node)
         return [
             self.as_last(output.name)
             if channels_last and self._is_map(output.name)
@@ -176,7 +192,7 @@ class Rewriter:
 
     def _cast(self, node: Any) -> None:
         # Maps are float32 anyway, where one is called that once more.
-        if self._is_map(node.input[0]) and _attributes(node)['to'] == _FLOAT:
+        if self._is_map(node.input[0]) and attributes(node)['to'] == _FLOAT:
             self._identity(node)
         else:
             self._as_traced(node)
@@ -199,12 +215,8 @@ class Rewriter:
         self, node: Any, inputs: list[str], name: str = '', **changed: Any
     ) -> None:
         """Add a traced node with NHWC inputs, attributes changed."""
-        value = require('onnx.helper').get_attribute_value
-        attributes = {a.name: value(a) for a in node.attribute} | changed
-        name = node.output[0]
-        self.last[name] = self.graph.add(
-            node.op_type, inputs, name, **attributes
-        )
+        name, at = node.output[0], attributes(node) | changed
+        self.last[name] = self.graph.add(node.op_type, inputs, name, **at)
 
     def _elementwise_rows(self, node: Any) -> None:
         inputs = [
@@ -234,7 +246,7 @@ class Rewriter:
         self.flat[name] = self.last.pop(name), columns
 
     def _module(self, node: Any) -> None:
-        name = _attributes(node)['name'].decode()
+        name = attributes(node)['name'].decode()
         module = self.modules[name]
         if isinstance(module, nn.Linear):
             self._linear(node, module, name)
@@ -249,11 +261,54 @@ class Rewriter:
             self._signs(node, module, name)
 
     def _norm(self, node: Any, norm: Any, name: str) -> None:
-        y = self.as_last(node.input[0])
-        for operator, value in zip(('Mul', 'Add'), factor_and_offset(norm)):
-            value = self.graph.constant(value.numpy(), f'{name}/{operator}')
+        factor, offset = (v.numpy() for v in factor_and_offset(norm))
+        source, target = node.input[0], node.output[0]
+        pool = self._pool_after(node)
+        if pool is not None:
+            # The maximum first, in the engine's layout and of the same bits:
+            # what has a positive factor keeps its order.
+            signs = np.where(factor < 0, np.float32(-1), np.float32(1))
+            self._multiply_conv(source, signs)
+            factor = factor * signs
+            self.first[pool.input[0]] = self.first[source]
+            self._as_traced(pool)
+            source = target = pool.output[0]
+            self.written.add(target)
+        y = self.as_last(source)
+        for operator, value in (('Mul', factor), ('Add', offset)):
+            value = self.graph.constant(value, f'{name}/{operator}')
             y = self.graph.add(operator, [y, value], f'{name}/{operator}')
-        self.last[node.output[0]] = y
+        self.last[target] = y
+        self.first.pop(target, None)
+
+    def _pool_after(self, norm: Any) -> Any:
+        """Return a max pool between which and a convolution a norm is."""
+        source, target = norm.input[0], norm.output[0]
+        readers = self.readers[target]
+        outputs = {output.name for output in self.traced.output}
+        if (
+            source in self.last
+            or source not in self.makers
+            or self.makers[source].op_type != 'Conv'
+            or len(self.readers[source]) != 1
+            or len(readers) != 1
+            or readers[0].op_type != 'MaxPool'
+            or outputs.intersection((source, target))
+        ):
+            return None
+        return readers[0]
+
+    def _multiply_conv(self, target: str, signs: np.ndarray) -> None:
+        """Multiply the output channels of a convolution by -1 or 1."""
+        (node,) = (
+            n for n in self.graph.nodes if n.output[0] == self.first[target]
+        )
+        for place, name in enumerate(node.input[1:], 1):
+            value = self.graph.constants[name]
+            shape = (-1,) + (1,) * (value.ndim - 1)
+            node.input[place] = self.graph.constant(
+                value * signs.reshape(shape), f'{name}/signed'
+            )
 
     def _linear(self, node: Any, layer: Any, name: str) -> None:
         (source,), (target,) = node.input, node.output
@@ -275,7 +330,7 @@ class Rewriter:
                 f'{name}/rows',
             )
         y = layers.binary(self.graph, layer, name, x, columns)
-        if _attributes(node)['rank'] == 2:
+        if attributes(node)['rank'] == 2:
             self.rows[target] = y
             self.shapes[target] = [0, layer.out_features]
             return
@@ -297,31 +352,50 @@ class Rewriter:
 
     def _conv(self, node: Any) -> None:
         """A 1x1 convolution of an NHWC map is a matrix product."""
-        x, weight, *bias = node.input
-        at = _attributes(node)
-        if (
-            not self.is_last(x)
-            or weight not in self.values
-            or self.values[weight].shape[2:] != (1, 1)
-            or at.get('group', 1) != 1
-            or set(at.get('strides', [1])) != {1}
-            or any(at.get('pads', []))
-        ):
+        x, name = node.input[0], node.output[0]
+        if not self.is_last(x) or not self._is_matrix(node):
             self._as_traced(node)
             return
-        matrix = self.values[weight][:, :, 0, 0].T
-        target = node.output[0]
-        y = self.graph.add(
-            'MatMul',
-            [self.as_last(x), self.graph.constant(matrix, f'{weight}/matrix')],
-            target,
+        # All that read the same map at once.
+        nodes = [
+            reader
+            for reader in self.readers[x]
+            if reader.op_type == 'Conv'
+            and reader.input[0] == x
+            and self._is_matrix(reader)
+            and len(reader.input) == len(node.input)
+        ]
+        weights = [self.values[n.input[1]][:, :, 0, 0].T for n in nodes]
+        weight = self.graph.constant(
+            np.concatenate(weights, 1), f'{node.input[1]}/matrix'
         )
-        if bias:
-            y = self.graph.add('Add', [y, self.as_first(bias[0])], target)
-        self.last[target] = y
+        y = self.graph.add('MatMul', [self.as_last(x), weight], name)
+        if len(node.input) > 2:
+            bias = np.concatenate([self.values[n.input[2]] for n in nodes])
+            bias = self.graph.constant(bias, f'{node.input[2]}/vector')
+            y = self.graph.add('Add', [y, bias], name)
+        targets = [n.output[0] for n in nodes]
+        self.written.update(targets)
+        names = [y]
+        if len(nodes) > 1:
+            names = [self.graph.unique(target) for target in targets]
+            sizes = self.graph.ints(*(w.shape[1] for w in weights))
+            self.graph.add('Split', [y, sizes], '', outputs=names, axis=-1)
+        self.last.update(zip(targets, names))
+
+    def _is_matrix(self, conv: Any) -> bool:
+        """Whether a convolution is a product with a constant matrix."""
+        at = attributes(conv)
+        return (
+            all(name in self.values for name in conv.input[1:])
+            and self.values[conv.input[1]].shape[2:] == (1, 1)
+            and at.get('group', 1) == 1
+            and set(at.get('strides', [1])) == {1}
+            and not any(at.get('pads', []))
+        )
 
     def _pool(self, node: Any) -> None:
-        at = _attributes(node)
+        at = attributes(node)
         if (
             not self.is_last(node.input[0])
             or len(node.output) > 1
@@ -355,7 +429,7 @@ class Rewriter:
         )
 
     def _concat(self, node: Any) -> None:
-        axis = _attributes(node)['axis']
+        axis = attributes(node)['axis']
         if any(map(self.is_last, node.input)) and not any(
             name in self.values for name in node.input
         ):
@@ -378,7 +452,7 @@ class Rewriter:
     def _resize(self, node: Any) -> None:
         x, _, scales, sizes = [*node.input, '', '', ''][:4]
         # Others than the nearest may not be there for this layout.
-        if not self.is_last(x) or _attributes(node)['mode'] != b'nearest':
+        if not self.is_last(x) or attributes(node)['mode'] != b'nearest':
             self._as_traced(node)
             return
         order = self.graph.ints(*TO_LAST)
@@ -400,7 +474,7 @@ class Rewriter:
 
     def _shape(self, node: Any) -> None:
         x, target = node.input[0], node.output[0]
-        if not self.is_last(x) or _attributes(node):
+        if not self.is_last(x) or attributes(node):
             self._as_traced(node)
             return
         whole = self.graph.add('Shape', [self.as_last(x)], f'{target}/nhwc')
@@ -415,7 +489,7 @@ class Rewriter:
             not self.is_last(x)
             or not sizes
             or not all(sizes)
-            or _attributes(node).get('axis', 1) != 1
+            or attributes(node).get('axis', 1) != 1
         ):
             self._as_traced(node)
             return
@@ -435,7 +509,7 @@ class Rewriter:
             return
         rows, columns = self.flat[x]
         matrix = self.values[weight]
-        if _attributes(node).get('transB'):
+        if attributes(node).get('transB'):
             matrix = matrix[:, columns]
         else:
             matrix = matrix[columns]
@@ -448,14 +522,8 @@ class Rewriter:
         del self.first[x]
 
 
-def _attributes(node: Any) -> dict[str, Any]:
-    value = require('onnx.helper').get_attribute_value
-    return {attribute.name: value(attribute) for attribute in node.attribute}
-
-
 RULES: dict[str, Callable[[Rewriter, Any], None]] = {
     MODULE: Rewriter._module,
-    'Constant': Rewriter._constant,
     'Identity': Rewriter._identity,
     'Cast': Rewriter._cast,
     'Conv': Rewriter._conv,
