@@ -151,10 +151,18 @@ def test_a_file_of_other_classes(config, tmp_path, capsys):
     text = DETECTOR.format(layer=REAL, label=0)
     path.write_bytes(sealed(onnx.parser.parse_model(text), about))
     with pytest.raises(SystemExit):
-        main(['benchmark', 'front', str(config), f'float={path}'])
+        main(['benchmark', 'front', str(config), f'float w1={path}'])
     assert "['dog'], those of the data ['cat', 'dog']" in (
         capsys.readouterr().err
     )
+
+
+def test_a_float_detector_of_another_name(config, tmp_path, capsys):
+    path = tmp_path / 'detector.onnx'
+    path.write_bytes(detector(REAL))
+    with pytest.raises(SystemExit):
+        main(['benchmark', 'front', str(config), f'1-bit w1={path}'])
+    assert "begin with 'float'" in capsys.readouterr().err
 
 
 def test_a_detector_without_a_name(config, capsys):

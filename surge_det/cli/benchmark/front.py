@@ -1,10 +1,11 @@
 """Accuracy against latency and bytes, of detectors that run alone.
 
 Each DETECTOR is NAME=FILE, a file that `surge-det export --format onnx`
-wrote. Names are a series and a point of it, such as "1-bit w64"; files of one
-name are seeds, whose mAP is averaged. A file without 1-bit layers is measured
-in int8 as well, as "int8" instead of the name's first word: quantized after
-training with images of the config's training set.
+wrote. A name is that of a series, then, after the last space, its point:
+"1-bit w64", "float, 12 epochs w32". Files of one name are seeds, whose mAP is
+averaged. A file without 1-bit layers is measured in int8 as well, with "int8"
+for "float" in its name: quantized after training with images of the config's
+training set.
 
 mAP is that of the config's test set and metric. Latency is from a decoded
 image to boxes, in ONNX Runtime; the detectors take turns on images of the

@@ -28,7 +28,7 @@ from .front_report import Point
 from .int8 import quantized
 from .measure import interleaved, timed
 
-INT8 = 'int8'
+FLOAT, INT8 = 'float', 'int8'
 # Images that activations' ranges are taken from, and that latency is of.
 CALIBRATION, TIMED = 32, 16
 
@@ -51,12 +51,17 @@ def measure(cfg: Config, args: argparse.Namespace) -> list[Point]:
         data = read_file(path, dataset.metainfo['classes'])
         twins = {name: data}
         if not is_1bit(data):
+            if not name.startswith(FLOAT):
+                raise ValueError(
+                    f'{name!r}: {path} has no 1-bit layers, so its name has '
+                    f'to begin with {FLOAT!r}'
+                )
             images = (
                 mmcv.imread(training.get_data_info(i)['img_path'])
                 for i in range(min(CALIBRATION, len(training)))
             )
             make = partial(session, threads=args.threads)
-            twin = ' '.join([INT8, *name.split(' ')[1:]])
+            twin = name.replace(FLOAT, INT8, 1)
             twins[twin] = quantized(data, make, images)
         for each, content in twins.items():
             detector = session(content, args.threads)

@@ -32,7 +32,7 @@ class Point:
     @property
     def series(self) -> str:
         """What is drawn as one line."""
-        return self.name.partition(' ')[0]
+        return self.name.rpartition(' ')[0]
 
     @property
     def ms(self) -> float:
@@ -95,7 +95,7 @@ def draw(points: Sequence[Point], path: Path) -> None:
             bars = [0 if std != std else std for std in stds]
             ax.errorbar(xs, means, bars, fmt='o-', capsize=3, label=series)
             for p, x, mean in zip(own, xs, means):
-                text = p.name.removeprefix(series).strip()
+                text = p.name.rpartition(' ')[2]
                 place = dict(xytext=(4, 5), textcoords='offset points')
                 ax.annotate(text, (x, mean), fontsize='small', **place)
         ax.set_xscale('log')
