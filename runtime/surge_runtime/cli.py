@@ -211,12 +211,15 @@ class _Counter:
         """Time of an image, from pixels to boxes."""
         return 1e3 * self.seconds / max(1, self.images)
 
-    def __call__(self, pixels: Any) -> tuple[dict, Any]:
+    def __call__(self, name: str, pixels: Any) -> tuple[dict, Any]:
         """Return an image's results as for JSON, and its picture."""
         from .images import draw
 
         start = time.perf_counter()
-        found = self.detector(pixels)
+        try:
+            found = self.detector(pixels)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from None
         self.seconds += time.perf_counter() - start
         self.images += 1
         self.boxes += int((found.scores > self.score_thr).sum())
@@ -246,7 +249,7 @@ class _Counter:
 def _image(source: Source, counter: _Counter) -> None:
     from .images import to_array
 
-    results, picture = counter(to_array(source.name))
+    results, picture = counter(source.name, to_array(source.name))
     source.results.write_text(json.dumps(results))
     picture.save(source.picture, quality=95)
 
@@ -273,7 +276,7 @@ def _stream(source: Source, counter: _Counter) -> None:
     try:
         with open(source.results, 'w', encoding='utf-8') as lines:
             for frame in _frames(capture):
-                results, picture = counter(frame)
+                results, picture = counter(source.name, frame)
                 print(json.dumps(results), file=lines, flush=camera)
                 if not writer.isOpened() and not writer.open(
                     str(source.picture),

@@ -162,4 +162,5 @@ class Detector:
 def _one_line(error: Exception) -> str:
     """Return an error's message in one line, without the engine's codes."""
     text = ' '.join(str(error).split())
-    return re.sub(r'^\[ONNXRuntimeError\] : \d+ : \w+ : ', '', text)
+    codes = r'^\[ONNXRuntimeError\] : \d+ : \w+ : (Non-zero .* Message: )?'
+    return re.sub(codes, '', text)

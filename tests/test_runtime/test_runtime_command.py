@@ -9,7 +9,7 @@ pytest.importorskip('surge_runtime', reason='needs runtime/ installed')
 pytest.importorskip('onnx', reason='needs onnx')
 
 from PIL import Image
-from runtime_files import sealed, whole_image_detector
+from runtime_files import layered_detector, sealed, whole_image_detector
 from surge_runtime import cli
 
 
@@ -81,6 +81,15 @@ def test_broken_images_are_named_and_the_others_done(folder, capsys):
     assert "image 'images/a.jpg': not an image of" in told.err
     assert "image 'images/b.png': cannot be read" in told.err
     assert [p.name for p in folder.joinpath('out/vis').iterdir()] == ['c.png']
+
+
+def test_an_image_that_the_model_cannot_take_is_named(folder, capsys):
+    folder.joinpath('detector.onnx').write_bytes(sealed(layered_detector()))
+    Image.new('L', (5000, 1)).save('images/b.png')
+    command('images', '--out', 'out', status=2)
+    err = capsys.readouterr().err
+    assert err.startswith('error: 1 of 3 failed:\nimages/b.png: model ')
+    assert 'no pixel left' in err
 
 
 def test_wrong_arguments(folder, capsys):
