@@ -11,6 +11,22 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 
+class _Shared:
+    """One detector for all copies of a model.
+
+    mmengine's EMAHook copies models; a session cannot be copied.
+    """
+
+    def __init__(self, detector: Any) -> None:
+        self.detector = detector
+
+    def __deepcopy__(self, memo: dict) -> _Shared:
+        return self
+
+    def __call__(self, image: Any) -> Any:
+        return self.detector(image)
+
+
 class WholeDetector(BaseDetector):
     """Hands images as they are to a ``surge_runtime.Detector``.
 
@@ -20,7 +36,7 @@ class WholeDetector(BaseDetector):
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector = _Shared(detector)
 
     def predict(
         self,

@@ -16,7 +16,7 @@ from surge_det.core.layers import SURGEConv2d, SURGELayer
 from surge_det.deploy.extra import require
 from surge_det.deploy.networks import PART, evaluating, unchanged
 
-from .graph import DOMAIN, OPSET, VERSION
+from .graph import DOMAIN, OPSET
 
 # The operator that stands for a module in a traced network.
 MODULE = 'Module'
@@ -86,7 +86,6 @@ def trace(
             input_names=['data'],
             dynamic_axes={'data': axes},
             opset_version=OPSET,
-            custom_opsets={DOMAIN: VERSION} if modules else None,
             # Otherwise it would trace the layer too.
             autograd_inlining=False,
         )
