@@ -218,6 +218,35 @@ def test_the_maximum_comes_before_a_norm():
     ]
 
 
+class _Two(nn.Module):
+    """Real 1x1 convolutions of one map."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.hidden = SURGEConv2d(6, 8, 3, padding=1, compensate=False)
+        # One slope for all channels.
+        self.act = nn.PReLU()
+        self.first = nn.Conv2d(8, 3, 1, stride)
+        self.second = nn.Conv2d(8, 5, 1, stride)
+
+    def forward(self, x):
+        x = self.act(self.hidden(x))
+        return torch.cat([self.second(x), self.first(x)], 1)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_real_products_of_one_map_are_one(stride):
+    torch.manual_seed(0)
+    model, found, expected = _run(_Two(stride), 1, 6, 7, 10)
+    assert torch.allclose(found, expected, atol=1e-6)
+    pool = {'Pool': 1} if stride > 1 else {}
+    assert _operations(model) == dict(
+        **dict(BinaryConv=1, MatMul=1, Add=1, Split=1, Concat=1, Identity=1),
+        **pool,
+    )
+    assert _ends(model) == [['bias', 'slope']]
+
+
 class _TopDown(nn.Module):
     """What a feature pyramid does with two levels."""
 

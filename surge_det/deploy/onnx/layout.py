@@ -150,11 +150,10 @@ class Rewriter:
         """Return the name of a map, or a constant for one, as NHWC."""
         if name in self.values:
             value = self.values[name]
-            if value.size > 1:
-                value = value.reshape((1,) * (4 - value.ndim) + value.shape)
-                value = value.transpose(TO_LAST)
-                while value.ndim > 1 and value.shape[0] == 1:
-                    value = value[0]
+            value = value.reshape((1,) * (4 - value.ndim) + value.shape)
+            value = value.transpose(TO_LAST)
+            while value.ndim > 1 and value.shape[0] == 1:
+                value = value[0]
             return self.graph.constant(value, f'{name}/nhwc')
         if name not in self.last:
             self.last[name] = self.graph.transpose(
@@ -364,12 +363,27 @@ class Rewriter:
             and reader.input[0] == x
             and self._is_matrix(reader)
             and len(reader.input) == len(node.input)
+            and _steps(reader) == _steps(node)
         ]
+        data = self.as_last(x)
+        if _steps(node) != [1, 1]:
+            # The places that the convolution sees.
+            data = self.graph.ours(
+                'Pool',
+                [data],
+                f'{name}/places',
+                mode='max',
+                kernel_shape=[1, 1],
+                strides=_steps(node),
+                pads=[0] * 4,
+                ceil_mode=0,
+                count_include_pad=0,
+            )
         weights = [self.values[n.input[1]][:, :, 0, 0].T for n in nodes]
         weight = self.graph.constant(
             np.concatenate(weights, 1), f'{node.input[1]}/matrix'
         )
-        y = self.graph.add('MatMul', [self.as_last(x), weight], name)
+        y = self.graph.add('MatMul', [data, weight], name)
         if len(node.input) > 2:
             bias = np.concatenate([self.values[n.input[2]] for n in nodes])
             bias = self.graph.constant(bias, f'{node.input[2]}/vector')
@@ -390,7 +404,6 @@ class Rewriter:
             all(name in self.values for name in conv.input[1:])
             and self.values[conv.input[1]].shape[2:] == (1, 1)
             and at.get('group', 1) == 1
-            and set(at.get('strides', [1])) == {1}
             and not any(at.get('pads', []))
         )
 
@@ -520,6 +533,10 @@ class Rewriter:
         node.input.extend([x, copied, *bias])
         self._as_traced(node)
         del self.first[x]
+
+
+def _steps(conv: Any) -> list[int]:
+    return attributes(conv).get('strides', [1, 1])
 
 
 RULES: dict[str, Callable[[Rewriter, Any], None]] = {
