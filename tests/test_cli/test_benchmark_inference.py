@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import importlib.util
 import io
 import statistics
 import sys
@@ -20,8 +19,9 @@ from torch import nn
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 pytest.importorskip('matplotlib', reason='the benchmark draws')
-if importlib.util.find_spec('openvino') is None:
-    pytest.skip('needs the extra `deploy`', allow_module_level=True)
+pytest.importorskip('openvino', reason='needs the extra `deploy`')
+pytest.importorskip('onnx', reason='needs the extra `deploy`')
+pytest.importorskip('surge_runtime', reason='runtime/ is not installed')
 
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -132,12 +132,21 @@ def records(path):
 
 
 OPENVINO = 'OpenVINO fp32', 'OpenVINO 1-bit'
+RUNTIME = 'runtime fp32', 'runtime 1-bit'
+# Of those that took part.
+BASES = 'OpenVINO fp32', 'OpenVINO 1-bit', 'torch fp32'
 
 
 def with_layouts(name, place):
     """Single layers take both layouts in OpenVINO too."""
     both = [name, f'{name}, channels_last']
     return both if place[0] == 'layers' else both[:1]
+
+
+def runtime(place):
+    """The runtime's maps are in one layout."""
+    suffix = ', channels_last' if place[0] == 'layers' else ''
+    return [f'{name}{suffix}' for name in RUNTIME]
 
 
 def test_the_table_is_what_was_measured(report):
@@ -168,11 +177,12 @@ def test_the_table_is_what_was_measured(report):
             'torch 1-bit, channels_last',
             *with_layouts('OpenVINO fp32', place),
             *with_layouts('OpenVINO 1-bit', place),
+            *runtime(place),
         ]
         assert all(len(ms) == 3 and min(ms) > 0 for ms in case.values())
         row = next(row for row in rows if tuple(row[:2]) == place)
         best = {}
-        for name in ('torch fp32', 'torch 1-bit', *OPENVINO):
+        for name in ('torch fp32', 'torch 1-bit', *OPENVINO, *RUNTIME):
             layouts = [
                 case[key]
                 for key in (name, f'{name}, channels_last')
@@ -180,26 +190,27 @@ def test_the_table_is_what_was_measured(report):
             ]
             best[name] = min(layouts, key=statistics.median)
             shown = row[rows[0].index(f'{name}, ms')]
-            assert ('(cl)' in shown) == (best[name] is not case[name])
+            assert ('(cl)' in shown) == (best[name] is not case.get(name))
             assert float(shown.split()[0]) == pytest.approx(
                 statistics.median(best[name]), rel=0.01
             )
         assert row[rows[0].index('OpenVINO int8, ms')] == '—'
-        mine = best['OpenVINO 1-bit']
+        mine = best['runtime 1-bit']
         ratios[place] = [
             statistics.median(a / b for a, b in zip(base, mine))
-            for base in (best['OpenVINO fp32'], best['torch fp32'])
+            for base in (best[name] for name in BASES)
         ]
-        assert [float(c) for c in row[-2:]] == pytest.approx(
-            ratios[place], rel=0.01
-        )
-    means = {row[0]: row for row in rows if row[-4:-2] == ['64x96', '1']}
+        assert row[-3] == '—'
+        found = [float(c) for c in (row[-4], *row[-2:])]
+        assert found == pytest.approx(ratios[place], rel=0.01)
+    means = {row[0]: row for row in rows if row[1:3] == ['64x96', '1']}
     narrow, wide = ratios['layers', 'narrow'], ratios['layers', 'wide']
     for name, wanted in (
         ('all (2)', [(a * b) ** 0.5 for a, b in zip(narrow, wide)]),
         ('≥ 128 channels (1)', wide),
     ):
-        found = [float(cell) for cell in means[name][-2:]]
+        row = means[name]
+        found = [float(cell) for cell in (row[-4], *row[-2:])]
         assert found == pytest.approx(wanted, rel=0.01)
 
 
@@ -233,13 +244,15 @@ def test_notes_say_what_numbers_depend_on(report):
     (counts,) = [
         row
         for row in rows
-        if row[0] == 'small' and '/' in row[-1] and len(row) == 8
+        if row[0] == 'small' and '/' in row[3] and len(row) == 10
     ]
-    for cell in counts[3:5] + counts[6:]:
-        proposals, boxes = map(int, cell.split(' / '))
-        assert 0 < proposals <= 20
+    counts = dict(zip(inference_report.CONTESTANTS, counts[3:]))
+    assert counts.pop('OpenVINO int8') == '—'
+    for name, cell in counts.items():
+        *proposals, boxes = map(int, cell.split(' / '))
+        assert len(proposals) == (name not in RUNTIME)
+        assert all(0 < number <= 20 for number in proposals)
         assert 0 <= boxes <= 100
-    assert counts[5] == '—'
     assert 'No OpenVINO int8: --no-int8.' in report.text
     assert 'weights are random, the image is noise' in report.text
 
@@ -357,6 +370,8 @@ def strided(layer):
         ('convert', 'SURGEConv2d', strided, 'OpenVINO 1-bit has outputs of'),
         ('convert', 'Conv2d', flipped, 'small: OpenVINO fp32 differs'),
         ('_in_layouts', 'SURGEConv2d', flipped, 'small: torch 1-bit differs'),
+        ('in_runtime', 'SURGEConv2d', scaled, 'small: runtime 1-bit, '),
+        ('in_runtime', 'Conv2d', flipped, 'small: runtime fp32, '),
     ],
 )
 def test_a_layer_that_computes_something_else_is_not_timed(
@@ -407,7 +422,7 @@ def test_the_faster_layout_counts():
     case.seconds = {
         'torch fp32': [3.0, 4.0, 20.0],
         'torch fp32, channels_last': [5.0, 5.0, 5.0],
-        'OpenVINO 1-bit': [1.0, 1.0, 2.0],
+        'runtime 1-bit': [1.0, 1.0, 2.0],
     }
     assert case.best('torch fp32') == 'torch fp32'
     assert case.times_faster('torch fp32') == 4

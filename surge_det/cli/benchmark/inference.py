@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         from surge_det.deploy.extra import require
 
-        require('openvino')
+        for package in ('openvino', 'onnx', 'surge_runtime'):
+            require(package)
         from .inference_run import measure
 
         with tempfile.TemporaryDirectory() as folder:

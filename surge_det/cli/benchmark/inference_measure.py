@@ -1,4 +1,4 @@
-"""A 1-bit network and its float twin, by torch and by OpenVINO."""
+"""A 1-bit network and its float twin: torch, OpenVINO, ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ from surge_det.deploy.comparison import (
 )
 from surge_det.deploy.extra import require
 from surge_det.deploy.networks import roi_example
+from surge_det.deploy.onnx.conversion import convert as convert_to_onnx
+from surge_det.deploy.onnx.detector import open_session
+from surge_det.deploy.onnx.layout import TO_FIRST, TO_LAST
+from surge_det.deploy.onnx.rules import kind_of, test_pipeline
 from surge_det.deploy.openvino import (
     Network,
     convert,
@@ -51,6 +55,8 @@ from .inference_report import (
     FP32,
     INT8,
     ONE_BIT,
+    RUNTIME,
+    RUNTIME_FP32,
     TORCH,
     TORCH_1BIT,
     Case,
@@ -139,6 +145,29 @@ def _outputs(run: Callable[[], Any]) -> Sequence[Tensor]:
     return [found] if isinstance(found, Tensor) else found
 
 
+def in_runtime(
+    network: nn.Module, x: Tensor, threads: int, channels_last: bool = False
+) -> Callable[[], list[Tensor]]:
+    """Let ONNX Runtime with our operators compute a network.
+
+    Args:
+        network: Converted for any size.
+        x: What it is given, (N, C, H, W).
+        threads: Number of threads.
+        channels_last: Whether x is given as (N, H, W, C).
+    """
+    model = convert_to_onnx(network, x, channels_last)
+    names = [output.name for output in model.graph.output]
+    session = open_session(model.SerializeToString(), threads)
+    given = (x.permute(TO_LAST) if channels_last else x).contiguous().numpy()
+
+    def run() -> list[Tensor]:
+        found = session.run(names, {'data': given})
+        return [torch.from_numpy(y).permute(TO_FIRST) for y in found]
+
+    return run
+
+
 # Layers
 
 
@@ -190,6 +219,9 @@ def layer_runs(shape: Shape, threads: int, int8: bool) -> Runs:
         for suffix, layout in LAYOUTS.items():
             given = x.contiguous(memory_format=layout)
             runs[name + suffix] = partial(network.tensors, given)
+    # It has maps in that layout only.
+    for name, module in ((RUNTIME_FP32, twin), (RUNTIME, layer)):
+        runs[name + CHANNELS_LAST] = in_runtime(module, x, threads, True)
     check_layer(shape.name, layer, x, runs)
     return runs
 
@@ -207,11 +239,14 @@ def check_layer(name: str, layer: SURGEConv2d, x: Tensor, runs: Runs) -> None:
     wanted = {
         ONE_BIT: (expected, 0),
         FP32: (outputs[TORCH][0], 1e-4),
+        RUNTIME: (expected, 0),
+        RUNTIME_FP32: (outputs[TORCH][0], 1e-4),
         # Torch sums scaled signs, so that the last digits differ.
         TORCH_1BIT: (expected, 1e-5),
     }
     for contestant, (right, tolerance) in wanted.items():
-        for key in (contestant + layout for layout in LAYOUTS):
+        names = (contestant + layout for layout in LAYOUTS)
+        for key in (name for name in names if name in runs):
             off = (outputs[key][0] - right).abs().max() / right.abs().max()
             if not off <= tolerance:
                 raise RuntimeError(
@@ -225,7 +260,7 @@ def check_layer(name: str, layer: SURGEConv2d, x: Tensor, runs: Runs) -> None:
 
 
 class Detector:
-    """A config's 1-bit detector and its float twin, in torch and OpenVINO.
+    """A config's 1-bit detector and its float twin, by all contestants.
 
     Args:
         cfg: The config; not changed.
@@ -279,6 +314,10 @@ class Detector:
                 quantized(model, x)
                 for model, (_, x) in zip(self._twins[FP32], parts)
             ]
+        self._whole_models = (
+            (RUNTIME_FP32, self.twin),
+            (RUNTIME, self.one_bit),
+        )
         self._structures = [network.structure for network, _ in parts]
         self._torch = {
             **_in_layouts(TORCH, self.twin),
@@ -317,9 +356,19 @@ class Detector:
         networks[ONE_BIT] = self.network(threads)
         for name, network in networks.items():
             runs[name] = partial(network.tensors, x)
+        for name, model in (
+            (RUNTIME_FP32, self.twin),
+            (RUNTIME, self.one_bit),
+        ):
+            runs[name] = in_runtime(dense_network(model), x, threads)
         outputs = {name: _outputs(run) for name, run in runs.items()}
         check_shapes('network', outputs)
-        for name, model in ((FP32, self.twin), (ONE_BIT, self.one_bit)):
+        for name, model in (
+            (FP32, self.twin),
+            (RUNTIME_FP32, self.twin),
+            (ONE_BIT, self.one_bit),
+            (RUNTIME, self.one_bit),
+        ):
             with torch.no_grad(), exact_arithmetic(model):
                 expected = dense_network(model)(x)
             check_network(
@@ -353,6 +402,12 @@ class Detector:
         for name, converted in self._twins.items():
             models[name] = self._around(converted, threads)
         models[ONE_BIT] = self.exported(threads)
+        size = tuple(data['inputs'][0].shape[1:])
+        for name, model in (
+            (RUNTIME_FP32, self.twin),
+            (RUNTIME, self.one_bit),
+        ):
+            models[name] = self._whole(model, size)
         runs: Runs = {
             name: partial(model.test_step, data)
             for name, model in models.items()
@@ -368,6 +423,17 @@ class Detector:
     def exported(self, threads: int) -> nn.Module:
         """Load the 1-bit detector from its files."""
         return FORMATS['openvino'].load(self.files[1], threads=threads)
+
+    def _whole(self, model: nn.Module, size: tuple[int, int]) -> nn.Module:
+        """Return a detector as one file, for images that need no resizing."""
+        model = copy.copy(model)
+        model.cfg = copy.deepcopy(model.cfg)
+        for step in test_pipeline(model.cfg):
+            if kind_of(step) == 'Resize':
+                step['scale'] = size[::-1]
+        format = FORMATS['onnx']
+        (path,) = format.save(model, self.folder / 'whole.onnx')
+        return format.load(path)
 
     def _around(self, converted: Sequence[Any], threads: int) -> nn.Module:
         model = build_detector(self.float_cfg)
@@ -405,7 +471,9 @@ def _detector(cfg: Config, checkpoint: str | None) -> nn.Module:
         return FORMATS['pth'].load(checkpoint, cfg)
     torch.manual_seed(0)
     model = build_detector(cfg)
-    model.dataset_meta = {}
+    head = getattr(model, 'bbox_head', None) or model.roi_head.bbox_head
+    names = [f'class {i}' for i in range(head.num_classes)]
+    model.dataset_meta = dict(classes=names)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and not isinstance(
             module, SURGELayer

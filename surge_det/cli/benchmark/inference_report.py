@@ -10,14 +10,24 @@ from .report import Panel, Table, ratio
 
 TORCH, TORCH_1BIT = 'torch fp32', 'torch 1-bit'
 FP32, INT8, ONE_BIT = 'OpenVINO fp32', 'OpenVINO int8', 'OpenVINO 1-bit'
-CONTESTANTS = [TORCH, FP32, INT8, TORCH_1BIT, ONE_BIT]
+# ONNX Runtime with this project's operators.
+RUNTIME_FP32, RUNTIME = 'runtime fp32', 'runtime 1-bit'
+CONTESTANTS = [
+    TORCH,
+    FP32,
+    INT8,
+    RUNTIME_FP32,
+    TORCH_1BIT,
+    ONE_BIT,
+    RUNTIME,
+]
 # What the names of contestants that take both layouts end with.
 DEFAULT, CHANNELS_LAST = '', ', channels_last'
 # Channels of the layers that have a mean of their own: in narrower ones
 # binarization takes the time.
 WIDE = 128
-BASES = FP32, TORCH
-_FASTER = [f'1-bit faster than {base}' for base in BASES]
+BASES = FP32, INT8, ONE_BIT, TORCH
+_FASTER = [f'{RUNTIME} faster than {base}' for base in BASES]
 
 
 @dataclass
@@ -64,7 +74,7 @@ class Case:
             default=None,
         )
 
-    def times_faster(self, base: str, mine: str = ONE_BIT) -> float | None:
+    def times_faster(self, base: str, mine: str = RUNTIME) -> float | None:
         """Median of the ratios of paired turns, the base's time by mine."""
         first, second = self.best(base), self.best(mine)
         if first is None or second is None:
@@ -108,9 +118,10 @@ def mean_table(cases: Sequence[Case]) -> Table:
         here = [c for c in layers if (c.shape, c.threads) == place]
         wide = [c for c in here if c.channels >= WIDE]
         for name, chosen in (('all', here), (f'≥ {WIDE} channels', wide)):
+            ratios = ([c.times_faster(b) for c in chosen] for b in BASES)
             means = (
-                statistics.geometric_mean(c.times_faster(b) for c in chosen)
-                for b in BASES
+                None if None in found else statistics.geometric_mean(found)
+                for found in ratios
             )
             row = [f'{name} ({len(chosen)})', *place, *map(_number, means)]
             rows.append(row)

@@ -161,7 +161,9 @@ def notes(args: argparse.Namespace, problem: str | None) -> str:
         f'{args.rounds} interleaved rounds, batch 1. Faster: median of the '
         'ratios of paired turns. (cl): it was faster in channels_last.',
         f'{device}, torch {torch.__version__}, OpenVINO '
-        f'{require("openvino").__version__}.',
+        f'{require("openvino").__version__}, ONNX Runtime '
+        f'{require("onnxruntime").__version__}, 1-bit kernels for '
+        f'{require("surge_runtime.library").kernel_path()}.',
     ]
     if problem:
         lines.append(f'No {INT8}: {problem}.')

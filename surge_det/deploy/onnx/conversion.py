@@ -56,8 +56,8 @@ def convert(
         sizes_vary: As :func:`.trace`'s.
 
     Returns:
-        An ``onnx.ModelProto`` with the input ``data`` and the outputs
-        ``output0`` and so on, maps as (N, H, W, C).
+        An ``onnx.ModelProto`` with the input ``data``; its outputs, maps as
+        (N, H, W, C), are in the network's order.
     """
     float32 = require('onnx').TensorProto.FLOAT
     graph = Graph()
@@ -69,8 +69,11 @@ def convert(
         channels_last,
         sizes_vary,
     )
+    # What is put out twice, or is the input itself, needs another name.
     found = [
-        graph.add('Identity', [name], f'output{i}')
+        graph.add('Identity', [name], f'{name}/again')
+        if name in ('data', *names[:i])
+        else name
         for i, name in enumerate(names)
     ]
     size: list[Any] = list(example.shape)

@@ -192,8 +192,12 @@ def _compare(graph: Graph, part: _Part) -> None:
         check_network(run, recorded, 'the converted network')
 
 
-def open_session(model: bytes) -> Any:
+def open_session(model: bytes, threads: int | None = None) -> Any:
     """Return an ``onnxruntime.InferenceSession`` with our operators.
+
+    Args:
+        model: Serialized.
+        threads: Number of threads; ``None`` for as many as torch has.
 
     Raises:
         RuntimeError: If ONNX Runtime refuses the model.
@@ -203,7 +207,7 @@ def open_session(model: bytes) -> Any:
     options.register_custom_ops_library(
         require('surge_runtime.library').library_path()
     )
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 4
     try:
         return runtime.InferenceSession(
