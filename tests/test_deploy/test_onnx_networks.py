@@ -89,7 +89,7 @@ def test_one_bit_convolutions(channels, keywords):
     model, found, expected = _run(layer, 1, channels[0], 9, 11)
     assert torch.equal(found, expected)
     # Channels stand last in the graph.
-    assert _operations(model) == dict(BinaryConv=1, Identity=1)
+    assert _operations(model) == dict(BinaryConv=1)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_what_follows_a_one_bit_convolution_becomes_its_end(
     model, found, expected = _run(_half(order), 1, 8, 9, 11)
     assert torch.equal(found, expected)
     assert _ends(model) == [list(taken)]
-    assert _operations(model) == dict(BinaryConv=1, Identity=1, **left)
+    assert _operations(model) == dict(BinaryConv=1, **left)
 
 
 def test_what_somebody_else_reads_stays():
@@ -213,9 +213,7 @@ def test_the_maximum_comes_before_a_norm():
     assert torch.equal(_first(found), expected)
     kinds = [node.op_type for node in model.graph.node]
     # The norm's offset is part of the threshold.
-    assert kinds == [
-        *('Conv', 'MaxPool', 'Transpose', 'Mul', 'BinaryConv', 'Identity')
-    ]
+    assert kinds == [*('Conv', 'MaxPool', 'Transpose', 'Mul', 'BinaryConv')]
 
 
 class _Two(nn.Module):
@@ -241,7 +239,7 @@ def test_real_products_of_one_map_are_one(stride):
     assert torch.allclose(found, expected, atol=1e-6)
     pool = {'Pool': 1} if stride > 1 else {}
     assert _operations(model) == dict(
-        **dict(BinaryConv=1, MatMul=1, Add=1, Split=1, Concat=1, Identity=1),
+        **dict(BinaryConv=1, MatMul=1, Add=1, Split=1, Concat=1),
         **pool,
     )
     assert _ends(model) == [['bias', 'slope']]
@@ -277,7 +275,7 @@ def test_a_map_that_is_enlarged_and_added(by_size, size):
         expected = module(x)
     (found,) = evaluate(model, data=x.permute(0, 2, 3, 1).numpy())
     assert torch.equal(_first(found), expected)
-    assert _operations(model) == dict(BinaryConv=2, Pool=1, Identity=1)
+    assert _operations(model) == dict(BinaryConv=2, Pool=1)
     assert _ends(model) == [['bias'], ['bias', 'slope', ADDED]]
 
 
@@ -310,7 +308,6 @@ def test_a_one_bit_network_stays_as_nhwc(detector):
         **dict(Mul=1 + 3, Add=1 + 3 + 5),
         **dict(MatMul=3 + 5, Split=5),
         **dict(BinaryConv=16 + 4 + 4 + 5),
-        Identity=len(model.graph.output),
     )
     # Body, lateral and output convolutions.
     assert _ends(model)[:15] == [list(ENDS[1:])] * 15

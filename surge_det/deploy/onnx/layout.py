@@ -83,14 +83,11 @@ class Rewriter:
         (given,) = (i.name for i in traced.graph.input)
         (self.last if channels_last else self.first)[given] = data
 
-    def run(self, channels_last: bool = True) -> list[str]:
+    def run(self) -> list[str]:
         """Write all nodes.
 
-        Args:
-            channels_last: Whether maps among the outputs are to be NHWC.
-
         Returns:
-            The outputs' names in the graph.
+            The outputs' names in the graph; maps are NHWC.
         """
         for node in self.traced.node:
             if node.op_type == 'Constant':
@@ -98,12 +95,12 @@ class Rewriter:
             elif node.op_type == 'Identity' and node.input[0] in self.values:
                 self._identity(node)
         for node in self.traced.node:
-            if node.output[0] not in self.written | set(self.values):
+            if not self.written.union(self.values).intersection(node.output):
                 rule = RULES.get(node.op_type, Rewriter._as_traced)
                 rule(self, node)
         return [
             self.as_last(output.name)
-            if channels_last and self._is_map(output.name)
+            if self._is_map(output.name)
             else self.as_first(output.name)
             for output in self.traced.output
         ]
