@@ -14,8 +14,8 @@ constexpr std::align_val_t kAlignment{64};
 // not so many rows that threads have nothing to share.
 constexpr int64_t kTaskFloats = 1 << 17;
 constexpr int64_t kMaxRows = 16;
-// Of an output, from which on it is written past the caches: 16 MB.
-constexpr int64_t kStreamFloats = 1 << 22;
+// Of an output, from which on it is written past the caches: 2 MB.
+constexpr int64_t kStreamFloats = 1 << 19;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
