@@ -21,7 +21,7 @@ TARGETS = ('x86_64', 'aarch64')
 # glibc 2.17 is manylinux2014's: the wheels run on every Linux since 2014.
 GLIBC = '2.17'
 # No contraction to fused multiply-add: signs depend on rounding as torch's.
-# The library exports one function; its C++ library is linked in.
+# The library exports two functions; its C++ library is linked in.
 FLAGS = [
     '-std=c++17',
     '-O3',

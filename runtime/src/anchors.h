@@ -15,7 +15,9 @@ class Anchors {
         counts_(info.integers("anchors_per_level", strides_.size())) {
     int64_t sum = 0;
     for (int64_t count : counts_) {
-      if (count < 1) throw Error("attribute anchors_per_level is below 1");
+      if (count < 1 || count > static_cast<int64_t>(base_.size()))
+        throw Error("attribute anchors_per_level is below 1, or above what "
+                    "anchors has");
       starts_.push_back(sum);
       sum += count;
     }

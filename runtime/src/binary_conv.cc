@@ -1,6 +1,7 @@
 #include "binary_conv.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <stdexcept>
@@ -40,7 +41,7 @@ void Geometry::check() const {
       in_channels % groups || out_channels % groups)
     throw std::invalid_argument("groups must divide the channels");
   // No layer has larger ones; sizes computed from them fit into 64 bits.
-  constexpr int64_t most = 1 << 16;
+  constexpr int64_t most = 256;
   const auto within = [](int64_t low, int64_t value) {
     return low <= value && value <= most;
   };
@@ -50,6 +51,9 @@ void Geometry::check() const {
         !within(0, pads[axis + 2]))
       throw std::invalid_argument(
           "kernel_shape, strides, dilations or pads are out of range");
+  // Beyond that float32 has not all whole numbers.
+  if (taps() * group_in() > 1 << 24)
+    throw std::invalid_argument("sums are of more than 2^24 products");
 }
 
 int64_t BinaryConv::padded_channels() const {
@@ -255,6 +259,9 @@ void BinaryConv::run(const float *x, int64_t n, int64_t h, int64_t w,
     mine.y = y + at;
     mine.out_rows = last - first;
     kernels.run(mine);
+    // Stores past the caches are not in order with those that tell other
+    // threads that the task is done.
+    if (mine.stream) std::atomic_thread_fence(std::memory_order_seq_cst);
   });
 }
 

@@ -1,5 +1,6 @@
 // The operator BinaryConv.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "binary_conv.h"
@@ -72,6 +73,8 @@ struct BinaryConvOp {
     g.check();
     weight.expect({g.out_channels, g.taps(), (g.group_in() + 7) / 8});
 
+    for (size_t index : {BIAS, FACTOR, OFFSET, PRE, SLOPE, POST})
+      if (!info.constant(index)) absent_.push_back(index);
     Epilogue e;
     std::vector<std::vector<float>> kept;
     const auto constant = [&](size_t index, float absent) {
@@ -106,6 +109,10 @@ struct BinaryConvOp {
 
   void compute(Context &context) const {
     const Geometry &g = conv_->geometry();
+    for (size_t index : absent_)
+      if (context.has(index))
+        throw Error(std::string("input ") + inputs[index].name +
+                    " is not stored in the model");
     Input x = context.input(X), residual = context.input(RESIDUAL);
     Input added = context.input(ADDED);
     x.expect({-1, -1, -1, g.in_channels});
@@ -165,6 +172,8 @@ struct BinaryConvOp {
   }
 
   std::unique_ptr<BinaryConv> conv_;
+  // Constants that the model has not got.
+  std::vector<size_t> absent_;
 };
 
 const OrtCustomOp *binary_conv_op() { return make_op<BinaryConvOp>(); }

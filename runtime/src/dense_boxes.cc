@@ -47,12 +47,11 @@ struct DenseBoxes {
   explicit DenseBoxes(const Info &info)
       : coder(info.string("coder")),
         strides(info.numbers("strides")),
-        classes(info.integer("num_classes")),
+        classes(class_count(info)),
         softmax(info.integer("softmax")),
         has_factor(info.integer("has_factor")),
         score_thr(info.number("score_thr")),
         suppression(info) {
-    if (classes < 1) throw Error("attribute num_classes is below 1");
     if (coder == "yolox") {
       if (softmax || !has_factor)
         throw Error("coder yolox goes with has_factor, without softmax");

@@ -32,6 +32,14 @@ void softmax(const float *x, int64_t count, float *y) {
   for (int64_t i = 0; i < count; ++i) y[i] /= sum;
 }
 
+int64_t class_count(const Info &info) {
+  int64_t count = info.integer("num_classes");
+  if (count < 1 || count > 1 << 16)
+    throw Error("attribute num_classes is " + std::to_string(count) +
+                ", not from 1 to 65536");
+  return count;
+}
+
 // A number that is smaller the better the score is; NaN is best, as for torch.
 static uint32_t rank(float score) {
   if (score != score) return 0;
@@ -42,6 +50,7 @@ static uint32_t rank(float score) {
 }
 
 std::vector<int32_t> best(const std::vector<float> &scores, int64_t keep) {
+  if (scores.size() > INT32_MAX) throw Error("there are too many scores");
   std::vector<uint64_t> keys(scores.size());
   for (size_t i = 0; i < keys.size(); ++i)
     keys[i] = static_cast<uint64_t>(rank(scores[i])) << 32 | i;

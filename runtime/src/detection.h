@@ -63,6 +63,10 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + exp_of(-x)); }
 // Softmax of one row.
 void softmax(const float *x, int64_t count, float *y);
 
+// The attribute num_classes. Throws unless it is from 1 to 65536, so that
+// lengths computed from it fit into 64 bits.
+int64_t class_count(const Info &info);
+
 // Like torch's clamp: NaN stays.
 inline float clamp(float x, float low, float high) {
   return x < low ? low : (x > high ? high : x);

@@ -114,6 +114,8 @@ class Context {
   // Number of inputs, each variadic one counted.
   size_t inputs() const;
   Input input(size_t index) const;
+  // Whether an optional input is given.
+  bool has(size_t index) const;
 
   // Makes an output of this shape; its elements are to be written.
   template <class T>

@@ -164,6 +164,12 @@ size_t Context::inputs() const {
   return count;
 }
 
+bool Context::has(size_t index) const {
+  const OrtValue *value = nullptr;
+  check(api->KernelContext_GetInput(context_, index, &value));
+  return value;
+}
+
 Input Context::input(size_t index) const {
   const OrtValue *value = nullptr;
   check(api->KernelContext_GetInput(context_, index, &value));

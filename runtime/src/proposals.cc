@@ -57,6 +57,7 @@ struct Proposals {
     const float *score = scores.data<float>();
     const float *delta = deltas.data<float>();
     int64_t count = scores.size();
+    if (count > INT32_MAX) throw Error("there are too many scores");
     std::vector<float> sigmoids(count);
     for (int64_t i = 0; i < count; ++i) sigmoids[i] = sigmoid(score[i]);
     std::vector<int32_t> order;

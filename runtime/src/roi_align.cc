@@ -157,7 +157,8 @@ struct RoIAlign {
         finest_scale(info.number("finest_scale")),
         aligned(info.integer("aligned")),
         pool(best_pool()) {
-    if (bins < 1) throw Error("attribute output_size is below 1");
+    if (bins < 1 || bins > 1024)
+      throw Error("attribute output_size must be from 1 to 1024");
     if (ratio < 0 || ratio > 1024)
       throw Error("attribute sampling_ratio must be from 0 to 1024");
     if (strides.empty()) throw Error("attribute strides is empty");

@@ -15,10 +15,8 @@ struct RoIBoxes {
   explicit RoIBoxes(const Info &info)
       : coder(info),
         suppression(info),
-        classes(info.integer("num_classes")),
-        score_thr(info.number("score_thr")) {
-    if (classes < 1) throw Error("attribute num_classes is below 1");
-  }
+        classes(class_count(info)),
+        score_thr(info.number("score_thr")) {}
 
   void compute(Context &context) const {
     ImageInfo image(context.input(0));

@@ -99,6 +99,9 @@ class Detector:
         options.add_session_config_entry(
             'session.intra_op.allow_spinning', '0'
         )
+        # The engine would take bytes that begin as its own format does for
+        # that: another model than the one that was checked.
+        options.add_session_config_entry('session.load_model_format', 'ONNX')
         # One block for all maps of a run is larger than blocks used again.
         options.enable_mem_pattern = False
         # Errors are raised; what it would log of them is said twice.
@@ -143,7 +146,14 @@ class Detector:
                 f'model {self.path!r}: {_one_line(error)}'
             ) from None
         found = Detections(*found, self.classes)
-        if len(found) and not (
+        count = found.scores.size
+        shapes = [found.boxes.shape, found.scores.shape, found.labels.shape]
+        if shapes != [(count, 4), (count,), (count,)]:
+            raise ValueError(
+                f'model {self.path!r}: gave arrays {shapes}, not (N, 4), '
+                '(N) and (N)'
+            )
+        if count and not (
             0 <= found.labels.min() <= found.labels.max() < len(self.classes)
         ):
             raise ValueError(

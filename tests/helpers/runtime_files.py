@@ -172,7 +172,11 @@ def sealed(model, metadata=None):
     entry = model.metadata_props.add()
     entry.key = 'surge_runtime'
     entry.value = about() if metadata is None else metadata
-    body = model.SerializeToString()
+    return with_digest(model.SerializeToString())
+
+
+def with_digest(body):
+    """Return a model's bytes and, after them, their digest."""
     tail = onnx.ModelProto()
     entry = tail.metadata_props.add()
     entry.key, entry.value = 'sha256', hashlib.sha256(body).hexdigest()

@@ -190,6 +190,7 @@ def test_a_wrong_check_is_told():
     [
         ({'groups': 3}, 'groups must divide the channels'),
         ({'strides': (0, 1)}, 'out of range'),
+        ({'dilations': (257, 1)}, 'out of range'),
         ({'pads': (1, 1, 1)}, 'attribute pads has 3 values, not 4'),
         ({'pad_value': 0.5}, 'attribute pad_value is 0.5'),
         ({'kernel_shape': (2, 2)}, 'input weight has shape'),
@@ -200,6 +201,26 @@ def test_what_does_not_fit_is_refused(change, message):
     x = np.zeros((1, 4, 4, 8), np.float32)
     with pytest.raises(Exception, match=message):
         run(x, constants, **{**attributes(), **change})
+
+
+def test_constants_that_the_model_does_not_store_are_refused():
+    _, constants = layer(np.random.default_rng(0), 8, 8, epilogue=['bias'])
+    x = np.zeros((1, 4, 4, 8), np.float32)
+    inputs = [x, *(constants[n] for n in ('weight', 'start', 'scale', 'bias'))]
+    with pytest.raises(Exception, match='bias is not stored in the model'):
+        run_op('BinaryConv', inputs, constants=(1, 2, 3), **attributes())
+
+
+def test_sums_that_float32_does_not_hold_are_refused():
+    c, kernel = 257, (256, 256)
+    constants = {
+        'weight': np.zeros((1, 256 * 256, 33), np.uint8),
+        'start': np.zeros(c, np.float32),
+        'scale': np.ones(1, np.float32),
+    }
+    x = np.zeros((1, 1, 1, c), np.float32)
+    with pytest.raises(Exception, match=r'more than 2\^24 products'):
+        run(x, constants, **attributes(kernel))
 
 
 def test_every_kernel_is_exact(tmp_path):

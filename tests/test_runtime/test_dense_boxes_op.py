@@ -225,3 +225,45 @@ def test_unknown_coder_is_told():
             nms_pre=1,
             min_bbox_size=0.0,
         )
+
+
+@pytest.mark.parametrize(
+    ('anchors_per_level', 'num_classes', 'message'),
+    [
+        # Lengths computed from them are negative in 64 bits.
+        ([2**62 + 1, 1], 3, 'anchors_per_level is below 1, or above'),
+        ([1, 1], 2**63 - 1, 'num_classes is 9223372036854775807, not from'),
+        ([1, 1], 0, 'num_classes is 0, not from 1 to 65536'),
+    ],
+)
+def test_numbers_too_large_are_refused(
+    anchors_per_level, num_classes, message
+):
+    with pytest.raises(Exception, match=message):
+        run_op(
+            'DenseBoxes',
+            [
+                np.ones(8, np.float32),
+                np.ones((1, 2, 2, 15), np.float32),
+                np.ones((1, 2, 2, 3), np.float32),
+                np.zeros((1, 2, 2, 4), np.float32),
+                np.zeros((1, 2, 2, 4), np.float32),
+            ],
+            DETECTIONS,
+            coder='delta',
+            strides=[8.0, 8.0],
+            anchors=[0.0, 0.0, 1.0, 1.0] * 2,
+            anchors_per_level=anchors_per_level,
+            num_classes=num_classes,
+            means=[0.0] * 4,
+            stds=[1.0] * 4,
+            max_ratio=4.0,
+            clip_border=0,
+            softmax=0,
+            has_factor=0,
+            score_thr=0.1,
+            iou_thr=0.5,
+            max_per_img=10,
+            nms_pre=10,
+            min_bbox_size=-1.0,
+        )

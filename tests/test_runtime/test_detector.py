@@ -18,6 +18,7 @@ from runtime_files import (
     sealed,
     value,
     whole_image_detector,
+    with_digest,
 )
 from surge_runtime import Detector
 from surge_runtime.library import kernel_path
@@ -107,6 +108,28 @@ def test_a_class_without_a_name(tmp_path):
     detector = Detector(path)
     with pytest.raises(ValueError, match='gave class 1, its list has 1'):
         detector(np.zeros((20, 30, 3), np.uint8))
+
+
+def test_outputs_of_other_shapes(tmp_path):
+    model = whole_image_detector()
+    for row in model.graph.initializer:
+        if row.name == 'some_labels':
+            row.CopyFrom(onnx.numpy_helper.from_array(np.array([1]), row.name))
+    path = tmp_path / 'file.onnx'
+    path.write_bytes(sealed(model))
+    detector = Detector(path)
+    with pytest.raises(ValueError, match=r'gave arrays .*not \(N, 4\)'):
+        detector(np.zeros((20, 30, 3), np.uint8))
+
+
+def test_a_file_that_begins_as_the_engines_own_format(tmp_path):
+    """The engine loads the model that was checked, not one of its format."""
+    # To protobuf a number and an unknown field; to the engine's own format
+    # its root's place and its name.
+    start = b'\x08\x08\x09\x00ORTM\0\0\0'
+    path = tmp_path / 'file.onnx'
+    path.write_bytes(with_digest(start + sealed(whole_image_detector())[:-76]))
+    assert len(Detector(path)(np.zeros((20, 30, 3), np.uint8))) == 2
 
 
 def in_a_process(code, **environment):

@@ -432,3 +432,17 @@ def test_wrong_sizes_are_told():
 def test_missing_attribute_is_told():
     with pytest.raises(Exception, match='attribute strides is missing'):
         run_op('RoIAlign', [np.ones((5, 4), np.float32)])
+
+
+@pytest.mark.parametrize('size', [0, 1025, 2**32])
+def test_output_size_out_of_range_is_told(size):
+    with pytest.raises(Exception, match='output_size must be from 1 to 1024'):
+        run_op(
+            'RoIAlign',
+            [np.ones((5, 4), np.float32), np.ones((1, 4, 4, 8), np.float32)],
+            strides=[4.0],
+            output_size=size,
+            sampling_ratio=0,
+            finest_scale=56.0,
+            aligned=1,
+        )
