@@ -52,6 +52,7 @@ _MESSAGES = {
         23: 'sparse tensors',
     },
     '<tensor>': {
+        1: '<length>',
         13: 'values in another file',
         14: 'values in another file',
     },
@@ -137,6 +138,7 @@ class _Model:
 
     def _walk(self, data: bytes, at: int, end: int, message: str) -> None:
         known = _MESSAGES[message]
+        name = None
         for field, start, stop in _fields(data, at, end):
             what = known.get(field)
             if what is None:
@@ -154,10 +156,13 @@ class _Model:
                         f'{domain!r}'
                     )
             elif what == '<integer>':
-                name = _texts(data, at, end).get(1)
-                while start < stop:
-                    value, start = _varint(data, start)
+                name = name or _texts(data, at, end).get(1)
+                for value in _varints(data, start, stop):
                     self._integer(name, value)
+            elif what == '<length>':
+                # The engine's convolution reads beyond its memory then.
+                if 0 in _varints(data, start, stop):
+                    raise ValueError('it has constants without values')
             else:
                 raise ValueError(f'it has {what}, as no detector of ours')
 
@@ -199,6 +204,12 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         if at > end:
             raise IndexError
         yield tag >> 3, start, at
+
+
+def _varints(data: bytes, at: int, end: int) -> Iterator[int]:
+    while at < end:
+        value, at = _varint(data, at)
+        yield value
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 
@@ -159,6 +160,22 @@ def test_negative_pads(refusal):
     attribute = model.graph.node.add().attribute.add()
     attribute.name, attribute.i = 'pads', -1
     assert refusal(sealed(model)) == 'it has negative pads'
+
+
+@pytest.mark.parametrize('where', [initializer, constant])
+def test_constants_without_values(refusal, where):
+    model = whole_image_detector()
+    where(model, helper.make_tensor('t', TensorProto.FLOAT, [16, 3, 0], []))
+    assert refusal(sealed(model)) == 'it has constants without values'
+
+
+def test_a_long_attribute_takes_no_long_time(refusal):
+    model = whole_image_detector()
+    model.graph.node.append(node('Op', [], ['x'], axes=[1] * 30_000))
+    model.graph.node.append(node('Op', [], ['x'], 'com.other'))
+    start = time.perf_counter()
+    assert 'com.other' in refusal(sealed(model))
+    assert time.perf_counter() - start < 5
 
 
 def test_other_domains(refusal):
