@@ -198,10 +198,6 @@ void run(const Plan &plan) {
     }
   }
   run_list<Isa>(plan, finish, pixels, count);
-#if defined(__x86_64__)
-  // What passed the caches is to be seen before the task is said to be done.
-  if (plan.stream) __builtin_ia32_sfence();
-#endif
 }
 
 // Packs a row of pixels of one group.

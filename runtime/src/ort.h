@@ -24,9 +24,9 @@ struct OrtShapeInferContext;
 constexpr uint32_t ORT_API_VERSION = 17;
 
 // Element types of a tensor (ONNXTensorElementDataType).
-enum OrtType : int { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7 };
+enum OrtType : int { FLOAT = 1, UINT8 = 2, INT64 = 7 };
 
-enum OrtErrorCode : int { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
+enum OrtErrorCode : int { ORT_FAIL = 1 };
 
 enum OrtCharacteristic : int { REQUIRED = 0, OPTIONAL = 1, VARIADIC = 2 };
 

@@ -114,7 +114,7 @@ def find_sources(names: list[str], out: Path) -> list[Source]:
             inside = sorted(
                 str(p)
                 for p in path.iterdir()
-                if p.suffix.lower() in IMAGE_SUFFIXES
+                if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
             )
             if not inside:
                 raise ValueError(f'{name} has no images {IMAGE_SUFFIXES}')

@@ -1,5 +1,6 @@
 """The program that holds the 1-bit kernels against plain arithmetic."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,14 @@ COMMON = ['binary_conv', 'binary_conv_generic', 'binary_conv_test', 'isa']
 
 def build(folder: Path, target: str) -> Path:
     """Compile it with ziglang for ``x86_64`` or ``aarch64``."""
+    # As the package is built, whose C++ library the compiler then has ready.
+    system = 'linux-gnu.2.17'
+    if target != platform.machine():
+        # All in one file: qemu has no libraries of that machine.
+        system = 'linux-musl'
     compiler = [
         *(sys.executable, '-m', 'ziglang', 'c++', '-std=c++17', '-O2'),
-        *('-ffp-contract=off', '-target', f'{target}-linux-musl'),
+        *('-ffp-contract=off', '-target', f'{target}-{system}'),
     ]
     objects = []
     for name, flags in [

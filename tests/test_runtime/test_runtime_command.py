@@ -34,6 +34,7 @@ def command(*arguments, status=None):
 
 
 def test_a_folder_of_images(folder, capsys):
+    folder.joinpath('images/folder.jpg').mkdir()
     command('images', '--out', 'out')
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("Detector('detector.onnx': 2 classes, ONNX Runt")
