@@ -15,9 +15,9 @@ pytest.importorskip('onnx', reason='needs onnx')
 import onnx.parser
 from runtime_files import sealed
 
-from surge_det.cli.benchmark.front_measure import session
 from surge_det.cli.benchmark.int8 import quantized
 from surge_det.cli.main import main
+from surge_det.deploy.onnx.detector import open_session
 
 CONFIG = """
 _base_ = [{base!r}]
@@ -95,12 +95,13 @@ def detector(layer, label=1):
 def test_int8_twin_computes_with_whole_numbers():
     image = np.full((20, 30, 3), 90, np.uint8)
     data = detector(REAL)
-    twin = quantized(data, session, [image, image // 2])
+    twin = quantized(data, open_session, [image, image // 2])
     operators = {n.op_type for n in onnx.load_from_string(twin).graph.node}
     assert 'QLinearConv' in operators
     assert 'Conv' not in operators
     found, expected = (
-        session(model).run(None, {'image': image}) for model in (twin, data)
+        open_session(model).run(None, {'image': image})
+        for model in (twin, data)
     )
     assert expected[1] == pytest.approx([0.9])
     assert found[1] == pytest.approx(expected[1], abs=0.02)

@@ -23,6 +23,7 @@ from mmengine.structures import InstanceData
 
 from surge_det.cli.plot_run import MAP
 from surge_det.deploy.extra import require
+from surge_det.deploy.onnx.detector import open_session
 
 from .front_report import Point
 from .int8 import quantized
@@ -60,11 +61,11 @@ def measure(cfg: Config, args: argparse.Namespace) -> list[Point]:
                 mmcv.imread(training.get_data_info(i)['img_path'])
                 for i in range(min(CALIBRATION, len(training)))
             )
-            make = partial(session, threads=args.threads)
+            make = partial(open_session, threads=args.threads)
             twin = name.replace(FLOAT, INT8, 1)
             twins[twin] = quantized(data, make, images)
         for each, content in twins.items():
-            detector = session(content, args.threads)
+            detector = open_session(content, args.threads)
             point = points.setdefault(each, Point(each))
             point.scores.append(score(detector, dataset, cfg))
             print(f'{each}: {path.name}: mAP {point.scores[-1]:.4f}')
@@ -115,21 +116,6 @@ def is_1bit(data: bytes) -> bool:
     """Whether an ONNX model has 1-bit layers."""
     graph = require('onnx').load_from_string(data).graph
     return any(node.op_type == 'BinaryConv' for node in graph.node)
-
-
-def session(data: bytes, threads: int = 1) -> Any:
-    """Make a session of ONNX Runtime as ``surge_runtime.Detector`` does."""
-    import onnxruntime
-    from surge_runtime.library import library_path
-
-    options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(library_path())
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        data, options, providers=['CPUExecutionProvider']
-    )
 
 
 def detect(detector: Any, image: np.ndarray) -> list[np.ndarray]:

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
+from surge_det.core.packed_layers import PackedLayer
 from surge_det.deploy.config import read_config
 from surge_det.deploy.extra import require
 from surge_det.deploy.trained import KINDS, build_detector
@@ -277,6 +279,40 @@ class Format:
 
     def _detector_problem(self, model: nn.Module) -> Problem | None:
         return None
+
+
+class EngineFormat(Format):
+    """A file whose networks another engine than torch runs.
+
+    A layer of 1-bit weights and activations is its 1-bit operation, or an
+    ordinary one of float32.
+    """
+
+    def _stored_as_bits(self, layer: nn.Module) -> bool:
+        raise NotImplementedError
+
+    def _bits(self, layer: nn.Module) -> str:
+        if isinstance(layer, SURGELayer):
+            # It is the whole layer or nothing.
+            return '1/1' if self._stored_as_bits(layer) else '32/32'
+        return super()._bits(layer)
+
+    def _sizes(
+        self, layer: nn.Module, sizes: dict[str, int]
+    ) -> dict[str, int]:
+        # An estimate: shift, scale and norm of a layer merge.
+        if self._stored_as_bits(layer):
+            return {**sizes, 'weight': bytes_of_signs(layer.weight)}
+        if isinstance(layer, _BatchNorm):
+            # A factor and an offset, or part of a real convolution.
+            return {k: v for k, v in sizes.items() if k in ('weight', 'bias')}
+        return sizes
+
+    def _problem(self, layer: nn.Module) -> Problem | None:
+        if isinstance(layer, PackedLayer):
+            remedy = "export the training's checkpoint, not a packed file"
+            return 'it is packed already', remedy
+        return other_than_float(layer) or code_of_its_own(layer)
 
 
 def check(rows: Sequence[Row]) -> None:

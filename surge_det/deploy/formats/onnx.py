@@ -20,22 +20,16 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from surge_det.core.layers import SURGELayer
-from surge_det.core.packed_layers import PackedLayer
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.onnx.layers import operation, stored_as_bits
 from surge_det.version import __version__
 
 from .base import (
+    EngineFormat,
     ExportError,
-    Format,
     Problem,
-    bytes_of_signs,
-    code_of_its_own,
-    other_than_float,
     replacing,
 )
 
@@ -43,7 +37,7 @@ ENTRY, DIGEST = 'surge_runtime', 'sha256'
 VERSION = 1
 
 
-class ONNXFormat(Format):
+class ONNXFormat(EngineFormat):
     """One file for ``surge_runtime``: ONNX Runtime and operators of ours.
 
     Its networks are compared with torch before anything is written, and its
@@ -126,30 +120,11 @@ class ONNXFormat(Format):
         steps[:] = [step for step in steps if kind_of(step) not in RESIZE]
         return config
 
-    def _bits(self, layer: nn.Module) -> str:
-        if isinstance(layer, SURGELayer):
-            # It is the whole layer or nothing.
-            return '1/1' if stored_as_bits(layer) else '32/32'
-        return super()._bits(layer)
+    def _stored_as_bits(self, layer: nn.Module) -> bool:
+        return stored_as_bits(layer)
 
     def _operation(self, layer: nn.Module) -> str:
         return operation(layer)
-
-    def _sizes(
-        self, layer: nn.Module, sizes: dict[str, int]
-    ) -> dict[str, int]:
-        if stored_as_bits(layer):
-            return {**sizes, 'weight': bytes_of_signs(layer.weight)}
-        if isinstance(layer, _BatchNorm):
-            # A factor and an offset, or part of a real convolution.
-            return {k: v for k, v in sizes.items() if k in ('weight', 'bias')}
-        return sizes
-
-    def _problem(self, layer: nn.Module) -> Problem | None:
-        if isinstance(layer, PackedLayer):
-            remedy = "export the training's checkpoint, not a packed file"
-            return 'it is packed already', remedy
-        return other_than_float(layer) or code_of_its_own(layer)
 
     def _detector_problem(self, model: nn.Module) -> Problem | None:
         from surge_det.deploy.onnx import detector

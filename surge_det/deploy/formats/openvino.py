@@ -24,10 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from surge_det.core.layers import SURGELayer
-from surge_det.core.packed_layers import PackedLayer
 from surge_det.deploy import comparison, networks
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
@@ -38,11 +35,9 @@ from surge_det.deploy.trained import shortened
 from surge_det.version import __version__
 
 from .base import (
+    EngineFormat,
     ExportError,
-    Format,
     Problem,
-    bytes_of_signs,
-    code_of_its_own,
     other_than_float,
 )
 
@@ -56,7 +51,7 @@ _KEYS |= {'outputs', 'check', 'weights'}
 _FOREIGN = ('DeformConv', 'ModulatedDeformConv', 'MultiScaleDeformable')
 
 
-class OpenVINOFormat(Format):
+class OpenVINOFormat(EngineFormat):
     """Networks for OpenVINO's 1-bit CPU kernels.
 
     Each is compared with torch, on an image of another size than it was
@@ -166,36 +161,18 @@ class OpenVINOFormat(Format):
         detector.install_networks(model, found)
         model.dataset_meta = read_meta(stored['dataset_meta'], path)
 
-    def _bits(self, layer: nn.Module) -> str:
-        if isinstance(layer, SURGELayer):
-            # It is the whole layer or nothing.
-            return '1/1' if stored_as_bits(layer) else '32/32'
-        return super()._bits(layer)
+    def _stored_as_bits(self, layer: nn.Module) -> bool:
+        return stored_as_bits(layer)
 
     def _operation(self, layer: nn.Module) -> str:
         return operation(layer)
 
-    def _sizes(
-        self, layer: nn.Module, sizes: dict[str, int]
-    ) -> dict[str, int]:
-        # An estimate: shift, scale and norm of a layer merge.
-        if stored_as_bits(layer):
-            return {**sizes, 'weight': bytes_of_signs(layer.weight)}
-        if isinstance(layer, _BatchNorm):
-            return {k: v for k, v in sizes.items() if k in ('weight', 'bias')}
-        return sizes
-
     def _problem(self, layer: nn.Module) -> Problem | None:
-        if problem := other_than_float(layer):
-            return problem
         name = type(layer).__name__
-        if name.startswith(_FOREIGN):
+        if name.startswith(_FOREIGN) and not other_than_float(layer):
             remedy = 'use an ordinary convolution there, or --format packed'
             return f'OpenVINO has no {name}', remedy
-        if isinstance(layer, PackedLayer):
-            remedy = "export the training's checkpoint, not a packed file"
-            return 'it is packed already', remedy
-        return code_of_its_own(layer)
+        return super()._problem(layer)
 
     def _detector_problem(self, model: nn.Module) -> Problem | None:
         problem = networks.detector_problem(model)

@@ -208,6 +208,8 @@ def open_session(model: bytes, threads: int | None = None) -> Any:
         require('surge_runtime.library').library_path()
     )
     options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Errors are raised; what it would log of them is said twice.
     options.log_severity_level = 4
     try:
         return runtime.InferenceSession(
