@@ -40,22 +40,10 @@ inline void pack(const float *x, const float *start, int64_t channels,
   }
 }
 
-void fill(bool positive, int64_t channels, uint8_t *units) {
-  for (int64_t c = 0; c < channels; c += 32, units += 4) {
-    uint32_t bits = 0;
-    if (positive) bits = channels - c < 32 ? (1u << (channels - c)) - 1 : ~0u;
-    std::memcpy(units, &bits, 4);
-  }
-}
-
-void place(uint32_t bits, int lane, uint8_t *unit) {
-  std::memcpy(unit + 4 * lane, &bits, 4);
-}
-
 }  // namespace
 
 extern const Kernels kGeneric = {
     "generic", 32,   4,     Generic::kBlock, 4 * Generic::kBlock,
-    pack_row<pack>,      fill, nullptr, place, run<Generic>};
+    pack_row<pack>,      fill_words, nullptr, place_word, run<Generic>};
 
 }  // namespace surge

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "binary_conv.h"
 
@@ -198,6 +199,19 @@ void run(const Plan &plan) {
     }
   }
   run_list<Isa>(plan, finish, pixels, count);
+}
+
+// For kernels whose units are words of 32 bits.
+inline void fill_words(bool positive, int64_t channels, uint8_t *units) {
+  for (int64_t c = 0; c < channels; c += 32, units += 4) {
+    uint32_t bits = 0;
+    if (positive) bits = channels - c < 32 ? (1u << (channels - c)) - 1 : ~0u;
+    std::memcpy(units, &bits, 4);
+  }
+}
+
+inline void place_word(uint32_t bits, int lane, uint8_t *unit) {
+  std::memcpy(unit + 4 * lane, &bits, 4);
 }
 
 // Packs a row of pixels of one group.
