@@ -9,6 +9,9 @@ from mmdet.datasets import XMLDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
+from surge_det.core import checks
+from surge_det.datasets.dropped import DroppedBoxes
+
 _NAMED = 10
 
 
@@ -40,12 +43,15 @@ class VOCFormatDataset(XMLDataset):
         data_prefix (dict): ``sub_data_root`` is the folder, below
             ``data_root``, of ``JPEGImages`` and ``Annotations``; ``data_root``
             itself by default.
+        max_dropped (float): Which part of the boxes may be dropped, in
+            [0, 1]; 1 allows that none is left.
         **kwargs: As for mmdet's ``XMLDataset``.
 
     Raises:
         ValueError: for absent, empty or repeated classes; for an annotation
             file that is no VOC annotation; for a dataset whose objects are
-            all of unknown classes.
+            all of unknown classes, or dropped in a part above
+            ``max_dropped``.
         FileNotFoundError: for an absent split or annotation file.
     """
 
@@ -54,8 +60,12 @@ class VOCFormatDataset(XMLDataset):
         *args,
         metainfo: dict | None = None,
         data_prefix: dict | None = None,
+        max_dropped: float = 0.05,
         **kwargs,
     ) -> None:
+        self.max_dropped = checks.number(
+            'max_dropped', max_dropped, low=0, high=1
+        )
         classes = (metainfo or {}).get('classes')
         if isinstance(classes, str) or not classes:
             raise ValueError(
@@ -77,17 +87,11 @@ class VOCFormatDataset(XMLDataset):
                 f'no list of images at {self.ann_file}: check data_root, '
                 'ann_file and the environment variable SURGE_DATA_ROOT'
             )
-        self._no_area: Counter = Counter()
+        self._dropped = DroppedBoxes(self.ann_file)
         self._unknown: Counter = Counter()
         data_list = super().load_data_list()
         known = sum(len(data['instances']) for data in data_list)
-        if self._no_area:
-            print_log(
-                f'{self.ann_file}: skipped {sum(self._no_area.values())} '
-                f'box(es) without area, in {_some(list(self._no_area))}',
-                logger='current',
-                level=logging.WARNING,
-            )
+        self._dropped.check(known, self.max_dropped)
         if self._unknown:
             left = _some([f'{n} ({c})' for n, c in self._unknown.items()])
             if not known:
@@ -131,7 +135,7 @@ class VOCFormatDataset(XMLDataset):
             if min(x2, width) > max(x1, 0) and min(y2, height) > max(y1, 0):
                 kept.append(instance)
             else:
-                self._no_area[osp.basename(path)] += 1
+                self._dropped.add('without area', osp.basename(path))
         data['instances'] = kept
         return data
 

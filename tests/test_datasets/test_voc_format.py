@@ -52,12 +52,13 @@ def _dataset(root, **kwargs):
 def log(monkeypatch):
     """Collect what ``print_log`` gets, whatever loggers exist."""
     lines = []
-    module = importlib.import_module('surge_det.datasets.voc_format')
-    monkeypatch.setattr(
-        module,
-        'print_log',
-        lambda text, logger, level: lines.append((level, text)),
-    )
+    for name in ('voc_format', 'dropped'):
+        module = importlib.import_module(f'surge_det.datasets.{name}')
+        monkeypatch.setattr(
+            module,
+            'print_log',
+            lambda text, logger, level: lines.append((level, text)),
+        )
     return lines
 
 
@@ -91,14 +92,16 @@ def test_boxes_without_area_are_dropped_and_named(tmp_path, log, test_mode):
             'good': [fine, _object('dog', (9, 9, 90, 90))],
         },
     )
-    dataset = _dataset(tmp_path, test_mode=test_mode)
+    with pytest.raises(ValueError, match='4 without.*40.0% are lost'):
+        _dataset(tmp_path, test_mode=test_mode)
+    dataset = _dataset(tmp_path, test_mode=test_mode, max_dropped=0.5)
     counts = [
         len(dataset.get_data_info(i)['instances']) for i in range(len(dataset))
     ]
     assert counts == [1, 1, 1, 1, 2]
     ((level, text),) = log
     assert level == logging.WARNING
-    assert 'skipped 4 box(es) without area' in text
+    assert '4 of 10 boxes are left out: 4 without area' in text
     for name in ('point', 'line', 'turned', 'outside'):
         assert f'{name}.xml' in text
     assert 'good' not in text
@@ -112,9 +115,15 @@ def test_image_left_without_boxes_is_filtered_in_training(tmp_path):
             'b': [_object('cat', (9, 9, 19, 19))],
         },
     )
-    keep = dict(filter_empty_gt=True)
-    assert len(_dataset(tmp_path, filter_cfg=keep)) == 1
-    assert len(_dataset(tmp_path, filter_cfg=keep, test_mode=True)) == 2
+    keep = dict(filter_cfg=dict(filter_empty_gt=True), max_dropped=0.5)
+    assert len(_dataset(tmp_path, **keep)) == 1
+    assert len(_dataset(tmp_path, test_mode=True, **keep)) == 2
+
+
+@pytest.mark.parametrize('bad', [-0.1, 1.5, '5%', None, float('nan')])
+def test_bad_max_dropped_is_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match='max_dropped'):
+        _dataset(tmp_path, max_dropped=bad)
 
 
 def test_unknown_classes_are_counted_once(tmp_path, log):
@@ -265,7 +274,7 @@ def test_bccd_is_read_whole(monkeypatch, log, split, count, bad):
         assert log == []
     else:
         assert [
-            f'1 box(es) without area, in BloodImage_{bad}' in text
+            f'left out: 1 without area (BloodImage_{bad}.xml)' in text
             for _, text in log
         ] == [True]
 
