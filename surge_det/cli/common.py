@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from surge_det.cli.cfg_options import setting
 from surge_det.shipped import shipped_config
 
 if TYPE_CHECKING:
@@ -84,13 +85,6 @@ not_negative = number(
 )
 
 
-def _setting(text: str) -> str:
-    key, equals, _ = text.partition('=')
-    if not key or not equals:
-        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
-    return text
-
-
 # Arguments that several commands have.
 
 
@@ -105,18 +99,15 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add mmdet's flag that changes a config.
-
-    `main` turns what it collects into a dict, see :func:`parse_cfg_options`.
-    """
+    """Add mmdet's flag that changes a config; `main` makes it a dict."""
     parser.add_argument(
         '--cfg-options',
         action='extend',
         nargs='+',
-        type=_setting,
+        type=setting,
         metavar='KEY=VALUE',
         help='override settings of the config; nested keys with dots, lists '
-        'as key="[a,b]" or key=a,b',
+        'as key="[a,b]" or key=a,b, blanks as "key=a b"',
     )
 
 
@@ -139,15 +130,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help=argparse.SUPPRESS,
     )
-
-
-def parse_cfg_options(settings: Sequence[str]) -> dict:
-    """Read ``KEY=VALUE`` texts as mmdet's tools do."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--set', nargs='*', action=DictAction)
-    return parser.parse_args(['--set', *settings]).set
 
 
 # What commands do with a config.

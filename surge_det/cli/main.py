@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from surge_det.cli.common import fail, parse_cfg_options
+from surge_det.cli.common import fail
 
 # What each command is for, in the order of a detector's life.
 COMMANDS = {
@@ -83,7 +83,7 @@ def parse_args(argv: Sequence[object]) -> argparse.Namespace:
         # The parser itself would show its own usage, not the command's.
         args.error(f'unrecognized arguments: {" ".join(unknown)}')
     if getattr(args, 'cfg_options', None):
-        args.cfg_options = parse_cfg_options(args.cfg_options)
+        args.cfg_options = dict(args.cfg_options)
     return args
 
 

@@ -75,7 +75,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
 
     Raises:
         ValueError: if ``data_root`` is given and the config has none, or if
-            it is no string.
+            it is no string; or if a key leads into what has no keys.
     """
     if not options:
         return
@@ -95,7 +95,12 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
             if key.endswith(('_dataloader', '_evaluator')):
                 cfg[key] = _moved(cfg[key], old, osp.join(new, ''))
     # After the move, so that an option for one dataset wins.
-    cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f'--cfg-options {", ".join(options)}: {error.args[0]}'
+        ) from error
 
 
 def _moved(node: Any, old: str, new: str) -> Any:

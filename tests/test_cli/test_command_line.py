@@ -91,11 +91,12 @@ def test_a_config_to_start_from(tmp_path, capsys):
 
 def test_settings_are_read_as_mmdet_reads_them(capsys):
     args = ['train', NAME, '--cfg-options', 'a.b=1e-3', 'c=[1,(2,x)]']
-    args += ['--cfg-options', 'd=e=f', 'a.b=1e-2']
+    args += ['--cfg-options', 'd=e=f', 'a.b=1e-2', 'data_root=/sp ace/']
     assert parse_args(args).cfg_options == {
         'a.b': 1e-2,
         'c': [1, (2, 'x')],
         'd': 'e=f',
+        'data_root': '/sp ace/',
     }
     error = fails(capsys, 'train', NAME, '--cfg-options', 'a')
     assert "--cfg-options: 'a' is not KEY=VALUE" in error

@@ -116,6 +116,9 @@ def test_other_options_merge_as_always():
     assert cfg.test_dataloader.dataset.data_root == 'data/a/'
     with pytest.raises(ValueError, match='data_root=5 must be a path'):
         merge_options(cfg, {'data_root': 5})
+    for key in ('train_dataloader.dataset.times.x', 'test_evaluator.3.type'):
+        with pytest.raises(ValueError, match=f'--cfg-options {key}: '):
+            merge_options(cfg, {key: 'a'})
     with pytest.raises(ValueError, match='has no data_root of its own'):
         merge_options(Config(dict(a=1)), {'data_root': 'x'})
 
