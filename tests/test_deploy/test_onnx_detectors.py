@@ -21,11 +21,13 @@ import surge_det  # noqa: F401
 
 # isort: split
 import onnx
+import onnxruntime
 import surge_runtime
 from mmdet.apis import inference_detector
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from small_detector import META, small_config
+from surge_runtime.library import library_path
 
 from surge_det.deploy import (
     FORMATS,
@@ -263,6 +265,21 @@ def test_the_file_says_what_it_is(exported):
         if node.op_type == 'BinaryConv'
     ]
     assert all(len(check) == 1 and check[0] for check in checks)
+
+
+def test_the_engine_keeps_the_first_layers_in_its_layout(tmp_path):
+    small, written = tmp_path / 'detector.onnx', tmp_path / 'optimized.onnx'
+    ONNX.save(_detector(small_config()), small)
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library_path())
+    options.optimized_model_filepath = str(written)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(small, options)
+    kinds = [(n.domain, n.op_type) for n in onnx.load(written).graph.node]
+    theirs = 'com.microsoft.nchwc'
+    assert kinds[:2] == [('surge', 'Preprocess'), (theirs, 'Conv')]
+    assert (theirs, 'MaxPool') in kinds
+    assert ('', 'MaxPool') not in kinds
 
 
 def test_another_kernel_is_found_at_load(tmp_path):

@@ -122,6 +122,9 @@ def _add_all(
         return names
 
     data, info = ours('Preprocess', [IMAGE], _DATA, 'info')
+    # With its rank known, the engine keeps the first real convolutions and
+    # max pools in its own layout.
+    graph.shapes[data] = [1, 3, 'height', 'width']
     network = dense_network(model)
     example = smallest_image(network)
     found = add_network(graph, network, example, data)

@@ -30,11 +30,14 @@ class Graph:
     Attributes:
         nodes: ``onnx.NodeProto``, each with the outputs that ``add`` named.
         constants: Values by name; equal ones are there once.
+        shapes: Of float32 values, where the engine cannot infer them: what
+            an operator of ours computes. A text is a size that is not known.
     """
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, list[int | str]] = {}
         self._names: set[str] = set()
         self._known: dict[tuple, str] = {}
 
@@ -146,6 +149,11 @@ class Graph:
                 from_array(value, name)
                 for name, value in self.constants.items()
                 if name in needed
+            ],
+            value_info=[
+                info(name, require('onnx').TensorProto.FLOAT, shape)
+                for name, shape in self.shapes.items()
+                if name in needed.difference(inputs)
             ],
         )
         return helper.make_model(
