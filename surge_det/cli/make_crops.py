@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
 
@@ -63,11 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def class_names(source: Path) -> list[str]:
     """Return the names of all classes that the annotations have, sorted."""
+    from surge_det.datasets.voc_format import parse_annotation, text_of
+
     names = set()
     for path in sorted((source / 'Annotations').glob('*.xml')):
-        for item in ET.parse(path).getroot().findall('object'):
-            names.add(item.findtext('name'))
-    return sorted(names)
+        root = parse_annotation(path.read_bytes(), path)
+        names |= {text_of(item, 'name') for item in root.findall('object')}
+    return sorted(names - {''})
 
 
 def find_boxes(source: Path, split: str, classes: list[str]) -> dict:
@@ -97,6 +98,7 @@ def cut(
     boxes: dict, folder: Path, margin: float, min_size: int
 ) -> dict[str, int]:
     """Write one PNG per box and return how many each class got."""
+    import mmcv
     from PIL import Image
     from rich.progress import track
 
@@ -106,8 +108,8 @@ def cut(
             by_image[path].append((name, number, box))
     counts = dict.fromkeys(sorted(boxes), 0)
     for path, items in track(sorted(by_image.items()), 'cutting'):
-        with Image.open(path) as image:
-            image = image.convert('RGB')
+        # As in training: EXIF may turn it.
+        image = Image.fromarray(mmcv.imread(path, channel_order='rgb'))
         for name, number, (x1, y1, x2, y2) in items:
             width, height = x2 + 1 - x1, y2 + 1 - y1
             if max(width, height) < min_size:
@@ -148,5 +150,5 @@ def run(args: argparse.Namespace) -> None:
             counts = cut(boxes, out / name, args.margin, args.min_size)
             crops = ', '.join(f'{cls} {n}' for cls, n in counts.items())
             print(f'{out / name}: {crops}')
-    except (FileNotFoundError, ValueError, ET.ParseError) as error:
+    except (FileNotFoundError, ValueError) as error:
         fail(error)

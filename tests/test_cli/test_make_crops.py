@@ -24,7 +24,9 @@ def source(tmp_path):
     boxes = {
         'a': [('ball', 11, 21, 20, 30), ('cube', 1, 1, 20, 10)],
         'b': [('ball', 31, 1, 40, 20), ('ball', 5, 5, 8, 8)],
-        'c': [('cube', 1, 1, 40, 30), ('ball', 2, 2, 2, 9)],
+        # So many that one without area is no fault of the dataset.
+        'c': [('cube', 1, 1, 40, 30), ('ball', 2, 2, 2, 9)]
+        + [('ball', 5, 5, 8, 8)] * 19,
     }
     rng = np.random.default_rng(0)
     for stem, items in boxes.items():
@@ -64,7 +66,7 @@ def test_crops_are_the_boxes(source, tmp_path, capsys):
     out = tmp_path / 'crops'
     args = ['--source', str(source), '--out', str(out)]
     main(['make-crops', *args, '--margin', '0'])
-    # The box of 4 pixels, and the one without area, are left out.
+    # Boxes of 4 pixels, and the one without area are left out.
     assert listed(out) == [
         'train/ball/a_0.png',
         'train/ball/b_0.png',

@@ -7,10 +7,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
+import surge_det  # noqa: F401
+
+# isort: split
 from mmdet.evaluation import VOCMetric
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from surge_det.datasets import VOCFormatDataset, check_data, shapes
@@ -92,7 +97,7 @@ def test_boxes_without_area_are_dropped_and_named(tmp_path, log, test_mode):
             'good': [fine, _object('dog', (9, 9, 90, 90))],
         },
     )
-    with pytest.raises(ValueError, match='4 without.*40.0% are lost'):
+    with pytest.raises(ValueError, match='3 without.*1 outside.*40.0% are'):
         _dataset(tmp_path, test_mode=test_mode)
     dataset = _dataset(tmp_path, test_mode=test_mode, max_dropped=0.5)
     counts = [
@@ -101,7 +106,7 @@ def test_boxes_without_area_are_dropped_and_named(tmp_path, log, test_mode):
     assert counts == [1, 1, 1, 1, 2]
     ((level, text),) = log
     assert level == logging.WARNING
-    assert '4 of 10 boxes are left out: 4 without area' in text
+    assert '4 of 10 boxes are left out: 3 without area' in text
     for name in ('point', 'line', 'turned', 'outside'):
         assert f'{name}.xml' in text
     assert 'good' not in text
@@ -129,14 +134,48 @@ def test_bad_max_dropped_is_refused(tmp_path, bad):
 def test_unknown_classes_are_counted_once(tmp_path, log):
     cow, cat = (_object(n, (5, 5, 20, 20)) for n in ('cow', 'cat'))
     _write(tmp_path, {'a': [cow, cat], 'b': [cow]})
-    assert len(_dataset(tmp_path)) == 2
+    assert len(_dataset(tmp_path, test_mode=True)) == 2
     assert ['cow (2)' in text for _, text in log] == [True]
+
+
+def test_a_class_without_objects_is_told_in_training(tmp_path, log):
+    _write(tmp_path, {'a': [_object('cat', (5, 5, 20, 20))]})
+    _dataset(tmp_path, test_mode=True)
+    assert log == []
+    _dataset(tmp_path)
+    assert ['no object is of the classes dog' in t for _, t in log] == [True]
+
+
+@pytest.mark.parametrize('name', ['Cat', 'ca t', 'c_at', 'CAT '])
+def test_other_ways_to_write_a_class_are_refused(tmp_path, name):
+    boxes = [_object(n, (5, 5, 20, 20)) for n in ('dog', 'cat', name.strip())]
+    _write(tmp_path, {'a': boxes})
+    with pytest.raises(ValueError, match=f"{name.strip()}', which.*'cat'"):
+        _dataset(tmp_path)
+
+
+def test_blanks_around_names_and_numbers_are_no_part(tmp_path):
+    _write(tmp_path, {'a': [_object(' cat\n', ('\n5 ', ' 5', 20, 20))]})
+    ((instance,),) = [_dataset(tmp_path).get_data_info(0)['instances']]
+    assert instance == dict(ignore_flag=0, bbox=[4, 4, 19, 19], bbox_label=0)
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_no_object_to_learn_or_measure_is_refused(tmp_path, test_mode):
+    _write(tmp_path, {'a': [], 'b': []})
+    with pytest.raises(ValueError, match='all.txt: no object in 2 files'):
+        _dataset(tmp_path, test_mode=test_mode)
+    assert len(_dataset(tmp_path, max_dropped=1, test_mode=test_mode)) == 2
+    hard = '<difficult>1</difficult>'
+    _write(tmp_path, {'a': [_object('cat', (5, 5, 9, 9), hard)]})
+    with pytest.raises(ValueError, match='all 1 objects are `difficult`'):
+        _dataset(tmp_path, test_mode=test_mode)
 
 
 def test_no_known_class_at_all_is_an_error(tmp_path):
     _write(tmp_path, {'a': [_object('Cat', (5, 5, 20, 20))]})
     with pytest.raises(ValueError, match=r"classes \('cat', 'dog'\).*Cat \(1"):
-        _dataset(tmp_path)
+        _dataset(tmp_path, test_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -156,25 +195,252 @@ def test_missing_files_are_named(tmp_path):
         _dataset(tmp_path)
 
 
+SIZE = '<size><width>64</width><height>48</height></size>'
+BOX = _object('cat', (5, 5, 20, 20))
+
+
+def _write_xml(root, text):
+    _write(root, {'a': []})
+    (root / 'Annotations' / 'a.xml').write_text(text)
+
+
+def _box_of(*sides):
+    return f'<annotation>{SIZE}{_object("cat", sides)}</annotation>'
+
+
 @pytest.mark.parametrize(
-    'content',
+    ('content', 'said'),
     [
-        '<annotation>',
-        '<annotation><size><width>x</width><height>4</height></size>'
-        '</annotation>',
-        '<annotation><size><width>0</width><height>0</height></size>'
-        '</annotation>',
-        '<annotation><size><width>9</width><height>9</height></size>'
-        '<object><name>cat</name></object></annotation>',
-        '<annotation><size><width>9</width><height>9</height></size>'
-        '<object><bndbox/></object></annotation>',
+        ('', 'no XML'),
+        ('<annotation>', 'no XML'),
+        (f'<annotations>{SIZE}{BOX}</annotations>', 'root is <annotations>'),
+        (f'<annotation>{SIZE}<object/></annotation>', 'object 1 has no <name'),
+        (f'<annotation>{SIZE}<object><bndbox/></object></annotation>', 'name'),
+        (
+            f'<annotation>{SIZE}<object><name>cat</name></object>'
+            '</annotation>',
+            '1 without <bndbox>',
+        ),
+        (
+            f'<annotation>{SIZE}<object><name>cat</name><bndbox/></object>'
+            '</annotation>',
+            "object 1, cat: <xmin> is ''",
+        ),
+        (_box_of(5, 5, 20, 'wide'), "<ymax> is 'wide', no number of pixels"),
+        (_box_of(5, 5, '12,5', 20), "<xmax> is '12,5'"),
+        (_box_of(5, 5, 20, 'nan'), "<ymax> is 'nan'"),
+        (_box_of('-inf', 5, 20, 20), "<xmin> is '-inf'"),
+        (_box_of(5, 5, 1e30, 20), "<xmax> is '1e\\+30'"),
+        (_box_of(0.1, 0.2, 0.9, 1), 'in parts of the image'),
+        (
+            f'<annotation>{SIZE}'
+            + _object('cat', (5, 5, 9, 9), '<difficult>hard</difficult>')
+            + '</annotation>',
+            "<difficult> is 'hard'",
+        ),
     ],
 )
-def test_malformed_annotation_is_named(tmp_path, content):
-    _write(tmp_path, {'a': []})
-    (tmp_path / 'Annotations' / 'a.xml').write_text(content)
-    with pytest.raises(ValueError, match='a.xml'):
+def test_malformed_annotation_is_named(tmp_path, content, said):
+    _write_xml(tmp_path, content)
+    with pytest.raises(ValueError, match=said) as error:
         _dataset(tmp_path)
+    assert 'a.xml' in str(error.value)
+
+
+def test_faults_of_all_files_are_told_at_once(tmp_path):
+    _write(tmp_path, {str(i): [BOX] for i in range(12)})
+    for i in range(11):
+        (tmp_path / 'Annotations' / f'{i}.xml').write_text('')
+    with pytest.raises(ValueError, match='and 1 more') as error:
+        _dataset(tmp_path)
+    lines = str(error.value).splitlines()
+    assert ['.xml is no XML' in line for line in lines] == [True] * 10 + [
+        False
+    ]
+
+
+def test_a_namespace_is_no_part_of_the_tags(tmp_path):
+    text = _box_of(5, 5, 20, 20)
+    _write_xml(tmp_path, text.replace('>', ' xmlns="http://a/b">', 1))
+    info = _dataset(tmp_path).get_data_info(0)
+    assert (info['width'], len(info['instances'])) == (64, 1)
+
+
+@pytest.mark.parametrize(
+    ('text', 'flag'),
+    [('', 0), (' ', 0), ('Unspecified', 0), ('0', 0), ('1', 1), (' 1 ', 1)],
+)
+def test_difficult(tmp_path, text, flag):
+    hard = f'<difficult>{text}</difficult>'
+    _write(tmp_path, {'a': [BOX, _object('dog', (5, 5, 20, 20), hard)]})
+    instances = _dataset(tmp_path).get_data_info(0)['instances']
+    assert [i['ignore_flag'] for i in instances] == [0, flag]
+
+
+@pytest.mark.parametrize(
+    'size',
+    [
+        '',
+        '<size/>',
+        '<size><width/><height/></size>',
+        '<size><width>0</width><height>0</height></size>',
+        '<size><width>64</width></size>',
+        '<size><width>64.0</width><height> 48.0 </height></size>',
+    ],
+)
+def test_a_size_that_is_not_told_is_that_of_the_image(tmp_path, size):
+    _write_xml(tmp_path, f'<annotation>{size}{BOX}</annotation>')
+    info = _dataset(tmp_path).get_data_info(0)
+    assert (info['width'], info['height']) == (64, 48)
+
+
+@pytest.mark.parametrize('width', ['x', '-64', '64.5', 'nan', '1e30'])
+def test_a_size_that_is_none_is_refused(tmp_path, width):
+    size = SIZE.replace('64', width)
+    _write_xml(tmp_path, f'<annotation>{size}{BOX}</annotation>')
+    with pytest.raises(ValueError, match=rf'a\.xml: .*width.*{width}'):
+        _dataset(tmp_path)
+
+
+def _write_turned(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (64, 48)).save(root / 'JPEGImages' / 'a.jpg', exif=exif)
+
+
+def test_a_size_not_told_of_an_image_that_exif_turns_is_refused(tmp_path):
+    _write_xml(tmp_path, f'<annotation>{BOX}</annotation>')
+    _write_turned(tmp_path)
+    with pytest.raises(ValueError, match=r'a\.xml.*EXIF turns.*48x64'):
+        _dataset(tmp_path)
+
+
+def test_other_sizes_than_the_images_are_refused(tmp_path):
+    _write(tmp_path, {'a': [BOX], 'b': [BOX]})
+    _write_turned(tmp_path)
+    with pytest.raises(ValueError, match=r'a\.jpg is loaded as 48x64.*64x48'):
+        _dataset(tmp_path, test_mode=True)
+    half = SIZE.replace('64', '32').replace('48', '24')
+    _write_xml(tmp_path, f'<annotation>{half}{BOX}</annotation>')
+    with pytest.raises(ValueError, match=r'a\.jpg is loaded as 64x48.*32x24'):
+        _dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('names', 'told', 'found'),
+    [
+        (['a.JPG'], '', 'a.JPG'),
+        (['a.jpeg'], 'other.jpg', 'a.jpeg'),
+        (['a.png', 'b.png', 'a.txt'], 'a', 'a.png'),
+        (['a.tif'], '', 'a.tif'),
+        (['a.bmp'], '', 'a.bmp'),
+        (['b.webp'], 'b.webp', 'b.webp'),
+        (['b.webp'], 'C:\\\\images\\\\b.webp', 'b.webp'),
+        (['a.jpg', 'a.png'], '', 'a.jpg'),
+        (['a.jpg', 'a.png'], 'a.png', 'a.png'),
+        (['a.png', 'a.bmp'], '', ValueError),
+        (['ab.jpg', 'a.txt'], 'c.jpg', FileNotFoundError),
+    ],
+)
+def test_images_are_found_by_stem_or_filename(tmp_path, names, told, found):
+    filename = f'<filename>{told}</filename>'
+    _write_xml(tmp_path, f'<annotation>{filename}{SIZE}{BOX}</annotation>')
+    (tmp_path / 'JPEGImages' / 'a.jpg').unlink()
+    for name in names:
+        path = tmp_path / 'JPEGImages' / name
+        if path.suffix == '.txt':
+            path.touch()
+        else:
+            Image.new('RGB', (64, 48)).save(path)
+    if isinstance(found, str):
+        path = _dataset(tmp_path).get_data_info(0)['img_path']
+        assert path == str(tmp_path / 'JPEGImages' / found)
+    else:
+        with pytest.raises(found, match="'a'.*JPEGImages"):
+            _dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        b'a\nsub/b.v2\n',
+        b'\xef\xbb\xbfa\r\nsub/b.v2',
+        b'  a \n\n\tsub/b.v2\n \n',
+        b'a.jpg\nsub/b.v2.JPEG\n',
+        b'a.xml\nsub/b.v2.xml\n',
+    ],
+)
+def test_lists_as_they_are_written(tmp_path, text):
+    for folder in ('Annotations', 'JPEGImages'):
+        (tmp_path / folder / 'sub').mkdir(parents=True)
+    _write(tmp_path, {'a': [BOX], 'sub/b.v2': [BOX]})
+    (tmp_path / 'ImageSets' / 'Main' / 'all.txt').write_bytes(text)
+    dataset = _dataset(tmp_path)
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    assert [i['img_id'] for i in infos] == ['a', 'sub/b.v2']
+    assert infos[1]['img_path'].endswith('JPEGImages/sub/b.v2.jpg')
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        (b'', 'lists no image'),
+        (b' \n\n', 'lists no image'),
+        (b'a\nb\na.jpg\n', 'more than once: a;'),
+        ('a\n'.encode('utf-16'), 'must be text in UTF-8'),
+    ],
+)
+def test_bad_lists_are_refused(tmp_path, text, said):
+    _write(tmp_path, {'a': [BOX], 'b': [BOX]})
+    (tmp_path / 'ImageSets' / 'Main' / 'all.txt').write_bytes(text)
+    with pytest.raises(ValueError, match=rf'all\.txt.* {said}'):
+        _dataset(tmp_path)
+
+
+# Boxes in the training list of each case, or what the error says.
+CASES = dict(
+    blankline=8,
+    diffempty=8,
+    diffunspec=8,
+    empty_img=r'im0\.jpg is empty',
+    jpeg=8,
+    listbom=8,
+    listext=8,
+    namespace=8,
+    nobndbox=r'1 without <bndbox> \(im0\.xml\)',
+    png=8,
+    sizefloat=8,
+    sizehalf=r'im0\.jpg is loaded as 160x120.*80x60',
+)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_cases_are_read_or_refused(case):
+    folder = Path(
+        os.environ.get('SURGE_DATA_ROOT', 'data'), f'cases/voc-{case}'
+    )
+    if not folder.is_dir():
+        pytest.skip(f'no {folder}; set SURGE_DATA_ROOT')
+
+    def build():
+        return VOCFormatDataset(
+            data_root=str(folder),
+            ann_file='ImageSets/Main/train.txt',
+            metainfo=dict(classes=CLASSES),
+            pipeline=[dict(type='LoadImageFromFile')],
+        )
+
+    if isinstance(CASES[case], str):
+        with pytest.raises(ValueError, match=CASES[case]):
+            build()
+    else:
+        dataset = build()
+        infos = [dataset[i] for i in range(len(dataset))]
+        assert len(infos) == 4
+        assert sum(len(i['instances']) for i in infos) == CASES[case]
+        for info in infos:
+            assert info['img'].shape == (120, 160, 3)
+            assert not any(i['ignore_flag'] for i in info['instances'])
 
 
 def _load(name, monkeypatch, root):
