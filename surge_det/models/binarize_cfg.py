@@ -8,17 +8,22 @@ Its keywords are those of
 :func:`surge_det.models.detector_policy.binarize_detector`; ``None`` leaves
 the module as it is. What a part's own key says holds for that part, whatever
 the whole model's key says.
+
+A norm that would start with a scale of 0 (``zero_init_residual``) starts at 1
+in what has a 1-bit layer, for that 0 stops the layer's gradient. What is
+loaded, by an ``init_cfg`` or from a checkpoint, comes after that and stays.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmcv.cnn.bricks import wrappers
 from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmengine.logging import print_log
+from mmengine.model import BaseModule, ConstantInit
 from torch import nn
 
 from surge_det.compat.registration import BINARIZE_CFG as KEY
@@ -28,9 +33,9 @@ from surge_det.core.binarize import (
     add_equivalent,
     add_functional,
 )
-from surge_det.core.layers import named_surge_layers
+from surge_det.core.layers import SURGELayer, named_surge_layers
 
-from .detector_policy import binarize_detector
+from .detector_policy import binarize_detector, is_norm
 
 add_equivalent(wrappers.Conv2d)
 add_equivalent(wrappers.Linear)
@@ -70,6 +75,7 @@ def _convert(module: nn.Module, settings: Any, kind: Any) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f'{name}: {KEY}={settings!r}: {error}') from error
     _report(name, conversion)
+    _start_norms_at_one(name, module)
     _warn_of_frozen(name, module, conversion)
 
 
@@ -84,6 +90,48 @@ def _report(name: str, conversion: Conversion) -> None:
     ]
     lines += [f'  {reason}: {", ".join(kept[reason])}' for reason in kept]
     print_log('\n'.join(lines), logger='current')
+
+
+def _start_norms_at_one(name: str, module: nn.Module) -> None:
+    changed = []
+    for part_name, part in module.named_modules():
+        if not any(isinstance(m, SURGELayer) for m in part.modules()):
+            continue
+        for override in _zeroed_norms(part):
+            override.update(type='Constant', val=1)
+            changed.append(f'{part_name}.{override["name"]}'.lstrip('.'))
+        # Read after construction by backbones that initialize themselves.
+        if getattr(part, 'zero_init_residual', False) and (
+            type(part).init_weights is not BaseModule.init_weights
+        ):
+            part.zero_init_residual = False
+            changed.append(f'last norms of {part_name or "all"} blocks')
+    if changed:
+        print_log(
+            f'{KEY}: {name}: scales that would start at 0, which stops the '
+            'gradient of 1-bit layers, start at 1 where no weights are '
+            f'loaded: {", ".join(changed)}',
+            logger='current',
+        )
+
+
+def _zeroed_norms(part: nn.Module) -> Iterator[dict]:
+    """Yield the overrides in an ``init_cfg`` that set a norm's scale to 0."""
+    for cfg in _as_list(getattr(part, 'init_cfg', None)):
+        for override in _as_list(cfg.get('override')):
+            settings = override if 'type' in override else cfg
+            if (
+                settings.get('type') in ('Constant', ConstantInit)
+                and settings.get('val') == 0
+                and is_norm(getattr(part, override.get('name', ''), None))
+            ):
+                yield override
+
+
+def _as_list(value: Any) -> list:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _warn_of_frozen(

@@ -202,18 +202,19 @@ def _is_in_block(conv: nn.Module, parent: nn.Module) -> bool:
     """Whether a norm, or in a block of one layer an activation, follows."""
     children = list(parent.children())
     following = children[children.index(conv) + 1 :]
-    if not following or _is_norm(following[0]):
+    if not following or is_norm(following[0]):
         return bool(following)
     if isinstance(parent, nn.Sequential):
         # The last one emits, whatever it is rectified with.
         goes_on = any(isinstance(m, nn.Conv2d) for m in following)
         return goes_on and _is_activation(following[0])
     return all(
-        _is_norm(m) or _is_activation(m) for m in children if m is not conv
+        is_norm(m) or _is_activation(m) for m in children if m is not conv
     )
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: Any) -> bool:
+    """Whether a module normalizes, whichever toolbox it is of."""
     return (
         isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))
         or 'Norm' in type(module).__name__

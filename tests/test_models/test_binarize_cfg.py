@@ -226,6 +226,83 @@ def test_init_weights_runs_over_the_converted_layers():
         assert torch.equal(weight, torch.full_like(weight, 0.5))
 
 
+def zero_norms(module):
+    return [
+        name
+        for name, norm in module.named_modules()
+        if isinstance(norm, nn.BatchNorm2d) and not norm.weight.any()
+    ]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'blocks', 'told'),
+    [
+        ({}, 8, 'layer4.1.norm2'),
+        (dict(depth=50), 16, 'layer4.2.norm3'),
+        (dict(type='RegNet', arch='regnetx_400mf'), 22, 'layer4.0.norm3'),
+        # It initializes itself.
+        (
+            dict(type='DetectoRS_ResNet', depth=50, output_img=False),
+            16,
+            'last norms of all blocks',
+        ),
+    ],
+)
+def test_last_norms_of_one_bit_blocks_start_at_one(kind, blocks, told, log):
+    cfg = backbone()
+    cfg.update(kind)
+    if cfg['type'] == 'RegNet':
+        del cfg['depth'], cfg['base_channels']
+    stock = MMDET_MODELS.build(dict(cfg))
+    stock.init_weights()
+    assert len(zero_norms(stock)) == blocks
+    log.clear()
+    model = MMDET_MODELS.build(dict(cfg, binarize_cfg={}))
+    (line,) = [r.getMessage() for r in log.records if 'start at 0' in r.msg]
+    assert told in line
+    model.init_weights()
+    assert zero_norms(model) == []
+    assert all(
+        (m.weight == 1).all() and not m.bias.any()
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm2d)
+    )
+
+
+def test_a_real_block_keeps_its_start(log):
+    real = dict(exclude=['layer1.1.*'])
+    model = MMDET_MODELS.build(backbone(binarize_cfg=real))
+    model.init_weights()
+    assert zero_norms(model) == ['layer1.1.bn2']
+    log.clear()
+    cfg = retinanet(binarize_cfg={})
+    cfg['backbone']['binarize_cfg'] = None
+    model = MMDET_MODELS.build(cfg)
+    model.init_weights()
+    assert len(zero_norms(model.backbone)) == 8
+    assert 'start at 0' not in log.text
+
+
+@pytest.mark.parametrize('where', ['backbone', 'model', 'afterwards'])
+def test_a_loaded_zero_stays(where, tmp_path):
+    trained = MMDET_MODELS.build(retinanet())
+    nn.init.zeros_(trained.backbone.layer2[1].bn2.weight)
+    path = tmp_path / 'trained.pth'
+    torch.save(trained.state_dict(), path)
+    init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    cfg = retinanet(binarize_cfg={})
+    if where == 'backbone':
+        cfg['backbone']['init_cfg'] = dict(init_cfg, prefix='backbone.')
+    elif where == 'model':
+        cfg['init_cfg'] = init_cfg
+    model = MMDET_MODELS.build(cfg)
+    model.init_weights()
+    if where == 'afterwards':
+        assert zero_norms(model) == []
+        model.load_state_dict(torch.load(path))
+    assert zero_norms(model) == ['backbone.layer2.1.bn2']
+
+
 def test_stock_resnet_freezes_and_unfreezes_converted_layers():
     model = MMDET_MODELS.build(
         backbone(frozen_stages=1, norm_eval=True, binarize_cfg={})
