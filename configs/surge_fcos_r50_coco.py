@@ -25,6 +25,7 @@ custom_hooks = [
     dict(type='AGSHook'),
     dict(type='SURGEProgressHook'),
     dict(type='BroadcastBuffersHook'),
+    dict(type='SURGECheckHook'),
 ]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'

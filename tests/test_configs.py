@@ -132,10 +132,11 @@ def test_config_builds(name):
         assert layer.compensate is compensate
         assert layer.binarize_weight is binary
         assert layer.binarize_activation is binary
-    # AGS is logged, what has a schedule follows it, and validation is of
-    # what is saved.
+    # AGS is logged, what has a schedule follows it, validation is of what is
+    # saved, and classes are compared.
     hooks = {h.type for h in cfg.custom_hooks}
     assert hooks >= {'AGSHook', 'SURGEProgressHook', 'BroadcastBuffersHook'}
+    assert 'SURGECheckHook' in hooks
     kind = 'FSGOptimWrapper' if method == 'fsg' else 'AGSOptimWrapper'
     assert cfg.optim_wrapper.type == kind
     assert cfg.optim_wrapper.constructor == 'SURGEOptimWrapperConstructor'

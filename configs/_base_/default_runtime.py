@@ -5,4 +5,5 @@ custom_hooks = [
     dict(type='AGSHook'),
     dict(type='SURGEProgressHook'),
     dict(type='BroadcastBuffersHook'),
+    dict(type='SURGECheckHook'),
 ]

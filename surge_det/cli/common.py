@@ -204,8 +204,15 @@ def prepare_run(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for."""
+    """Build the runner that the config asks for, with ``SURGECheckHook``."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    from surge_det.engine import SURGECheckHook
+
+    runner = (
+        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    )
+    if not any(isinstance(hook, SURGECheckHook) for hook in runner.hooks):
+        runner.register_hook(SURGECheckHook())
+    return runner

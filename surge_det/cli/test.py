@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> None:
     from mmdet.evaluation import DumpDetResults
     from mmengine.config import ConfigDict
 
+    from surge_det.datasets.classes import ClassesError
     from surge_det.deploy import format_of
     from surge_det.deploy.loading import LoadError, as_model_cfg
 
@@ -131,4 +132,7 @@ def run(args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out)
         )
-    runner.test()
+    try:
+        runner.test()
+    except ClassesError as error:
+        fail(error)

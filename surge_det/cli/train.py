@@ -78,7 +78,12 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from surge_det.datasets.classes import ClassesError
+
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
     apply_flags(cfg, args)
-    build_runner(cfg).train()
+    try:
+        build_runner(cfg).train()
+    except ClassesError as error:
+        fail(error)

@@ -15,6 +15,12 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from surge_det.core.layers import named_surge_layers
+from surge_det.datasets.classes import (
+    ClassesError,
+    class_names,
+    difference,
+    metainfo_of_config,
+)
 
 # (bits of weights, bits of activations) -> what a layer is called.
 KINDS = {
@@ -107,6 +113,28 @@ def check_binarization(
             f'compute something else in this one, such as {name} '
             f'({trained.get(name, "real")} there, {mine.get(name, "real")} '
             'here); give the config that it was trained with'
+        )
+
+
+def check_classes(cfg: Config, dataset_meta: object, path: str | Path) -> None:
+    """See that a detector was trained for the classes that a config names.
+
+    Args:
+        cfg: The whole config; its test dataset names them.
+        dataset_meta: What the file tells of its classes.
+        path: The file, for messages.
+
+    Raises:
+        ClassesError: If they are others, or stand in another order; a config
+            or a file that tells no classes passes.
+    """
+    trained = class_names(dataset_meta)
+    names = trained and class_names(metainfo_of_config(cfg))
+    text = names and difference(str(path), trained, 'the config', names)
+    if text:
+        raise ClassesError(
+            f'{text}. Give the config that it was trained with, or the same '
+            'metainfo.classes'
         )
 
 

@@ -1,6 +1,11 @@
 """What mmengine's runner builds: optimizer wrappers and hooks."""
 
-from .hooks import AGSHook, BroadcastBuffersHook, SURGEProgressHook
+from .hooks import (
+    AGSHook,
+    BroadcastBuffersHook,
+    SURGECheckHook,
+    SURGEProgressHook,
+)
 from .optim import (
     AGSAmpOptimWrapper,
     AGSOptimWrapper,
@@ -18,6 +23,7 @@ __all__ = [
     'BroadcastBuffersHook',
     'FSGAmpOptimWrapper',
     'FSGOptimWrapper',
+    'SURGECheckHook',
     'SURGEOptimWrapperConstructor',
     'SURGEProgressHook',
 ]

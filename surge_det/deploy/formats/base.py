@@ -20,9 +20,9 @@ from torch.nn.utils import parametrize
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
 from surge_det.core.packed_layers import PackedLayer
-from surge_det.deploy.config import read_config
+from surge_det.deploy.config import read_config, read_meta
 from surge_det.deploy.extra import require
-from surge_det.deploy.trained import KINDS, build_detector
+from surge_det.deploy.trained import KINDS, build_detector, check_classes
 
 # Reason and remedy.
 Problem = tuple[str, str]
@@ -146,7 +146,7 @@ class Format:
             OSError: If a file cannot be read.
             RuntimeError: If what is in it computes wrong values here.
             ValueError: If a file is damaged or of another kind, or not this
-                config's.
+                config's; of other classes: ``ClassesError``.
         """
         if '://' not in str(path) and not Path(path).is_file():
             raise FileNotFoundError(f'{path}: there is no such file')
@@ -158,6 +158,11 @@ class Format:
                     f'{path}: holds no config; name one beside it'
                 )
             config = read_config(text, path)
+        else:
+            meta = stored['dataset_meta']
+            if isinstance(meta, str):
+                meta = read_meta(meta, path)
+            check_classes(config, meta, path)
         return self._build(config, stored, str(path), **options)
 
     def adapted(self, config: Config) -> Config:
@@ -245,7 +250,8 @@ class Format:
         raise NotImplementedError
 
     def _read(self, path: str) -> dict[str, Any]:
-        # What the file holds; 'config' is the config's text.
+        # What the file holds; 'config' is the config's text, 'dataset_meta'
+        # a dict or its text.
         raise NotImplementedError
 
     def _restore(self, model: nn.Module, stored: Any, path: str) -> None:

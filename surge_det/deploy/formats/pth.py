@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from surge_det.compat.safe_load import UnsafeCheckpointError
+from surge_det.datasets.classes import metainfo_of_config
 from surge_det.deploy.config import config_text, read_config
 from surge_det.deploy.trained import (
     binarization_of,
@@ -78,7 +78,7 @@ class PthFormat(Format):
         meta = checkpoint.get('meta') or {}
         return {
             'config': meta.get('cfg'),
-            'dataset_meta': meta.get('dataset_meta'),
+            'dataset_meta': _stored_meta(meta),
             'state_dict': checkpoint.get('state_dict', checkpoint),
         }
 
@@ -93,6 +93,18 @@ class PthFormat(Format):
             ) from error
         _compare_configs(model, stored['config'], path)
         model.dataset_meta = _dataset_meta(model.cfg, stored['dataset_meta'])
+
+
+def _stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    # mmdet's ConcatDataset has a list; before mmdet 3 keys were capitals, and
+    # CLASSES stood in `meta` itself.
+    stored = meta.get('dataset_meta') or meta
+    if isinstance(stored, (list, tuple)):
+        stored = stored[0]
+    if not isinstance(stored, dict):
+        return {}
+    stored = {str(key).lower(): value for key, value in stored.items()}
+    return stored if 'classes' in stored else {}
 
 
 def _compare_configs(model: nn.Module, text: object, path: str | Path) -> None:
@@ -115,16 +127,14 @@ def _compare_configs(model: nn.Module, text: object, path: str | Path) -> None:
     check_binarization(model, trained, path)
 
 
-def _dataset_meta(cfg: Config, stored: dict | None) -> dict[str, Any]:
+def _dataset_meta(cfg: Config, stored: dict[str, Any]) -> dict[str, Any]:
     """Return classes and palette that a detector's outputs stand for.
 
     Those of the test data set, which need not be there, where the checkpoint
     has none.
     """
-    meta = {key.lower(): value for key, value in (stored or {}).items()}
+    meta = dict(stored)
     if 'classes' not in meta or 'palette' not in meta:
-        dataset = cfg.test_dataloader.dataset.to_dict()
-        built = DATASETS.build({**dataset, 'lazy_init': True})
-        meta = {**built.metainfo, **meta}
+        meta = {**metainfo_of_config(cfg), **meta}
     meta.setdefault('palette', 'random')
     return meta

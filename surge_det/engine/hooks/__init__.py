@@ -2,6 +2,12 @@
 
 from .ags_hook import AGSHook
 from .broadcast_buffers_hook import BroadcastBuffersHook
+from .check_hook import SURGECheckHook
 from .progress_hook import SURGEProgressHook
 
-__all__ = ['AGSHook', 'BroadcastBuffersHook', 'SURGEProgressHook']
+__all__ = [
+    'AGSHook',
+    'BroadcastBuffersHook',
+    'SURGECheckHook',
+    'SURGEProgressHook',
+]

@@ -1,0 +1,154 @@
+"""Whether data, heads and loaded weights are of the same classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from surge_det.datasets.classes import (
+    ClassesError,
+    class_names,
+    difference,
+    leaves,
+)
+
+# Heads of other things than the classes: objectness, stuff, identities.
+_OTHER_HEADS = {'rpn_head', 'semantic_head', 'reid'}
+
+
+@HOOKS.register_module()
+class SURGECheckHook(Hook):
+    """Sees, before a run, that all that has classes has the same ones.
+
+    mmdet checks none of this: with ``num_classes`` too small the last classes
+    become background, with lists of another order every box gets another
+    name.
+
+    - Datasets of the loops that run, those inside wrappers included, have the
+      same ``classes`` in the same order.
+    - ``num_classes`` of every head of classes is their number.
+    - A checkpoint that the runner loads was trained for them: an error in
+      evaluation, a warning in training, where a head may be meant to start
+      anew.
+
+    Detectors that read their classes as text are left alone.
+
+    Raises:
+        ClassesError: With both lists, or both numbers and the config's key.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        """Compare datasets and heads."""
+        if not hasattr(_unwrapped(runner.model), 'language_model'):
+            check_classes(runner.model, _datasets(runner))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare with what a checkpoint was trained for."""
+        meta = checkpoint.get('meta') or {}
+        trained = class_names(meta.get('dataset_meta') or meta)
+        datasets = _datasets(runner)
+        for mode, dataset in datasets.items():
+            names = class_names(getattr(dataset, 'metainfo', None))
+            if not (names and trained):
+                continue
+            path = runner._load_from or 'the checkpoint'
+            text = difference(path, trained, f'{mode}_dataloader', names)
+            if text and 'train' not in datasets:
+                raise ClassesError(text)
+            if text:
+                runner.logger.warning(
+                    f'{text}. A head whose weights are loaded detects the '
+                    "checkpoint's classes until it has learned others"
+                )
+            return
+
+
+def check_classes(model: nn.Module, datasets: Mapping[str, Any]) -> None:
+    """See that datasets agree, and the heads of a detector with them.
+
+    Args:
+        model: A detector, wrapped or not.
+        datasets: Built datasets by mode: train, val, test.
+
+    Raises:
+        ClassesError: If not. Datasets that tell no classes are left out.
+    """
+    known = [
+        (_name(mode, leaf), leaf.metainfo, names)
+        for mode, dataset in datasets.items()
+        for leaf in leaves(dataset)
+        if (names := class_names(getattr(leaf, 'metainfo', None)))
+    ]
+    if not known:
+        return
+    first, meta, names = known[0]
+    for other, _, others in known[1:]:
+        text = difference(first, names, other, others)
+        if text:
+            raise ClassesError(
+                f'{text}. A label is a place in this list: give all datasets '
+                'the same metainfo.classes'
+            )
+    # In panoptic data some heads are of the things only.
+    allowed = {len(names), len(meta.get('thing_classes') or names)}
+    wrong = {
+        key: number
+        for key, number in _numbers(model).items()
+        if number not in allowed
+    }
+    if wrong:
+        found = ', '.join(f'{key}={number}' for key, number in wrong.items())
+        raise ClassesError(
+            f'{found}, but {first} has {len(names)} classes, {names}: '
+            f'num_classes must be {len(names)}'
+        )
+
+
+def _datasets(runner: Runner) -> dict[str, Any]:
+    # Loops that do not run are still configs.
+    found = {}
+    for mode in ('train', 'val', 'test'):
+        loop = getattr(runner, f'_{mode}_loop', None)
+        if isinstance(loop, BaseLoop):
+            found[mode] = loop.dataloader.dataset
+    return found
+
+
+def _name(mode: str, dataset: Any) -> str:
+    file = getattr(dataset, 'ann_file', '')
+    return f'{mode}_dataloader' + f' ({file})' * bool(file)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(getattr(model, 'module', None), nn.Module):
+        model = model.module
+    return model
+
+
+def _numbers(model: nn.Module) -> dict[str, int]:
+    """``num_classes`` of the heads of classes, by its key in a config."""
+    model = _unwrapped(model)
+    heads = {}
+    for name, module in model.named_modules():
+        # The number of a head in a cascade stands last.
+        if not name.rstrip('.0123456789').endswith('head'):
+            continue
+        # mmdet's RPN alone calls its head bbox_head too.
+        others = (
+            _OTHER_HEADS & set(name.split('.'))
+            or 'RPN' in type(module).__name__
+        )
+        number = getattr(module, 'num_classes', None)
+        if isinstance(number, int) and not others:
+            heads[f'model.{name}.num_classes'] = number
+    if not heads and isinstance(getattr(model, 'num_classes', None), int):
+        # A classifier.
+        heads['model.num_classes'] = model.num_classes
+    return heads
