@@ -22,8 +22,15 @@ custom_hooks = [
 ]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'
-train_dataloader = dict(dataset=dict(data_root=data_root))
-val_dataloader = dict(dataset=dict(data_root=data_root))
+train_dataloader = dict(
+    dataset=dict(type='COCOFormatDataset', data_root=data_root)
+)
+val_dataloader = dict(
+    dataset=dict(type='COCOFormatDataset', data_root=data_root)
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+val_evaluator = dict(
+    type='COCOFormatMetric',
+    ann_file=data_root + 'annotations/instances_val2017.json',
+)
 test_evaluator = val_evaluator

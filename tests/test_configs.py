@@ -210,10 +210,10 @@ def test_coco_recipe(depth):
         dataset, ((*_, resize, _), *_) = leaf(
             cfg[f'{split}_dataloader'].dataset
         )
-        assert dataset.type == 'CocoDataset'
+        assert dataset.type == 'COCOFormatDataset'
         resize = next(t for t in dataset.pipeline if t.type == 'Resize')
         assert tuple(resize.scale) == (1333, 800)
-    assert cfg.val_evaluator.type == 'CocoMetric'
+    assert cfg.val_evaluator.type == 'COCOFormatMetric'
     assert cfg.val_evaluator.metric == 'bbox'
 
 

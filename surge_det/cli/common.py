@@ -159,12 +159,18 @@ def load_config(args: argparse.Namespace, modes: Sequence[str] = ()) -> Config:
         args: The parsed command line, with ``config`` and ``cfg_options``.
         modes: For which of train, val, test data must be there.
     """
-    from surge_det.datasets.root import check_data, data_root, merge_options
+    from surge_det.datasets.root import (
+        check_data,
+        data_root,
+        merge_options,
+        use_checked_coco,
+    )
 
     try:
         data_root()
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
+        use_checked_coco(cfg)
         check_data(cfg, modes)
     except (FileNotFoundError, ValueError) as error:
         fail(error)

@@ -1,10 +1,12 @@
-"""Where data lies, and datasets: Pascal VOC's format, image folders."""
+"""Where data lies, and datasets: formats of COCO and VOC, image folders."""
 
+from .coco_format import COCOFormatDataset
 from .image_folder import ImageFolderDataset
 from .root import check_data, data_root, merge_options
 from .voc_format import VOCFormatDataset
 
 __all__ = [
+    'COCOFormatDataset',
     'ImageFolderDataset',
     'VOCFormatDataset',
     'check_data',

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 
 from mmengine.logging import print_log
 
 _NAMED = 5
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    names = list(names)
+    more = len(names) - _NAMED
+    return ', '.join(names[:_NAMED]) + (f' and {more} more' * (more > 0))
 
 
 class DroppedBoxes:
@@ -48,7 +56,7 @@ class DroppedBoxes:
         if not self._files:
             return
         reasons = '; '.join(
-            f'{sum(files.values())} {reason} ({self._some(files)})'
+            f'{sum(files.values())} {reason} ({some(files)})'
             for reason, files in self._files.items()
         )
         left_out = sum(sum(files.values()) for files in self._files.values())
@@ -66,10 +74,3 @@ class DroppedBoxes:
             )
         level = logging.WARNING if self._lost else logging.INFO
         print_log(message, logger='current', level=level)
-
-    @staticmethod
-    def _some(files: Counter) -> str:
-        more = len(files) - _NAMED
-        return ', '.join(list(files)[:_NAMED]) + (
-            f' and {more} more' * (more > 0)
-        )

@@ -10,6 +10,10 @@ from mmengine.config import Config
 VARIABLE = 'SURGE_DATA_ROOT'
 DEFAULT = 'data'
 
+_CHECKED = {
+    'CocoDataset': 'COCOFormatDataset',
+    'CocoMetric': 'COCOFormatMetric',
+}
 _SOURCES = {
     'VOCdevkit': (
         'Pascal VOC: download VOCtrainval_06-Nov-2007.tar, '
@@ -139,12 +143,49 @@ def check_data(
         ):
             for path in _dataset_paths(dataset):
                 _require(path, f'{mode}_dataloader')
-        evaluators = cfg.get(f'{mode}_evaluator') or []
-        if isinstance(evaluators, Mapping):
-            evaluators = [evaluators]
-        for evaluator in evaluators:
+        for evaluator in _metrics(cfg.get(f'{mode}_evaluator')):
             if evaluator.get('ann_file'):
                 _require(evaluator['ann_file'], f'{mode}_evaluator')
+
+
+def use_checked_coco(cfg: Config) -> None:
+    """Exchange mmdet's COCO dataset and metric for ours, in place.
+
+    ``CocoDataset`` becomes ``COCOFormatDataset`` and ``CocoMetric`` becomes
+    ``COCOFormatMetric``, also inside wrappers; subclasses stay as they are.
+
+    Args:
+        cfg: A whole config.
+    """
+    parts = []
+    for mode in ('train', 'val', 'test'):
+        loader = cfg.get(f'{mode}_dataloader') or {}
+        parts += leaf_datasets(loader.get('dataset'))
+        parts += _metrics(cfg.get(f'{mode}_evaluator'))
+    for part in parts:
+        # A class of its own in a config that is Python.
+        name = getattr(part.get('type'), '__name__', part.get('type'))
+        name = str(name).removeprefix('mmdet.')
+        if name in _CHECKED:
+            part['type'] = _CHECKED[name]
+            # For mmdet's own tools on the config that a run leaves.
+            _import_ours(cfg)
+
+
+def _import_ours(cfg: Config) -> None:
+    imports = cfg.setdefault('custom_imports', dict(imports=[]))
+    names = imports['imports']
+    names = [names] if isinstance(names, str) else list(names)
+    if 'surge_det' not in names:
+        imports['imports'] = [*names, 'surge_det']
+
+
+def _metrics(evaluator: Any) -> list[Mapping]:
+    if isinstance(evaluator, Mapping):
+        evaluator = evaluator.get('metrics', evaluator)
+    if isinstance(evaluator, Mapping):
+        evaluator = [evaluator]
+    return list(evaluator or [])
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Mapping]:

@@ -322,7 +322,7 @@ def test_config_is_a_delta_over_the_stock_one(name, monkeypatch, tmp_path):
         assert dataset.data_root == want
     for split in ('val', 'test'):
         assert cfg[f'{split}_evaluator'].ann_file.startswith(want)
-        assert cfg[f'{split}_evaluator'].type == 'CocoMetric'
+        assert cfg[f'{split}_evaluator'].type == 'COCOFormatMetric'
     assert 'data/coco' not in str(cfg.to_dict())
 
 

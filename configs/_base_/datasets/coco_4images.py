@@ -1,7 +1,7 @@
 # Four training images of coco_tiny, to be learned by heart: the first four of
 # two to five objects, each at least 3 % of the image. No augmentation, and the
 # evaluation is on the same four.
-dataset_type = 'CocoDataset'
+dataset_type = 'COCOFormatDataset'
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco_tiny/'
 scale = (256, 192)
 images = [4, 14, 15, 22]
@@ -66,5 +66,5 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='CocoMetric', metric='bbox')
+val_evaluator = dict(type='COCOFormatMetric', metric='bbox')
 test_evaluator = val_evaluator

@@ -19,7 +19,7 @@ train_dataloader = dict(
         type='RepeatDataset',
         times=5,
         dataset=dict(
-            type='CocoDataset',
+            type='COCOFormatDataset',
             data_root=data_root,
             ann_file='annotations/instances_train2017.json',
             data_prefix=dict(img='train2017/'),
@@ -32,11 +32,15 @@ val_dataloader = dict(
     batch_size=8,
     num_workers=4,
     dataset=dict(
+        type='COCOFormatDataset',
         data_root=data_root,
         pipeline={{_base_.ssd_test_pipeline}},
     ),
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+val_evaluator = dict(
+    type='COCOFormatMetric',
+    ann_file=data_root + 'annotations/instances_val2017.json',
+)
 test_evaluator = val_evaluator
