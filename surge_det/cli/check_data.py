@@ -1,4 +1,7 @@
-"""Say what data a config needs, and whether it is there.
+"""Say what data a config needs, whether it is there, and what it holds.
+
+Reads the annotations of all splits and the header of every image. Ends with
+status 1 if anything is wrong, and with a line for each fault.
 
 Example::
 
@@ -8,17 +11,18 @@ Example::
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
-from surge_det.cli.common import (
-    add_cfg_options,
-    add_config,
-    fail,
-    load_config,
-)
+from surge_det.cli.common import add_cfg_options, add_config, load_config
 from surge_det.cli.tables import print_table
 
 MODES = ('train', 'val', 'test')
+TITLES = ('for', 'images', 'boxes', 'ignored', 'dropped')
+TITLES += ('without boxes', 'sizes')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,54 +31,134 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cfg_options(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from mmengine.registry import init_default_scope
+
     from surge_det.datasets.root import check_data, leaf_datasets
 
     cfg = load_config(args)
-    rows = []
-    missing = None
-    for mode in MODES:
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
+    needs, rows, boxes = [], [], {}
+    # Faults and hints are dicts, to have each once.
+    read, faults, hints = [], {}, {}
+
+    def is_there(part: Mapping) -> bool:
         try:
-            check_data(cfg, [mode])
+            check_data(part)
         except FileNotFoundError as error:
-            missing = missing or error
-        loader = cfg.get(f'{mode}_dataloader') or {}
-        for dataset in leaf_datasets(loader.get('dataset')):
-            root = Path(dataset.get('data_root') or '')
-            listed = dataset.get('ann_file') or ''
-            count = count_images(root, listed)
-            rows.append((mode, dataset.type, root, listed or '-', count))
-    print_table(('for', 'dataset', 'folder', 'list', 'images'), rows, left=4)
-    if missing:
-        fail(missing)
+            fault, *more = str(error).splitlines()
+            faults[fault] = None
+            hints.update(dict.fromkeys(more))
+            return False
+        return True
+
+    for mode in MODES:
+        key = f'{mode}_dataloader'
+        for leaf in leaf_datasets((cfg.get(key) or {}).get('dataset')):
+            folder, listed = leaf.get('data_root'), leaf.get('ann_file')
+            needs.append((mode, leaf['type'], folder or '-', listed or '-'))
+            if not is_there({key: {'dataset': leaf}}):
+                continue
+            # Validation and test are often on the same.
+            known = [result for other, result in read if other == leaf]
+            result = known[0] if known else read_dataset(leaf, key)
+            read.append((leaf, result))
+            cells, counts, wrong = result
+            rows.append((mode, *cells))
+            boxes.setdefault(mode, Counter()).update(counts)
+            faults.update(dict.fromkeys(wrong))
+        key = f'{mode}_evaluator'
+        is_there({key: cfg.get(key)})
+    print_table(('for', 'dataset', 'folder', 'list'), needs, left=4)
+    if rows:
+        print()
+        print_table(TITLES, rows)
+        print()
+        names = dict.fromkeys(name for of in boxes.values() for name in of)
+        print_table(
+            ('class', *boxes),
+            [(n, *(f'{of[n]:,}' for of in boxes.values())) for n in names],
+        )
+    for fault in faults:
+        print(f'error: {fault}', file=sys.stderr)
+    for hint in hints:
+        print(hint, file=sys.stderr)
+    return int(bool(faults))
 
 
-def count_images(root: Path, listed: str) -> str:
-    """Count the images of a dataset, as its list has them.
+def read_dataset(
+    leaf: Mapping, key: str
+) -> tuple[Sequence[str], Counter, list[str]]:
+    """Read a dataset's annotations, and the header of each of its images.
 
     Args:
-        root: The dataset's folder.
-        listed: Its list: a text file with an image on each line, or COCO's
-            JSON; where there is none, all files below the folder count.
+        leaf: Its config.
+        key: What of the whole config it is in, for messages.
 
     Returns:
-        str: The number; ``'missing'`` where there is no such file, ``'?'``
-        where it is not such a list, ``'-'`` where neither is named.
+        The cells of a table's row; boxes of each class (of an image folder,
+        images); and what is wrong, in lines.
     """
-    from mmengine.fileio import load
+    from mmdet.registry import DATASETS
+    from mmengine.dataset import BaseDataset
+    from rich.progress import track
 
-    path = root / listed
-    if path == Path():
-        return '-'
-    if not path.exists():
-        return 'missing'
-    if path.is_dir():
-        return f'{sum(file.is_file() for file in path.rglob("*")):,}'
+    from surge_det.datasets.checked_images import Loader, image_faults
+
+    bar = partial(track, description=f'images of {key}')
+    faults = []
     try:
-        if path.suffix == '.json':
-            return f'{len(load(path)["images"]):,}'
-        lines = path.read_text().splitlines()
-        return f'{sum(map(bool, map(str.strip, lines))):,}'
-    except (KeyError, TypeError, ValueError):
-        return '?'
+        kind = leaf['type']
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+        if isinstance(kind, type) and issubclass(kind, BaseDataset):
+            dataset = DATASETS.build({**leaf, 'lazy_init': True})
+            dataset.track = bar
+            # Not full_init(), which leaves out images without boxes.
+            infos = dataset.load_data_list()
+            if not hasattr(dataset, 'check_sample'):
+                faults = image_faults(infos, Loader.of(dataset), bar)
+        else:
+            dataset = DATASETS.build(leaf)
+            infos = [
+                dict(img_path=path, instances=[dict(bbox_label=label)])
+                for path, label in dataset.samples
+            ]
+            loader = Loader('color_ignore_orientation', 'pillow')
+            faults = image_faults(infos, loader, bar)
+    except (FileNotFoundError, ValueError) as error:
+        return '-' * 6, Counter(), str(error).splitlines()
+    except Exception as error:
+        # Whatever a dataset of another package raises.
+        reason = f'{key}: {type(error).__name__}: {error}'
+        return '-' * 6, Counter(), [reason]
+    return *contents(dataset, infos), faults
+
+
+def contents(
+    dataset: Any, infos: Sequence[Mapping]
+) -> tuple[list[str], Counter]:
+    """Return the cells of a table's row, and the boxes of each class."""
+    names = tuple((dataset.metainfo or {}).get('classes') or ())
+    boxes = Counter(dict.fromkeys(names, 0))
+    ignored, without, sizes = 0, 0, set()
+    for info in infos:
+        instances = info.get('instances', ())
+        used = [item for item in instances if not item.get('ignore_flag')]
+        boxes.update(names[item['bbox_label']] for item in used)
+        ignored += len(instances) - len(used)
+        without += not used
+        if 'width' in info:
+            sizes.add((info['width'], info['height']))
+    ends = sorted(sizes, key=lambda size: size[0] * size[1])
+    ends = [f'{width}x{height}' for width, height in (*ends[:1], *ends[-1:])]
+    dropped = dataset.dropped.counts() if hasattr(dataset, 'dropped') else {}
+    cells = [
+        f'{len(infos):,}',
+        f'{sum(boxes.values()):,}',
+        f'{ignored:,}',
+        ', '.join(f'{n:,} {why}' for why, n in dropped.items()) or '0',
+        f'{without:,}',
+        ' to '.join(dict.fromkeys(ends)) or '-',
+    ]
+    return cells, boxes

@@ -22,7 +22,7 @@ from surge_det.cli.common import fail
 COMMANDS = {
     'doctor': 'say what is installed, and what is amiss',
     'config': 'print the path of a shipped config, or start one from it',
-    'check-data': 'say what data a config needs, and whether it is there',
+    'check-data': 'check the data of a config, and count what it holds',
     'summary': 'list layers, operations and bytes of a detector',
     'preflight': 'show what every sign sees on one training image',
     'train': 'train a detector',

@@ -163,7 +163,7 @@ def image_faults(
 
     Args:
         infos: What ``get_data_info`` of mmdet's datasets returns: dicts with
-            ``img_path``, ``width`` and ``height``.
+            ``img_path`` and, if sizes are annotated, ``width``, ``height``.
         loader: How the images are going to be loaded.
         track: Shows a progress bar while it hands out the ``infos``.
 
@@ -190,7 +190,7 @@ def image_faults(
 
 def size_fault(info: Mapping, width: int, height: int) -> str | None:
     """Say that an image has another size than its annotation, if so."""
-    told = info['width'], info['height']
+    told = info.get('width', width), info.get('height', height)
     if told == (width, height):
         return None
     return (
@@ -239,10 +239,16 @@ class CheckedImages:
     A sample of them when the dataset is loaded: its ``load_data_list`` calls
     :meth:`check_sample`. And each one when it is used: an error names its
     file, and one of another size than its annotation is an error.
+
+    Attributes:
+        track: Set by ``surge-det check-data`` before the dataset is loaded:
+            shows a progress bar over what it is given.
     """
 
+    track: Callable[[Sequence], Iterable] | None = None
+
     def check_sample(self, infos: Sequence[Mapping]) -> None:
-        """Check some images, evenly over the dataset.
+        """Check some images, evenly over the dataset; all, with ``track``.
 
         Args:
             infos: As :func:`image_faults` takes them.
@@ -252,14 +258,27 @@ class CheckedImages:
         """
         if not is_local(self):
             return
-        sample = _spread(infos, SAMPLE)
-        faults = image_faults(sample, Loader.of(self))
+        sample = infos if self.track else _spread(infos, SAMPLE)
+        faults = image_faults(sample, Loader.of(self), self.track or iter)
         if faults:
-            raise ValueError(
-                f'{self.ann_file}: {len(faults)} fault(s) in {len(sample)} of '
-                f'{len(infos)} images; `surge-det check-data` looks at all:\n'
-                + first_lines(faults)
+            lines = self.first_lines(faults)
+            if not self.track:
+                lines = (
+                    f'{self.ann_file}: {len(faults)} fault(s) in '
+                    f'{len(sample)} of {len(infos)} images:\n{lines}'
+                )
+            raise ValueError(lines)
+
+    def first_lines(self, faults: Sequence[object]) -> str:
+        """Return the first faults, one a line; all, with ``track``."""
+        shown = len(faults) if self.track else _NAMED
+        lines = list(map(str, faults[:shown]))
+        if len(faults) > shown:
+            lines.append(
+                f'and {len(faults) - shown} more; `surge-det check-data` '
+                'tells all'
             )
+        return '\n'.join(lines)
 
     def prepare_data(self, idx: int) -> Any:
         """Return an item, through the pipeline.
@@ -291,11 +310,3 @@ def is_local(dataset: Any) -> bool:
     return not getattr(dataset, 'backend_args', None) and not any(
         '://' in path for path in [str(dataset.ann_file), *prefixes]
     )
-
-
-def first_lines(faults: Sequence[object]) -> str:
-    """Return the first faults, one a line, and how many more there are."""
-    lines = list(map(str, faults[:_NAMED]))
-    if len(faults) > _NAMED:
-        lines.append(f'and {len(faults) - _NAMED} more')
-    return '\n'.join(lines)

@@ -42,6 +42,10 @@ class DroppedBoxes:
         self._files.setdefault(reason, Counter())[file] += 1
         self._lost += lost
 
+    def counts(self) -> dict[str, int]:
+        """Return how many boxes are left out, for each reason."""
+        return {why: sum(n.values()) for why, n in self._files.items()}
+
     def check(self, kept: int, allowed: float) -> None:
         """Log what was left out, in one line, or refuse it.
 

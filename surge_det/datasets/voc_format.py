@@ -19,7 +19,6 @@ from surge_det.core import checks
 from surge_det.datasets.checked_images import (
     CheckedImages,
     Loader,
-    first_lines,
     is_local,
     read_header,
 )
@@ -122,7 +121,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
             except (FileNotFoundError, ValueError) as error:
                 faults.append(error)
         if faults:
-            raise type(faults[0])(first_lines(faults))
+            raise type(faults[0])(self.first_lines(faults))
         self._folders.clear()
         # First: boxes are dropped where the size is another image's.
         self.check_sample(data_list)

@@ -1,8 +1,6 @@
-"""What all commands share, and those that are about configs and data."""
+"""What all commands share, and the one that is about configs."""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 from command_line import ROOT
@@ -12,7 +10,6 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 from mmengine.config import Config
 
 from surge_det.cli.main import COMMANDS, main, parse_args
-from surge_det.datasets.shapes import prepare_shapes
 
 NAME = 'surge_faster_rcnn_r18_demo'
 
@@ -100,48 +97,3 @@ def test_settings_are_read_as_mmdet_reads_them(capsys):
     }
     error = fails(capsys, 'train', NAME, '--cfg-options', 'a')
     assert "--cfg-options: 'a' is not KEY=VALUE" in error
-
-
-def test_data_that_is_there(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
-    prepare_shapes(tmp_path, 6, 5, 0)
-    assert main(['check-data', NAME]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = [re.split(' {2,}', line.strip()) for line in lines[-3:]]
-    folder = str(tmp_path / 'shapes')
-    assert rows == [
-        ['train', 'VOCFormatDataset', folder, 'ImageSets/Main/train.txt', '6'],
-        ['val', 'VOCFormatDataset', folder, 'ImageSets/Main/test.txt', '5'],
-        ['test', 'VOCFormatDataset', folder, 'ImageSets/Main/test.txt', '5'],
-    ]
-
-
-def test_data_that_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
-    with pytest.raises(SystemExit) as error:
-        main(['check-data', NAME])
-    assert error.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out.count(' missing\n') == 3
-    assert 'error: no data at' in printed.err
-    assert 'surge-det make-demo-data' in printed.err
-
-
-def test_images_of_coco_and_of_folders_are_counted(tmp_path):
-    from surge_det.cli.check_data import count_images
-
-    (tmp_path / 'a.json').write_text(json.dumps({'images': [1, 2, 3]}))
-    (tmp_path / 'class').mkdir()
-    (tmp_path / 'class' / 'x.png').write_text('')
-    assert count_images(tmp_path, 'a.json') == '3'
-    assert count_images(tmp_path / 'class', '') == '1'
-    assert count_images(tmp_path, 'b.json') == 'missing'
-    assert count_images(Path(''), '') == '-'
-    for name, data in (
-        ('list.json', b'[1]'),
-        ('other.json', b'{}'),
-        ('binary.json', b'\xff'),
-        ('binary.txt', b'\xff'),
-    ):
-        (tmp_path / name).write_bytes(data)
-        assert count_images(tmp_path, name) == '?'

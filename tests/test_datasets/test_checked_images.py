@@ -10,6 +10,7 @@ import surge_det  # noqa: F401
 
 # isort: split
 from mmdet.datasets import BaseDetDataset
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 from surge_det.datasets import checked_images
@@ -19,6 +20,13 @@ from surge_det.datasets.checked_images import (
     image_faults,
     read_header,
 )
+
+
+@pytest.fixture(autouse=True)
+def _mmdet_scope():
+    # Whatever tests before this one left.
+    init_default_scope('mmdet')
+
 
 LOADERS = [
     Loader(color_type, backend)
@@ -150,7 +158,7 @@ class _Images(CheckedImages, BaseDetDataset):
 
     def __init__(self, infos, **kwargs):
         self.infos = infos
-        kwargs.setdefault('pipeline', [dict(type='mmdet.LoadImageFromFile')])
+        kwargs.setdefault('pipeline', [dict(type='LoadImageFromFile')])
         super().__init__(ann_file='list.txt', **kwargs)
 
     def load_data_list(self):
@@ -186,7 +194,7 @@ def test_a_sample_is_checked(infos, monkeypatch):
         '0.png is loaded as 64x48, but its annotation is for 32x48'
         in (lines[1])
     )
-    assert lines[-1] == 'and 2 more'
+    assert lines[-1] == 'and 2 more; `surge-det check-data` tells all'
 
 
 def test_the_pipelines_way_of_loading_counts(tmp_path):
@@ -197,7 +205,7 @@ def test_the_pipelines_way_of_loading_counts(tmp_path):
     with pytest.raises(ValueError, match='48x64.*64x48.*its EXIF says'):
         _Images([_info(path)])
     load = dict(
-        type='mmdet.LoadImageFromFile', color_type='color_ignore_orientation'
+        type='LoadImageFromFile', color_type='color_ignore_orientation'
     )
     (item,) = _Images([_info(path)], pipeline=[load])
     assert item['img'].shape == (48, 64, 3)

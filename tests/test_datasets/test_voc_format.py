@@ -430,6 +430,7 @@ def test_cases_are_read_or_refused(case):
             pipeline=[dict(type='LoadImageFromFile')],
         )
 
+    init_default_scope('mmdet')
     if isinstance(CASES[case], str):
         with pytest.raises(ValueError, match=CASES[case]):
             build()
