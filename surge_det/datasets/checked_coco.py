@@ -8,7 +8,7 @@ import logging
 import math
 import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from mmdet.datasets.api_wrappers import COCO
@@ -40,11 +40,12 @@ class CheckedCOCO(COCO):
     not COCO's format is refused. Annotations are numbered anew, from 1:
     COCO's evaluation takes an object with id 0 for one that is not found.
 
-    An image whose file gives no size has ``width`` and ``height`` None.
-
     Args:
         annotation_file: A file on this machine.
         name: What messages call it; itself by default.
+        size_of: Returns width and height of an image, given ``file_name``;
+            called where the file does not tell them. Without it they are
+            None there, and none of the image's boxes is outside.
 
     Attributes:
         dropped (DroppedBoxes): What was left out.
@@ -55,8 +56,14 @@ class CheckedCOCO(COCO):
         ValueError: The message names the file, and the id.
     """
 
-    def __init__(self, annotation_file: str, name: str | None = None) -> None:
+    def __init__(
+        self,
+        annotation_file: str,
+        name: str | None = None,
+        size_of: Callable[[str], tuple[int, int]] | None = None,
+    ) -> None:
         super().__init__()
+        self._size_of = size_of
         self.name = str(name or annotation_file)
         self.dropped = DroppedBoxes(self.name)
         try:
@@ -226,7 +233,9 @@ class CheckedCOCO(COCO):
                 self._side(entry, side, where) for side in ('width', 'height')
             )
             if not width or not height:
-                width = height = None
+                width, height = (
+                    self._size_of(file) if self._size_of else (None, None)
+                )
             entry['width'], entry['height'] = width, height
             self.imgs[key] = entry
 

@@ -56,7 +56,7 @@ class Loader(NamedTuple):
     def of(cls, dataset: Any) -> Loader:
         """Return how the pipeline of a dataset reads images."""
         for transform in getattr(dataset.pipeline, 'transforms', ()):
-            if hasattr(transform, 'imdecode_backend'):
+            if hasattr(transform, 'color_type'):
                 return cls(transform.color_type, transform.imdecode_backend)
         return cls()
 

@@ -12,18 +12,25 @@ from mmengine.logging import print_log
 
 from surge_det.core import checks
 from surge_det.datasets.checked_coco import CheckedCOCO
+from surge_det.datasets.checked_images import (
+    CheckedImages,
+    Loader,
+    is_local,
+    read_header,
+)
 from surge_det.datasets.dropped import some
 
 
 @DATASETS.register_module()
-class COCOFormatDataset(CocoDataset):
+class COCOFormatDataset(CheckedImages, CocoDataset):
     """Any dataset in COCO's format, told its classes by the config.
 
     mmdet's ``CocoDataset``, with two differences. Labels follow the order of
     ``classes``, not of the file's categories. And nothing is silent:
     :class:`CheckedCOCO` reads the file and says what it refuses; boxes that
     are left out are counted by reason in one line, and more than
-    ``max_dropped`` is an error.
+    ``max_dropped`` is an error. Images are checked, see
+    :class:`CheckedImages`; a size that the file does not tell is theirs.
 
     Boxes are XYXY in pixels, not clipped to the image.
 
@@ -85,7 +92,7 @@ class COCOFormatDataset(CocoDataset):
         with get_local_path(
             self.ann_file, backend_args=self.backend_args
         ) as path:
-            coco = self.COCOAPI(path, self.ann_file)
+            coco = self.COCOAPI(path, self.ann_file, self._size_of)
         # In test mode, a file of images alone is one to be predicted on.
         blind = self.test_mode and not coco.has_annotations
         classes = self._metainfo['classes']
@@ -109,6 +116,8 @@ class COCOFormatDataset(CocoDataset):
             )
             for key, image in coco.imgs.items()
         ]
+        # First: boxes are dropped where the size is another image's.
+        self.check_sample(data_list)
         kept = sum(
             not instance['ignore_flag']
             for data in data_list
@@ -133,6 +142,20 @@ class COCOFormatDataset(CocoDataset):
                 level=logging.WARNING,
             )
         return data_list
+
+    def _size_of(self, file: str) -> tuple[int, int]:
+        """Return the size of an image of which the file tells none."""
+        path = osp.join(self.data_prefix['img'], file)
+        if not is_local(self):
+            raise ValueError(f'{self.ann_file}: {file} has no width, height')
+        header = read_header(path, Loader.of(self))
+        if header.turned:
+            raise ValueError(
+                f'{self.ann_file}: {file} has no width and height, and EXIF '
+                'turns it: that its boxes are in the image as loaded, '
+                f'{header.width}x{header.height}, must be told by them'
+            )
+        return header.width, header.height
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Parse one image and its annotations, as ``CheckedCOCO`` has them."""

@@ -90,6 +90,10 @@ class COCOFormatMetric(CocoMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the metrics of all samples; see ``CocoMetric``."""
         if self._ranks is not None:
-            for _, result in results:
+            for truth, result in results:
+                # Masks need the size; that of a sample is as loaded.
+                image = self._coco_api.imgs[truth['img_id']]
+                for side in ('width', 'height'):
+                    image[side] = image[side] or truth[side]
                 result['labels'] = self._ranks[result['labels']]
         return super().compute_metrics(results)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -74,6 +75,8 @@ def with_ann(*changes, **change):
 
 
 def dataset(tmp_path, data, cls=COCOFormatDataset, **kwargs):
+    if isinstance(data, dict):
+        draw_images(tmp_path, data)
     path = tmp_path / 'train.json'
     text = data if isinstance(data, str | bytes) else json.dumps(data)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -81,10 +84,21 @@ def dataset(tmp_path, data, cls=COCOFormatDataset, **kwargs):
     with contextlib.redirect_stdout(io.StringIO()):
         return cls(
             ann_file=str(path),
-            data_prefix=dict(img='images/'),
+            data_prefix=dict(img=str(tmp_path)),
             pipeline=kwargs.pop('pipeline', []),
             **kwargs,
         )
+
+
+def draw_images(tmp_path, data):
+    """The images of 160x120 that a file names, if it names any."""
+    images = data.get('images')
+    for image in images if isinstance(images, list) else []:
+        name = image.get('file_name') if isinstance(image, dict) else None
+        if isinstance(name, str):
+            path = tmp_path / name.replace('\\', '/')
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('RGB', (160, 120)).save(path)
 
 
 def infos(data):
@@ -119,12 +133,14 @@ def test_what_is_right_is_read_as_mmdet_reads_it(tmp_path, log):
     reason=f'no coco_tiny in {DATA}; set SURGE_DATA_ROOT',
 )
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_coco_itself_is_read_as_mmdet_reads_it(tmp_path, split):
-    folder = Path(DATA, 'coco_tiny', 'annotations')
-    text = (folder / f'instances_{split}2017.json').read_text()
-    metainfo = dict(classes=CocoDataset.METAINFO['classes'])
+def test_coco_itself_is_read_as_mmdet_reads_it(split):
     ours, stock = (
-        dataset(tmp_path, text, cls, metainfo=metainfo)
+        cls(
+            data_root=str(Path(DATA, 'coco_tiny')),
+            ann_file=f'annotations/instances_{split}2017.json',
+            data_prefix=dict(img=f'{split}2017/'),
+            pipeline=[],
+        )
         for cls in (COCOFormatDataset, CocoDataset)
     )
     assert infos(ours) == infos(stock)
@@ -416,11 +432,42 @@ def test_backslashes_are_slashes(tmp_path):
     data = content()
     data['images'][0]['file_name'] = 'a\\b\\1.jpg'
     path = infos(dataset(tmp_path, data))[0]['img_path']
-    assert path == 'images/a/b/1.jpg'
+    assert path == f'{tmp_path}/a/b/1.jpg'
+
+
+# ------------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize('told', [None, 0, '', 'absent'])
+def test_a_size_that_is_not_told_is_the_image_s(tmp_path, log, told):
+    data = with_ann(bbox=[160, 9, 9, 9])
+    data['images'][0]['width'] = told
+    if told == 'absent':
+        del data['images'][0]['width']
+    with pytest.raises(ValueError, match='1 outside the image .1.jpg'):
+        dataset(tmp_path, data)
+    data = dataset(tmp_path, data, max_dropped=0.25)
+    assert [(i['width'], i['height']) for i in infos(data)] == [(160, 120)] * 2
+
+
+def test_images_are_checked(tmp_path):
+    with pytest.raises(ValueError, match='2.jpg is loaded as 160x120, .*80x6'):
+        dataset(tmp_path, changed('images', 1, width=80, height=60))
+    data = dataset(tmp_path, content())
+    (tmp_path / '2.jpg').unlink()
+    with pytest.raises(ValueError, match='no image at .*2.jpg'):
+        dataset(tmp_path, json.dumps(content()))
+    data = dataset(
+        tmp_path, content(), pipeline=[dict(type='LoadImageFromFile')]
+    )
+    (tmp_path / '2.jpg').write_bytes(b'')
+    with pytest.raises(RuntimeError, match='2.jpg'):
+        data[1]
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     text = json.dumps(content())
+    draw_images(tmp_path, content())
     for encoding in ('utf-8-sig', 'utf-16'):
         assert len(dataset(tmp_path, text.encode(encoding))) == 2
 
@@ -522,7 +569,9 @@ REPORTED = {
     'coco-no-area': (12, 8),
     'coco-normalized': 'normalized.*train_0.jpg',
     'coco-order-both': (12, 8),
-    'coco-size-of-other-resolution': 'train_',
+    'coco-size-of-other-resolution': (
+        'train_0.jpg is loaded as 160x120, but its annotation is for 80x60'
+    ),
     'coco-string-bbox': (12, 8),
     'coco-string-category': (12, 8),
     'coco-unknown-category-id': '6 of unknown categories .category_id 7',
