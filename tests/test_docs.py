@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -120,6 +121,8 @@ def test_config_for_data_of_ones_own(registry, tmp_path):
             categories=[dict(id=3, name='cat'), dict(id=7, name='dog')],
         )
         (tmp_path / f'{split}.json').write_text(json.dumps(content))
+        (tmp_path / split).mkdir()
+        Image.new('RGB', (64, 48)).save(tmp_path / split / '1.jpg')
     text = _snippet(
         'docs/training.md', "_base_ = './surge_faster_rcnn_r18_coco.py'"
     )
