@@ -269,6 +269,23 @@ class CheckedImages:
                 )
             raise ValueError(lines)
 
+    def size_of_image(self, path: str) -> tuple[int, int]:
+        """Return width and height of an image whose annotation has none.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no image, or if EXIF turns it: nobody knows
+                then in which frame its boxes are.
+        """
+        header = read_header(path, Loader.of(self))
+        if header.turned:
+            raise ValueError(
+                f'EXIF turns {path}, and its annotation has no size: whether '
+                'the boxes are in the image as it is loaded, '
+                f'{header.width}x{header.height}, must be told'
+            )
+        return header.width, header.height
+
     def first_lines(self, faults: Sequence[object]) -> str:
         """Return the first faults, one a line; all, with ``track``."""
         shown = len(faults) if self.track else _NAMED

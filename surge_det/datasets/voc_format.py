@@ -18,13 +18,10 @@ from mmengine.logging import print_log
 from surge_det.core import checks
 from surge_det.datasets.checked_images import (
     CheckedImages,
-    Loader,
     is_local,
-    read_header,
 )
-from surge_det.datasets.dropped import DroppedBoxes
+from surge_det.datasets.dropped import DroppedBoxes, some
 
-_NAMED = 10
 _SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 # No image is that large: OpenCV reads sides of up to 2**20.
 _FAR = 2**20
@@ -34,11 +31,6 @@ _IMAGE = re.compile(
     r'|ras|sr|tiff?|webp)$',
     re.IGNORECASE,
 )
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ', '.join(names[:_NAMED]) + (f' and {more} more' * (more > 0))
 
 
 @DATASETS.register_module()
@@ -157,7 +149,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         if twice:
             raise ValueError(
                 f'{self.ann_file} lists an image more than once: '
-                f'{_some(twice)}; to repeat images in training, wrap the '
+                f'{some(twice)}; to repeat images in training, wrap the '
                 'dataset in RepeatDataset'
             )
         return list(names)
@@ -177,7 +169,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         instances = [i for data in data_list for i in data['instances']]
         self.dropped.check(len(instances), self.max_dropped)
         classes = tuple(self._metainfo['classes'])
-        unknown = _some([f'{n} ({c})' for n, c in self._unknown.items()])
+        unknown = some([f'{n} ({c})' for n, c in self._unknown.items()])
         if unknown and not instances:
             raise ValueError(
                 f'{self.ann_file}: no object is of the classes {classes}; '
@@ -211,8 +203,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         absent = [n for n, i in self.cat2label.items() if i not in found]
         if absent and instances and not self.test_mode:
             print_log(
-                f'{self.ann_file}: no object is of the classes '
-                f'{_some(absent)}',
+                f'{self.ann_file}: no object is of the classes {some(absent)}',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -272,7 +263,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         if names:
             raise ValueError(
                 f'{img_id!r} may be any of several images in {folder}: '
-                f'{_some(names)}'
+                f'{some(names)}'
             )
         raise FileNotFoundError(
             f'{self.ann_file} lists {img_id!r}, but there is no image of '
@@ -299,14 +290,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
             told.append(int(value))
         if all(told):
             return told[0], told[1]
-        header = read_header(img_path, Loader.of(self))
-        if header.turned:
-            raise ValueError(
-                f'<size> is missing or 0, and EXIF turns {img_path}: that '
-                f'the boxes are in the image as loaded, '
-                f'{header.width}x{header.height}, must be told by <size>'
-            )
-        return header.width, header.height
+        return self.size_of_image(img_path)
 
     def _instances(
         self, root: ET.Element, width: int, height: int, path: str
@@ -333,7 +317,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
             if x2 <= x1 or y2 <= y1:
                 self.dropped.add('without area', file)
             elif min(x2, width) <= max(x1, 0) or min(y2, height) <= max(y1, 0):
-                self.dropped.add('outside of the image', file)
+                self.dropped.add('outside the image', file)
             else:
                 low = self.bbox_min_size or 0
                 small = x2 - x1 < low or y2 - y1 < low

@@ -11,6 +11,7 @@ import torch
 import surge_det  # noqa: F401
 
 # isort: split
+from mmcv.transforms import LoadImageFromFile
 from mmdet.evaluation import VOCMetric
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -427,10 +428,9 @@ def test_cases_are_read_or_refused(case):
             data_root=str(folder),
             ann_file='ImageSets/Main/train.txt',
             metainfo=dict(classes=CLASSES),
-            pipeline=[dict(type='LoadImageFromFile')],
+            pipeline=[LoadImageFromFile()],
         )
 
-    init_default_scope('mmdet')
     if isinstance(CASES[case], str):
         with pytest.raises(ValueError, match=CASES[case]):
             build()
