@@ -163,14 +163,14 @@ def load_config(args: argparse.Namespace, modes: Sequence[str] = ()) -> Config:
         check_data,
         data_root,
         merge_options,
-        use_checked_coco,
+        use_checked_datasets,
     )
 
     try:
         data_root()
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
-        use_checked_coco(cfg)
+        use_checked_datasets(cfg)
         check_data(cfg, modes)
     except (FileNotFoundError, ValueError) as error:
         fail(error)

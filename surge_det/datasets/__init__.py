@@ -3,11 +3,12 @@
 from .coco_format import COCOFormatDataset
 from .image_folder import ImageFolderDataset
 from .root import check_data, data_root, merge_options
-from .voc_format import VOCFormatDataset
+from .voc_format import PascalVOCDataset, VOCFormatDataset
 
 __all__ = [
     'COCOFormatDataset',
     'ImageFolderDataset',
+    'PascalVOCDataset',
     'VOCFormatDataset',
     'check_data',
     'data_root',

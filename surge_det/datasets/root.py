@@ -13,6 +13,8 @@ DEFAULT = 'data'
 _CHECKED = {
     'CocoDataset': 'COCOFormatDataset',
     'CocoMetric': 'COCOFormatMetric',
+    'VOCDataset': 'PascalVOCDataset',
+    'XMLDataset': 'VOCFormatDataset',
 }
 _SOURCES = {
     'VOCdevkit': (
@@ -148,11 +150,13 @@ def check_data(
                 _require(evaluator['ann_file'], f'{mode}_evaluator')
 
 
-def use_checked_coco(cfg: Config) -> None:
-    """Exchange mmdet's COCO dataset and metric for ours, in place.
+def use_checked_datasets(cfg: Config) -> None:
+    """Exchange mmdet's datasets of COCO and VOC for ours, in place.
 
-    ``CocoDataset`` becomes ``COCOFormatDataset`` and ``CocoMetric`` becomes
-    ``COCOFormatMetric``, also inside wrappers; subclasses stay as they are.
+    ``CocoDataset`` becomes ``COCOFormatDataset``, ``CocoMetric``
+    ``COCOFormatMetric``, ``VOCDataset`` ``PascalVOCDataset`` and
+    ``XMLDataset`` ``VOCFormatDataset``, also inside wrappers; subclasses stay
+    as they are.
 
     Args:
         cfg: A whole config.

@@ -10,7 +10,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 
-from mmdet.datasets import XMLDataset
+from mmdet.datasets import VOCDataset, XMLDataset
 from mmdet.registry import DATASETS
 from mmengine.fileio import get, list_from_file
 from mmengine.logging import print_log
@@ -85,7 +85,8 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         self.max_dropped = checks.number(
             'max_dropped', max_dropped, low=0, high=1
         )
-        classes = (metainfo or {}).get('classes')
+        metainfo = {**self.METAINFO, **(metainfo or {})}
+        classes = metainfo.get('classes')
         if isinstance(classes, str) or not classes:
             raise ValueError(
                 f'metainfo={metainfo!r} must hold `classes`, a sequence of '
@@ -329,6 +330,25 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
                     )
                 )
         return instances
+
+
+@DATASETS.register_module()
+class PascalVOCDataset(VOCFormatDataset):
+    """Pascal VOC itself: its 20 classes, unless ``metainfo`` has others.
+
+    As mmdet's ``VOCDataset``, its metainfo has ``dataset_type``: ``VOC2007``
+    or ``VOC2012``, where the folder's name says so.
+
+    Args:
+        **kwargs: As for :class:`VOCFormatDataset`.
+    """
+
+    METAINFO = VOCDataset.METAINFO
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        years = [y for y in ('VOC2007', 'VOC2012') if y in self.sub_data_root]
+        self._metainfo['dataset_type'] = years[0] if years else None
 
 
 def parse_annotation(content: bytes, path: str) -> ET.Element:

@@ -23,7 +23,7 @@ from surge_det.datasets import (
     coco_format,
     dropped,
 )
-from surge_det.datasets.root import use_checked_coco
+from surge_det.datasets.root import use_checked_datasets
 
 CLASSES = ('cat', 'dog')
 DATA = os.environ.get('SURGE_DATA_ROOT', 'data')
@@ -639,7 +639,7 @@ def test_stock_coco_in_a_config_is_exchanged(tmp_path):
             test_evaluator=[dict(type='CocoMetric'), dict(type='LVISMetric')],
         )
     )
-    use_checked_coco(cfg)
+    use_checked_datasets(cfg)
     one, other = cfg.train_dataloader.dataset.dataset.datasets
     assert (one.type, other.type) == ('COCOFormatDataset', 'LVISV1Dataset')
     assert cfg.val_dataloader.dataset.type == 'COCOFormatDataset'
@@ -651,10 +651,10 @@ def test_stock_coco_in_a_config_is_exchanged(tmp_path):
     # The config that a run leaves works in mmdet's own tools.
     assert cfg.custom_imports == dict(imports=['surge_det'])
     cfg.custom_imports = dict(imports='mine')
-    use_checked_coco(cfg)
+    use_checked_datasets(cfg)
     assert cfg.custom_imports == dict(imports='mine')
     cfg.val_dataloader.dataset.type = 'CocoDataset'
-    use_checked_coco(cfg)
+    use_checked_datasets(cfg)
     assert cfg.custom_imports == dict(imports=['mine', 'surge_det'])
 
 
@@ -665,11 +665,25 @@ def test_classes_in_a_config_that_is_python_are_exchanged(tmp_path):
         'train_dataloader = dict(dataset=dict(type=CocoDataset))\n'
     )
     cfg = Config.fromfile(path, lazy_import=True)
-    use_checked_coco(cfg)
+    use_checked_datasets(cfg)
     assert cfg.train_dataloader.dataset.type == 'COCOFormatDataset'
 
 
+@pytest.mark.parametrize(
+    ('stock', 'ours'),
+    [
+        ('VOCDataset', 'PascalVOCDataset'),
+        ('mmdet.XMLDataset', 'VOCFormatDataset'),
+    ],
+)
+def test_stock_voc_is_exchanged(stock, ours):
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(type=stock))))
+    use_checked_datasets(cfg)
+    assert cfg.val_dataloader.dataset.type == ours
+
+
 def test_the_exchange_leaves_others_alone():
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='XMLDataset'))))
-    use_checked_coco(cfg)
+    leaf = dict(type='LVISV1Dataset')
+    cfg = Config(dict(train_dataloader=dict(dataset=leaf)))
+    use_checked_datasets(cfg)
     assert 'custom_imports' not in cfg

@@ -12,6 +12,7 @@ import surge_det  # noqa: F401
 
 # isort: split
 from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import VOCDataset
 from mmdet.evaluation import VOCMetric
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -19,7 +20,12 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from surge_det.datasets import VOCFormatDataset, check_data, shapes
+from surge_det.datasets import (
+    PascalVOCDataset,
+    VOCFormatDataset,
+    check_data,
+    shapes,
+)
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 CLASSES = ('cat', 'dog')
@@ -442,6 +448,35 @@ def test_cases_are_read_or_refused(case):
         for info in infos:
             assert info['img'].shape == (120, 160, 3)
             assert not any(i['ignore_flag'] for i in info['instances'])
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_pascal_voc_is_read_as_mmdet_reads_it(tmp_path, test_mode):
+    hard = '<difficult>1</difficult>'
+    folder = tmp_path / 'VOC2007'
+    _write(
+        folder,
+        {
+            'a': [
+                _object('cat', (1, 2, 30.7, 40)),
+                _object('dog', (5, 5, 9, 9)),
+            ],
+            'b': [_object('person', (3, 3, 64, 48), hard)],
+        },
+    )
+    keywords = dict(
+        data_root=str(tmp_path),
+        ann_file='VOC2007/ImageSets/Main/all.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        filter_cfg=None if test_mode else dict(bbox_min_size=10),
+        test_mode=test_mode,
+    )
+    ours, stock = PascalVOCDataset(**keywords), VOCDataset(**keywords)
+    assert len(ours) == len(stock) == 2
+    for index in range(2):
+        assert ours.get_data_info(index) == stock.get_data_info(index)
+    assert ours.metainfo == stock.metainfo
+    assert ours.metainfo['dataset_type'] == 'VOC2007'
 
 
 def _load(name, monkeypatch, root):

@@ -25,7 +25,7 @@ train_dataloader = dict(
         dataset=dict(
             datasets=[
                 dict(
-                    type='VOCDataset',
+                    type='PascalVOCDataset',
                     data_root=data_root,
                     ann_file='VOC2007/ImageSets/Main/trainval.txt',
                     data_prefix=dict(sub_data_root='VOC2007/'),
@@ -33,7 +33,7 @@ train_dataloader = dict(
                     pipeline=train_pipeline,
                 ),
                 dict(
-                    type='VOCDataset',
+                    type='PascalVOCDataset',
                     data_root=data_root,
                     ann_file='VOC2012/ImageSets/Main/trainval.txt',
                     data_prefix=dict(sub_data_root='VOC2012/'),
@@ -44,5 +44,7 @@ train_dataloader = dict(
         )
     ),
 )
-val_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = dict(
+    dataset=dict(type='PascalVOCDataset', data_root=data_root)
+)
 test_dataloader = val_dataloader

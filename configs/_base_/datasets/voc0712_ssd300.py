@@ -19,7 +19,7 @@ train_dataloader = dict(
         dataset=dict(
             datasets=[
                 dict(
-                    type='VOCDataset',
+                    type='PascalVOCDataset',
                     data_root=data_root,
                     ann_file='VOC2007/ImageSets/Main/trainval.txt',
                     data_prefix=dict(sub_data_root='VOC2007/'),
@@ -27,7 +27,7 @@ train_dataloader = dict(
                     pipeline={{_base_.ssd_train_pipeline}},
                 ),
                 dict(
-                    type='VOCDataset',
+                    type='PascalVOCDataset',
                     data_root=data_root,
                     ann_file='VOC2012/ImageSets/Main/trainval.txt',
                     data_prefix=dict(sub_data_root='VOC2012/'),
@@ -42,6 +42,7 @@ val_dataloader = dict(
     batch_size=8,
     num_workers=4,
     dataset=dict(
+        type='PascalVOCDataset',
         data_root=data_root,
         pipeline={{_base_.ssd_test_pipeline}},
     ),
