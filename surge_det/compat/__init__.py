@@ -8,6 +8,7 @@ imported, then:
 - registries find our parts at their first lookup (`registration`);
 - configs may have ours as base (`config_base`);
 - mmdet's ``SSDHead`` predicts (`ssd_head`);
+- pictures are drawn with any palette (`palette`);
 - the warning about ``pkg_resources`` that mmengine's imports set off is
   silenced: the pins and the doctor take care of it.
 """
@@ -28,6 +29,8 @@ _MENDED_BY = {
     'mmengine.registry.root': 'registration',
     'mmengine.runner.checkpoint': 'safe_load',
     'mmdet.models.dense_heads.ssd_head': 'ssd_head',
+    'mmdet.visualization.local_visualizer': 'palette',
+    'mmdet.visualization.palette': 'palette',
 }
 
 

@@ -5,7 +5,8 @@ Beside tensors, a checkpoint of mmengine's Runner pickles the logged values
 functions: the statistics of `HistoryBuffer` and the annealing functions of
 `OneCycleParamScheduler`. torch's weights-only unpickler refuses all of them
 by default, and ``getattr`` is not safe to allow. So exactly those names are
-allowed, ``getattr`` as a function that knows exactly these methods.
+allowed, ``getattr`` as a function that knows exactly these methods. Exported
+detectors, which are no checkpoints, are refused.
 
 `install` puts `safe_load` where mmengine's checkpoint loaders call
 ``torch.load``. ``torch.load`` itself stays as it is.
@@ -13,6 +14,7 @@ allowed, ``getattr`` as a function that knows exactly these methods.
 
 import functools
 import logging
+import os
 import pickle
 import re
 from contextlib import contextmanager
@@ -31,8 +33,32 @@ _GETATTR_NAMES = {
 _DTYPE_CODES = '?bhilqBHILQefdU'
 
 
+# What surge_det.deploy writes besides checkpoints.
+_EXPORTED = ('.onnx', '.xml')
+_PACKED = b'"surge_det.packed"'
+
+
 class UnsafeCheckpointError(RuntimeError):
     """A checkpoint holds something that is not allowed to be unpickled."""
+
+
+def _refuse_exported(source):
+    """Refuse what would load without an error and leave random weights.
+
+    torch reads safetensors, and mmengine goes on without the keys that do not
+    fit, which are all of the 1-bit layers.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    with open(source, 'rb') as file:
+        # The metadata stand first, behind eight bytes of length.
+        packed = _PACKED in file.read(100)
+    if packed or str(source).endswith(_EXPORTED):
+        raise ValueError(
+            f'{source} is an exported detector, no checkpoint: it is read by '
+            'surge_det.deploy.load_detector and surge_det.deploy.'
+            'DetInferencer, and by surge-det test and infer'
+        )
 
 
 class _Named:
@@ -185,7 +211,10 @@ def safe_load(f, map_location=None, weights_only=True, **kwargs):
     Raises:
         UnsafeCheckpointError: If the pickle holds anything else. The
             message names the file, what was found and the remedy.
+        ValueError: If it is what ``surge-det export`` wrote for
+            another engine than mmengine. The message names what reads it.
     """
+    _refuse_exported(f)
     source = getattr(f, 'name', None) or (
         'checkpoint' if hasattr(f, 'read') else f
     )

@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 import os
 import zipfile
@@ -12,7 +13,7 @@ pytest.importorskip('mmengine')
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from surge_det import compat
@@ -251,3 +252,24 @@ def test_stored_config_is_not_executed_on_resume(trained, tmp_path):
     assert runner.epoch == 2
     assert not trace.exists()
     assert _load(path)['meta']['config_not_run'] == code
+
+
+@pytest.mark.parametrize('name', ['x.safetensors', 'x.pth', 'x.onnx', 'x.xml'])
+def test_exported_detectors_are_refused(name, tmp_path):
+    # torch reads safetensors, and none of the 1-bit layers' keys would fit.
+    save = pytest.importorskip('safetensors.torch').save
+    path = tmp_path / name
+    entries = {'surge_det.packed': '{"version": 2}'}
+    path.write_bytes(save({'layer.bits': torch.ones(2)}, entries))
+    model = _Model()
+    with pytest.raises(ValueError, match=rf'{name} is .*DetInferencer'):
+        load_checkpoint(model, str(path))
+
+
+def test_plain_safetensors_are_torchs(tmp_path):
+    save = pytest.importorskip('safetensors.torch').save_file
+    path = tmp_path / 'weights.safetensors'
+    save({'layer.bias': torch.ones(2)}, path, {'format': 'pt'})
+    # An older torch does not read them, and says so.
+    with contextlib.suppress(UnsafeCheckpointError):
+        assert safe_load(path)['layer.bias'].tolist() == [1, 1]

@@ -88,3 +88,14 @@ def test_errors_name_the_file(files, tmp_path):
     other.write_bytes(b'nothing')
     with pytest.raises(ValueError, match=r'x\.safetensors'):
         DetInferencer(str(files / 'config.py'), other, 'cpu')
+
+
+def test_mmdets_own_calls_refuse_what_they_cannot_load(files):
+    config, packed = files / 'config.py', files / 'detector.safetensors'
+    for call in (
+        lambda: apis.init_detector(config, str(packed), device='cpu'),
+        lambda: apis.DetInferencer(str(config), str(packed), 'cpu'),
+        lambda: apis.DetInferencer(weights=str(packed), device='cpu'),
+    ):
+        with pytest.raises(ValueError, match='load_detector'):
+            call()
