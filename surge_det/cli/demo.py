@@ -10,9 +10,11 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from surge_det.cli.common import config_file
+from surge_det.whole_files import newest_checkpoint
 
 # What makes two runs the same training, whatever the folder they write to.
 TRAINING_KEYS = (
@@ -45,12 +47,14 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
     """
     from mmengine.config import Config
 
-    dumped = work_dir / config.name
-    pointer = work_dir / 'last_checkpoint'
-    if not dumped.is_file() or not pointer.is_file():
-        return None
-    checkpoint = work_dir / Path(pointer.read_text().strip()).name
-    if not checkpoint.is_file() or checkpoint.stat().st_mtime < since:
+    dumped, checkpoint = work_dir / config.name, None
+    with suppress(ValueError):
+        checkpoint, _ = newest_checkpoint(work_dir)
+    if (
+        not dumped.is_file()
+        or checkpoint is None
+        or checkpoint.stat().st_mtime < since
+    ):
         return None
     cfg, old = Config.fromfile(config), Config.fromfile(dumped)
     same = all(old.get(key) == cfg.get(key) for key in TRAINING_KEYS)

@@ -8,6 +8,7 @@ Example::
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surge_det.cli.common import (
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='auto',
         help='resume from this checkpoint, or without a value from the '
-        'latest in the work directory',
+        'newest in the work directory that is whole',
     )
 
 
@@ -73,7 +74,25 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = (
+            _newest(cfg.work_dir) if args.resume == 'auto' else args.resume
+        )
+
+
+def _newest(work_dir: str) -> str | None:
+    from surge_det.whole_files import newest_checkpoint
+
+    try:
+        path, broken = newest_checkpoint(Path(work_dir))
+    except ValueError as error:
+        fail(error)
+    for reason in broken:
+        print(f'--resume: passed over {reason}')
+    if path is None:
+        print(f'--resume: no checkpoint in {work_dir}, training starts anew')
+        return None
+    print(f'--resume: goes on from {path}')
+    return str(path)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from .hooks import (
     AGSHook,
     BroadcastBuffersHook,
     SURGECheckHook,
+    SURGECheckpointHook,
     SURGEProgressHook,
 )
 from .optim import (
@@ -24,6 +25,7 @@ __all__ = [
     'FSGAmpOptimWrapper',
     'FSGOptimWrapper',
     'SURGECheckHook',
+    'SURGECheckpointHook',
     'SURGEOptimWrapperConstructor',
     'SURGEProgressHook',
 ]

@@ -7,17 +7,20 @@ import pytest
 # fails, 0.03 stays on the way until it is ended, 0.05 takes 100 MiB for a
 # second. Each call leaves a line.
 TRAIN = """
-import json, os, pathlib, runpy, sys, time
+import json, os, pathlib, runpy, sys, time, zipfile
 config, _, folder, *rest = sys.argv[1:]
 cfg = runpy.run_path(config)
 folder = pathlib.Path(folder)
 name, seed = folder.parent.name, cfg['randomness']['seed']
 lr = cfg['optim_wrapper']['optimizer']['lr']
+def save(name):
+    with zipfile.ZipFile(folder / name, 'w') as file:
+        file.writestr('lr', str(lr))
 with open(os.environ['CALLS'], 'a') as file:
     print(name, seed, *rest, file=file)
 print('11/21 - mmengine - INFO - Epoch(train) [2][ 10/40]  lr: 1', flush=True)
 if lr == 0.03:
-    (folder / 'last_checkpoint').write_text('epoch_1.pth')
+    save('epoch_1.pth')
     (folder.parent / 'at_work').write_text(str(os.getpid()))
     time.sleep(60)
 if lr == 0.04:
@@ -38,21 +41,18 @@ records += [
     for epoch, score in enumerate((final / 2, final), 1)
 ]
 (log / 'scalars.json').write_text('\\n'.join(map(json.dumps, records)))
-last = f"epoch_{cfg['train_cfg']['max_epochs']}.pth"
-(folder / last).write_text(str(lr))
-# As mmengine does it: with the folder as it was named then.
-(folder / 'last_checkpoint').write_text(f'/elsewhere/{last}')
+save(f"epoch_{cfg['train_cfg']['max_epochs']}.pth")
 """
 
 # An evaluation that takes no time. What it measures is in $SCORES by method
 # and learning rate; 'fail' and 'wait' are what they say.
 TEST = """
-import json, os, pathlib, runpy, sys, time
+import json, os, pathlib, runpy, sys, time, zipfile
 config, checkpoint, _, folder = sys.argv[1:]
 cfg = runpy.run_path(config)
 folder = pathlib.Path(folder)
 name = folder.parents[1].name
-lr = pathlib.Path(checkpoint).read_text()
+lr = zipfile.ZipFile(checkpoint).read('lr').decode()
 assert float(lr) == cfg['optim_wrapper']['optimizer']['lr']
 assert cfg['test_evaluator'] == cfg['val_evaluator']
 assert os.environ['OMP_NUM_THREADS']

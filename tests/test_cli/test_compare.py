@@ -139,7 +139,7 @@ def test_interruption_keeps_finished_runs(calls, tmp_path, capsys):
         os.kill(pid, 0)
     assert calls() == ['ste 0', 'ede 0']
     assert [r['status'] for r in rows(out)] == ['done', 'open', 'open']
-    (half,) = (out / 'ede').glob('seed0-*/last_checkpoint')
+    (half,) = (out / 'ede').glob('seed0-*/epoch_1.pth')
     # A half run goes on only where that is asked for.
     interrupt([*args, '--resume'], out / 'ede' / 'at_work')
     assert calls() == ['ede 0 --resume']

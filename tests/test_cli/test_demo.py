@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -22,9 +23,7 @@ def finished(tmp_path, monkeypatch):
     (tmp_path / 'data' / 'shapes' / 'manifest.json').write_text('{}')
     cfg = Config.fromfile(CONFIG)
     checkpoint = tmp_path / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    checkpoint.write_bytes(b'weights')
-    # The runner writes an absolute path; the folder may have moved since.
-    (tmp_path / 'last_checkpoint').write_text(f'/elsewhere/{checkpoint.name}')
+    torch.save({}, checkpoint)
     cfg.work_dir = str(tmp_path)
     cfg.launcher = 'none'
     cfg.dump(tmp_path / CONFIG.name)

@@ -25,6 +25,7 @@ from typing import IO, ClassVar
 from mmengine.config import Config
 
 from surge_det.cli.plot_run import MAP, read_curves
+from surge_det.whole_files import newest_checkpoint
 
 PROGRAM = [sys.executable, '-m', 'surge_det']
 LAST_LINES = 8
@@ -192,7 +193,6 @@ class Run(Task):
         self.name = f'{self.method}{rate} seed {self.seed}'
         self.log = self.folder / 'train.log'
         self.result_file = self.folder / 'result.json'
-        self.pointer = self.folder / 'last_checkpoint'
 
     def _prepare(self) -> list[str]:
         if not self.resumed:
@@ -230,16 +230,20 @@ class Run(Task):
             self.resumed,
         )
 
+    def newest(self) -> Path | None:
+        """Find the newest checkpoint that is whole, if there is one."""
+        with suppress(ValueError):
+            return newest_checkpoint(self.folder)[0]
+        return None
+
     def checkpoint(self) -> Path:
         """Find the checkpoint of the last epoch.
 
         Raises:
             FileNotFoundError: If there is none; the message says what to do.
         """
-        named = self.pointer.read_text() if self.pointer.is_file() else ''
-        # By its name in the folder, which may have been moved.
-        path = self.folder / Path(named.strip()).name
-        if not path.is_file():
+        path = self.newest()
+        if path is None:
             raise FileNotFoundError(
                 f'{self.name}: no checkpoint in {self.folder} to evaluate; '
                 'delete that folder, so that it is trained again, or fix the '

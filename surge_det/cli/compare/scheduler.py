@@ -139,7 +139,7 @@ def run_all(
 
     def start(task: Task, lock: IO) -> None:
         how = 'started'
-        if resume and isinstance(task, Run) and task.pointer.is_file():
+        if resume and isinstance(task, Run) and task.newest():
             task.resumed = True
             how = 'resumed'
         say(f'{task.name}: {how}, log: {task.log}')

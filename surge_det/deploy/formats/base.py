@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -407,17 +405,3 @@ def bytes_of_signs(weight: Tensor) -> int:
     """
     channel = -(-weight[0].numel() // 8) + weight.element_size()
     return channel * len(weight)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; what is written there becomes ``path``.
-
-    So that an interruption leaves no half of a file under its name.
-    """
-    new = path.with_name(f'{path.name}.part')
-    try:
-        yield new
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -25,12 +25,12 @@ from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.onnx.layers import operation, stored_as_bits
 from surge_det.version import __version__
+from surge_det.whole_files import replacing
 
 from .base import (
     EngineFormat,
     ExportError,
     Problem,
-    replacing,
 )
 
 ENTRY, DIGEST = 'surge_runtime', 'sha256'

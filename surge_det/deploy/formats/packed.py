@@ -43,8 +43,9 @@ from surge_det.deploy.trained import (
     shortened,
 )
 from surge_det.version import __version__
+from surge_det.whole_files import replacing
 
-from .base import Format, Problem, bytes_of_signs, code_of_its_own, replacing
+from .base import Format, Problem, bytes_of_signs, code_of_its_own
 
 FORMAT = 'surge_det.packed'
 VERSION = 2

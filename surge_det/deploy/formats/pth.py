@@ -24,8 +24,9 @@ from surge_det.deploy.trained import (
     shortened,
 )
 from surge_det.version import __version__
+from surge_det.whole_files import replacing
 
-from .base import Format, replacing
+from .base import Format
 
 # What unpicklers and loaders raise on files of another kind.
 _UNREADABLE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError)

@@ -3,11 +3,13 @@
 from .ags_hook import AGSHook
 from .broadcast_buffers_hook import BroadcastBuffersHook
 from .check_hook import SURGECheckHook
+from .checkpoint_hook import SURGECheckpointHook
 from .progress_hook import SURGEProgressHook
 
 __all__ = [
     'AGSHook',
     'BroadcastBuffersHook',
     'SURGECheckHook',
+    'SURGECheckpointHook',
     'SURGEProgressHook',
 ]

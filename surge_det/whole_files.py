@@ -1,0 +1,80 @@
+"""Files that are whole or not there, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; what is written there becomes ``path``.
+
+    So that an interruption leaves no half of a file under its name, and what
+    was there until the new file is whole.
+
+    Raises:
+        OSError: If it cannot be written; names ``path``.
+    """
+    new = path.with_name(f'{path.name}.part')
+    try:
+        yield new
+        with new.open('rb') as file:
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        # A full disk's error names no file.
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """Find what a training goes on from.
+
+    Looks at the files themselves: the pointer ``last_checkpoint`` may be
+    older than the newest of them, or gone.
+
+    Args:
+        folder: Work folder of a training.
+
+    Returns:
+        The checkpoint of most epochs or iterations that is whole, if there is
+        one, and why each later one is not.
+
+    Raises:
+        ValueError: If there are checkpoints, and none of them is whole.
+    """
+    steps = {
+        path: int(found[1])
+        for path in folder.glob('*.pth')
+        if (found := re.search(r'_(\d+)\.pth$', path.name))
+        # Without optimizer: nothing goes on from these.
+        and not path.name.startswith('best_')
+    }
+    broken = []
+    for path in sorted(steps, key=steps.__getitem__, reverse=True):
+        if reason := _fault(path):
+            broken.append(f'{path}: {reason}')
+        else:
+            return path, broken
+    if broken:
+        raise ValueError(
+            'no checkpoint is whole, so training cannot go on: '
+            + '; '.join(broken)
+        )
+    return None, []
+
+
+def _fault(path: Path) -> str | None:
+    """Say why a checkpoint is not whole; each byte has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return f'half a file, or none of torch ({error})'
+    return f'damaged in {damaged}' if damaged else None

@@ -1,0 +1,178 @@
+"""Checkpoints and processes that are killed."""
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+# isort: split
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+
+from surge_det.compat.safe_load import safe_load
+from surge_det.engine import SURGECheckpointHook
+from surge_det.whole_files import newest_checkpoint, replacing
+
+
+class _Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        # Large enough to be killed while it is written: 8 MB.
+        self.layer = nn.Linear(1000, 2000)
+
+    def forward(self, inputs, mode='tensor'):
+        return dict(loss=self.layer(inputs).square().mean())
+
+
+class _Report(Hook):
+    priority = 'LOWEST'
+
+    def __init__(self, said):
+        self.said = said
+
+    def after_train_epoch(self, runner):
+        self.said.value = runner.epoch + 1
+
+
+def _runner(folder, epochs, checkpoint, hooks=(), resume=None):
+    data = dict(
+        dataset=[torch.ones(1000)],
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        batch_size=1,
+        num_workers=0,
+    )
+    return Runner(
+        _Model(),
+        str(folder),
+        train_dataloader=data,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
+        default_hooks=dict(checkpoint=checkpoint),
+        custom_hooks=list(hooks),
+        default_scope='mmengine',
+        resume=resume is not None,
+        load_from=resume and str(resume),
+        log_level='ERROR',
+        experiment_name=f'{Path(folder).name}{time.monotonic_ns()}',
+    )
+
+
+def _train(folder, keep, resume, said):
+    hook = SURGECheckpointHook(interval=1, max_keep_ckpts=keep)
+    _runner(folder, 10_000, hook, [_Report(said)], resume).train()
+
+
+@pytest.mark.parametrize('keep', [1, 3])
+def test_a_killed_training_loses_one_epoch_at_most(tmp_path, keep):
+    context = multiprocessing.get_context('fork')
+    draw = random.Random(keep)
+    said = context.Value('q', 0)
+    for _ in range(4):
+        resume, broken = newest_checkpoint(tmp_path)
+        assert not broken
+        before = said.value
+        process = context.Process(
+            target=_train, args=(tmp_path, keep, resume, said)
+        )
+        process.start()
+        deadline = time.monotonic() + 120
+        while said.value == before and time.monotonic() < deadline:
+            assert process.is_alive()
+            time.sleep(0.01)
+        # It saves nearly all of the time.
+        time.sleep(draw.uniform(0, 0.3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        saved = said.value
+        path, _ = newest_checkpoint(tmp_path)
+        assert safe_load(path, 'cpu')['meta']['epoch'] >= saved > before
+    # One more may be there that was to be deleted.
+    assert len(list(tmp_path.glob('*.pth'))) <= keep + 4
+
+
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(tmp_path):
+    hook = SURGECheckpointHook(interval=1, max_keep_ckpts=1)
+    _runner(tmp_path, 1, hook).train()
+    old = (tmp_path / 'epoch_1.pth').read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        runner = _runner(tmp_path, 2, hook, resume=tmp_path / 'epoch_1.pth')
+        with pytest.raises(OSError, match=r'epoch_2\.pth'):
+            runner.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == old
+    assert newest_checkpoint(tmp_path) == (tmp_path / 'epoch_1.pth', [])
+
+
+def test_the_best_is_deleted_after_the_better_one_is_there(
+    tmp_path, monkeypatch
+):
+    hook = SURGECheckpointHook(interval=1, max_keep_ckpts=1, save_best='mAP')
+    runner = _runner(tmp_path, 1, hook)
+    runner.train()
+    hook.after_val_epoch(runner, {'mAP': 0.1})
+    (first,) = tmp_path.glob('best_*')
+    there = []
+
+    def replace(*args):
+        there.append(first.is_file())
+        os.rename(*args)
+
+    monkeypatch.setattr(os, 'replace', replace)
+    runner.train_loop._epoch = 2
+    hook.after_val_epoch(runner, {'mAP': 0.2})
+    assert there[0]
+    (second,) = tmp_path.glob('best_*')
+    assert second != first
+    # Without an optimizer nothing can go on from it.
+    assert newest_checkpoint(tmp_path)[0].name == 'epoch_2.pth'
+
+
+def test_what_is_broken_is_passed_over(tmp_path):
+    assert newest_checkpoint(tmp_path) == (None, [])
+    for epoch in (2, 9, 10, 11):
+        torch.save(
+            {'weights': torch.ones(999)}, tmp_path / f'epoch_{epoch}.pth'
+        )
+    whole = (tmp_path / 'epoch_11.pth').read_bytes()
+    (tmp_path / 'epoch_11.pth').write_bytes(whole[:-30])
+    middle = len(whole) // 2
+    damaged = whole[:middle] + b'???' + whole[middle + 3 :]
+    (tmp_path / 'epoch_10.pth').write_bytes(damaged)
+    path, broken = newest_checkpoint(tmp_path)
+    assert path.name == 'epoch_9.pth'
+    assert [reason.split(':')[0][-12:] for reason in broken] == [
+        'epoch_11.pth',
+        'epoch_10.pth',
+    ]
+    for epoch in (2, 9):
+        (tmp_path / f'epoch_{epoch}.pth').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'epoch_2\.pth: half'):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('old')
+    with pytest.raises(ZeroDivisionError), replacing(path) as new:
+        new.write_text(f'half {1 / 0}')
+    assert path.read_text() == 'old'
+    with replacing(path) as new:
+        new.write_text('new')
+    assert [p.name for p in tmp_path.iterdir()] == ['file']
+    assert path.read_text() == 'new'
