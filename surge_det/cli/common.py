@@ -222,3 +222,19 @@ def build_runner(cfg: Config) -> Runner:
     if not any(isinstance(hook, SURGECheckHook) for hook in runner.hooks):
         runner.register_hook(SURGECheckHook())
     return runner
+
+
+def build_data(runner: Runner, *modes: str) -> None:
+    """Build datasets and metrics of a runner, before it needs them.
+
+    Ends the program with a message where what they read is at fault.
+
+    Args:
+        runner: As :func:`build_runner` returns it.
+        modes: Of train, val, test.
+    """
+    try:
+        for mode in modes:
+            getattr(runner, f'{mode}_loop')
+    except (FileNotFoundError, ValueError) as error:
+        fail(error)

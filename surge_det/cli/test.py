@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from surge_det.cli.common import (
     add_config,
     add_run_arguments,
+    build_data,
     build_runner,
     fail,
     file_or_address,
@@ -128,6 +129,7 @@ def run(args: argparse.Namespace) -> None:
         runner = build_runner(cfg)
     except LoadError as error:
         fail(error)
+    build_data(runner, 'test')
     if args.out:
         runner.test_evaluator.metrics.append(
             DumpDetResults(out_file_path=args.out)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from surge_det.cli.common import (
     add_config,
     add_run_arguments,
+    build_data,
     build_runner,
     fail,
     load_config,
@@ -102,7 +103,9 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
     apply_flags(cfg, args)
+    runner = build_runner(cfg)
+    build_data(runner, 'train', 'val')
     try:
-        build_runner(cfg).train()
+        runner.train()
     except ClassesError as error:
         fail(error)

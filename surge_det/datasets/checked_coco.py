@@ -67,8 +67,9 @@ class CheckedCOCO(COCO):
         self.name = str(name or annotation_file)
         self.dropped = DroppedBoxes(self.name)
         try:
-            with open(annotation_file, 'rb') as file:
-                self.dataset = json.loads(file.read())
+            # With or without the mark that Windows' editors write.
+            with open(annotation_file, encoding='utf-8-sig') as file:
+                self.dataset = json.load(file)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'no annotation file at {self.name}: check data_root, '

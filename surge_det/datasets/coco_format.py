@@ -12,12 +12,7 @@ from mmengine.logging import print_log
 
 from surge_det.core import checks
 from surge_det.datasets.checked_coco import CheckedCOCO
-from surge_det.datasets.checked_images import (
-    CheckedImages,
-    Loader,
-    is_local,
-    read_header,
-)
+from surge_det.datasets.checked_images import CheckedImages, is_local
 from surge_det.datasets.dropped import some
 
 
@@ -145,17 +140,9 @@ class COCOFormatDataset(CheckedImages, CocoDataset):
 
     def _size_of(self, file: str) -> tuple[int, int]:
         """Return the size of an image of which the file tells none."""
-        path = osp.join(self.data_prefix['img'], file)
         if not is_local(self):
             raise ValueError(f'{self.ann_file}: {file} has no width, height')
-        header = read_header(path, Loader.of(self))
-        if header.turned:
-            raise ValueError(
-                f'{self.ann_file}: {file} has no width and height, and EXIF '
-                'turns it: that its boxes are in the image as loaded, '
-                f'{header.width}x{header.height}, must be told by them'
-            )
-        return header.width, header.height
+        return self.size_of_image(osp.join(self.data_prefix['img'], file))
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Parse one image and its annotations, as ``CheckedCOCO`` has them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from mmdet.evaluation import CocoMetric
@@ -76,9 +77,10 @@ class COCOFormatMetric(CocoMetric):
 
     def _check_image(self, sample: dict) -> None:
         image = self._coco_api.imgs.get(sample['img_id'])
-        path = sample.get('img_path') or ''
+        path = sample.get('img_path')
+        # Endings may differ: a dataset may have its images in another format.
         if image is None or (
-            path and not path.replace('\\', '/').endswith(image['file_name'])
+            path and Path(path).stem != Path(image['file_name']).stem
         ):
             raise ValueError(
                 f'{self._coco_api.name}: the dataset has the image {path} '

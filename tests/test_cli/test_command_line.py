@@ -9,6 +9,7 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
 
+from surge_det.cli.common import build_data
 from surge_det.cli.main import COMMANDS, main, parse_args
 
 NAME = 'surge_faster_rcnn_r18_demo'
@@ -97,3 +98,19 @@ def test_settings_are_read_as_mmdet_reads_them(capsys):
     }
     error = fails(capsys, 'train', NAME, '--cfg-options', 'a')
     assert "--cfg-options: 'a' is not KEY=VALUE" in error
+
+
+@pytest.mark.parametrize('error', [ValueError, FileNotFoundError])
+def test_data_at_fault_end_a_run_with_a_message(capsys, error):
+    class Runner:
+        train_loop = None
+
+        @property
+        def val_loop(self):
+            raise error('val.json: no box')
+
+    build_data(Runner(), 'train')
+    with pytest.raises(SystemExit) as end:
+        build_data(Runner(), 'train', 'val')
+    assert end.value.code == 2
+    assert capsys.readouterr().err == 'error: val.json: no box\n'

@@ -468,8 +468,7 @@ def test_images_are_checked(tmp_path):
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     text = json.dumps(content())
     draw_images(tmp_path, content())
-    for encoding in ('utf-8-sig', 'utf-16'):
-        assert len(dataset(tmp_path, text.encode(encoding))) == 2
+    assert len(dataset(tmp_path, text.encode('utf-8-sig'))) == 2
 
 
 def changed(key, number, **values):
@@ -492,6 +491,7 @@ def without(key, number, name):
         (b'\xff\xfe\xfa', 'no JSON file'),
         ('[' * 100_000, 'no JSON file'),
         ('9' * 10_000, 'no JSON file'),
+        ('{}'.encode('utf-16'), 'no JSON file'),
         ('null', 'holds a NoneType'),
         ([dict(image_id=1, score=0.5)], 'holds a list'),
         ({}, 'has no `categories`'),
