@@ -11,14 +11,22 @@ from . import checks
 class AGS:
     r"""Adaptive Gradient Scaler: weighs the replica's gradient by norms.
 
-    .. math:: \lambda = \eta \cdot \|g_b\|_2 / (\|g_a\|_2 + \varepsilon)
+    .. math::
+
+        \lambda = \eta \cdot \|g_b\|_2 / (\|g_a\|_2 + \varepsilon m), \quad
+        m = \min(1, \max(\|g_a\|_2, \|g_b\|_2))
 
     ``g_b`` is the gradient at a layer's input through the binarized
     operator, ``g_a`` the one through its full-precision replica; the norms
     run over the whole tensor. One :math:`\lambda` per application of the
     layer and backward pass. Norms and :math:`\lambda` are float64 for
-    float64 gradients and float32 otherwise, so that squares do not overflow
-    in float16.
+    float64 gradients and float32 otherwise; they are exact also where the
+    squares would vanish or overflow. Where both gradients are 0,
+    :math:`\lambda` is 0.
+
+    The paper's :math:`\varepsilon` has no :math:`m`. A norm of 1 or more
+    makes no difference; a smaller one, beside :math:`\varepsilon` itself,
+    would give way to it.
 
     Source: SURGE (arXiv 2605.10989), AGS.
 
@@ -77,11 +85,13 @@ class AGS:
         Returns:
             0-dim tensor, float64 for float64 gradients and else float32.
         """
-        self.last_norm_b = _norm(grad_b)
-        self.last_norm_a = _norm(grad_a)
-        self.last_scale = (
-            self.eta * self.last_norm_b / (self.last_norm_a + self.eps)
-        )
+        norm_b, norm_a = _norm(grad_b), _norm(grad_a)
+        limits = torch.finfo(norm_a.dtype)
+        eps = self.eps * torch.maximum(norm_a, norm_b).clamp(max=1)
+        scale = self.eta * norm_b / (norm_a + eps).clamp(min=limits.tiny)
+        self.last_norm_b, self.last_norm_a = norm_b, norm_a
+        # An infinite one would make NaN of a gradient of 0.
+        self.last_scale = scale.clamp(max=limits.max)
         return self.last_scale
 
     def skip(self, grad: Tensor) -> None:
@@ -100,4 +110,12 @@ def _norm_dtype(x: Tensor) -> torch.dtype:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=_norm_dtype(x))
+    dtype = _norm_dtype(x)
+    # Float32 holds the squares of all float16; nothing has no largest value.
+    if x.dtype == torch.float16 or not x.numel():
+        return torch.linalg.vector_norm(x, dtype=dtype)
+    limits = torch.finfo(dtype)
+    low, high = torch.aminmax(x)
+    largest = torch.maximum(-low, high).to(dtype).clamp(min=limits.tiny)
+    norm = torch.linalg.vector_norm(x.to(dtype) / largest)
+    return (largest * norm).clamp(max=limits.max)

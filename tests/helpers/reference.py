@@ -136,7 +136,8 @@ def expected(
     (g_b,) = torch.autograd.grad(f_b(), x, grad)
     (g_a,) = torch.autograd.grad(f_a(), x, grad)
     norm_b, norm_a = g_b.pow(2).sum().sqrt(), g_a.pow(2).sum().sqrt()
-    scale = eta * norm_b / (norm_a + eps)
+    # Relative for small gradients; the paper's is absolute.
+    scale = eta * norm_b / (norm_a + eps * min(1, max(norm_a, norm_b, 1e-99)))
 
     compensation = scale * f_a()
     out = f_b() + compensation - compensation.detach()

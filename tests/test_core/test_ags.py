@@ -159,6 +159,81 @@ def test_scale_ignores_the_size_of_the_gradient():
     assert relative_error(layer.aux_weight.grad, aux * 2.0**16) < 1e-7
 
 
+SIZES = [1e-38, 1e-30, 1e-20, 1e-12, 1e-8, 1e-3, 1.0, 1e3, 1e20, 1e30]
+
+
+def gradients(size, dtype):
+    torch.manual_seed(0)
+    return torch.randn(2, 2, 3, 5, 5, dtype=torch.float64).to(dtype) * size
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('size', [*SIZES, 1e-300, 1e300])
+def test_scale_is_that_of_the_formula_at_every_size(size, dtype):
+    if not torch.finfo(dtype).tiny < size < torch.finfo(dtype).max:
+        pytest.skip(f'{dtype} has no {size}')
+    precision = 1e-6 if dtype == torch.float32 else 1e-12
+    g_b, g_a = gradients(size, dtype)
+    ags = AGS(eta=0.3)
+    scale = ags.scale(g_b, 0.01 * g_a).item()
+    # By Python's own numbers, which have room for the squares once they are
+    # divided by the size.
+    norm_b, norm_a = (
+        size * math.sqrt(sum((v / size) ** 2 for v in g.flatten().tolist()))
+        for g in (g_b, 0.01 * g_a)
+    )
+    assert ags.last_norm_b.item() == pytest.approx(norm_b, rel=precision)
+    assert ags.last_norm_a.item() == pytest.approx(norm_a, rel=precision)
+    # The paper's formula, whose epsilon is 1e-8 at every size.
+    if size >= 1:
+        wanted = 0.3 * norm_b / (norm_a + 1e-8)
+        assert scale == pytest.approx(wanted, rel=precision)
+    # Elsewhere it is the formula without one, but for 1e-8 of the larger.
+    wanted = 0.3 * norm_b / norm_a
+    assert scale == pytest.approx(wanted, rel=max(precision, 2e-6))
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
+@pytest.mark.parametrize('empty', [False, True])
+def test_no_pair_of_sizes_makes_nan(dtype, empty):
+    limits = torch.finfo(dtype)
+    values = [0.0, limits.tiny / 4, limits.tiny, 1.0, limits.max]
+    shape = (2, 0, 3, 3) if empty else (2, 3, 4, 4)
+    for b in values:
+        for a in values:
+            g_b = torch.full(shape, b, dtype=dtype)
+            g_a = torch.full(shape, a, dtype=dtype)
+            ags = AGS()
+            scale = ags.scale(g_b, g_a)
+            assert scale.isfinite(), (b, a)
+            assert (scale * g_a.to(scale.dtype)).isnan().sum() == 0, (b, a)
+            if b == 0 or empty:
+                assert scale == 0, (b, a)
+            if a == b != 0 and not empty:
+                assert scale.item() == pytest.approx(0.2, rel=1e-5), (b, a)
+
+
+@pytest.mark.parametrize('factor', [1e-30, 1e-12, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize('kind', ['conv', 'linear'])
+def test_a_step_with_tiny_and_huge_gradients(kind, factor):
+    torch.manual_seed(0)
+    if kind == 'conv':
+        layer, x = SURGEConv2d(3, 4, 3), torch.randn(2, 3, 5, 5)
+    else:
+        layer, x = SURGELinear(3, 4), torch.randn(2, 3)
+    ordinary = step(layer, x)
+    scale = layer.ags.last_scale.clone()
+    wanted = {n: p.grad.clone() for n, p in layer.named_parameters()}
+    got = step(layer, x, factor=factor)
+    assert relative_error(layer.ags.last_scale, scale) < 1e-6
+    assert relative_error(got.double() / factor, ordinary) < 1e-5
+    for name, parameter in layer.named_parameters():
+        grad = parameter.grad.double() / factor
+        assert relative_error(grad, wanted[name]) < 1e-5, name
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('factor', [2000.0, 1e-4])
 def test_norms_of_half_types_neither_overflow_nor_vanish(dtype, factor):
