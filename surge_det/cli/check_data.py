@@ -15,10 +15,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surge_det.cli.common import add_cfg_options, add_config, load_config
 from surge_det.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 MODES = ('train', 'val', 'test')
 TITLES = ('for', 'images', 'boxes', 'ignored', 'dropped')
@@ -39,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = load_config(args)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    needs, rows, boxes = [], [], {}
-    # Faults and hints are dicts, to have each once.
-    read, faults, hints = [], {}, {}
+    needs, rows, boxes, read, built = [], [], {}, [], []
+    # Dicts, to have each once.
+    faults, hints = {}, {}
 
     def is_there(part: Mapping) -> bool:
         try:
@@ -64,12 +67,15 @@ def run(args: argparse.Namespace) -> int:
             known = [result for other, result in read if other == leaf]
             result = known[0] if known else read_dataset(leaf, key)
             read.append((leaf, result))
-            cells, counts, wrong = result
+            dataset, cells, counts, wrong = result
+            if dataset is not None:
+                built.append((mode, dataset))
             rows.append((mode, *cells))
             boxes.setdefault(mode, Counter()).update(counts)
             faults.update(dict.fromkeys(wrong))
         key = f'{mode}_evaluator'
         is_there({key: cfg.get(key)})
+    faults.update(dict.fromkeys(class_faults(cfg, built)))
     print_table(('for', 'dataset', 'folder', 'list'), needs, left=4)
     if rows:
         print()
@@ -89,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_dataset(
     leaf: Mapping, key: str
-) -> tuple[Sequence[str], Counter, list[str]]:
+) -> tuple[Any, Sequence[str], Counter, list[str]]:
     """Read a dataset's annotations, and the header of each of its images.
 
     Args:
@@ -97,8 +103,9 @@ def read_dataset(
         key: What of the whole config it is in, for messages.
 
     Returns:
-        The cells of a table's row; boxes of each class (of an image folder,
-        images); and what is wrong, in lines.
+        The dataset, None where it cannot be read; the cells of a table's
+        row; boxes of each class (of an image folder, images); and what is
+        wrong, in lines.
     """
     from mmdet.registry import DATASETS
     from mmengine.dataset import BaseDataset
@@ -127,12 +134,36 @@ def read_dataset(
             loader = Loader('color_ignore_orientation', 'pillow')
             faults = image_faults(infos, loader, bar)
     except (FileNotFoundError, ValueError) as error:
-        return '-' * 6, Counter(), str(error).splitlines()
+        return None, '-' * 6, Counter(), str(error).splitlines()
     except Exception as error:
         # Whatever a dataset of another package raises.
         reason = f'{key}: {type(error).__name__}: {error}'
-        return '-' * 6, Counter(), [reason]
-    return *contents(dataset, infos), faults
+        return None, '-' * 6, Counter(), [reason]
+    return dataset, *contents(dataset, infos), faults
+
+
+def class_faults(
+    cfg: Config, datasets: Sequence[tuple[str, Any]]
+) -> list[str]:
+    """Say where classes of datasets and heads do not fit, in lines.
+
+    Args:
+        cfg: A whole config.
+        datasets: Modes and the datasets read for them.
+    """
+    from mmdet.registry import MODELS
+    from torch import nn
+
+    from surge_det.engine.hooks.check_hook import check_classes
+
+    try:
+        # Without one, datasets are still compared.
+        model = MODELS.build(cfg.model) if 'model' in cfg else nn.Identity()
+        check_classes(model, datasets)
+    except Exception as error:
+        # Whatever a config raises that is no model.
+        return str(error).splitlines()
+    return []
 
 
 def contents(

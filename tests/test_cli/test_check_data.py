@@ -102,6 +102,14 @@ def test_annotations_with_faults(shapes, capsys):
     assert len(errors) == 2
 
 
+def test_a_head_of_another_number_of_classes(shapes, capsys):
+    key = 'model.roi_head.bbox_head.num_classes'
+    _, _, errors = check(capsys, NAME, '--cfg-options', f'{key}=4')
+    (line,) = errors
+    assert f'{key}=4' in line
+    assert 'must be 5' in line
+
+
 def test_other_datasets(tmp_path, capsys):
     """COCO's format, image folders, and one that cannot be built."""
     for name in ('cat', 'dog'):
@@ -138,6 +146,7 @@ test_dataloader = dict(dataset=dict(type='NoDataset'))
     assert ['val', '3', '3', '0', '0', '0', '-'] in rows
     assert ['cat', '1', '1', '0'] in rows
     assert ['dog', '0', '2', '0'] in rows
-    assert len(errors) == 2
+    assert len(errors) == 3
     assert 'folder/dog/1.png is empty' in errors[0]
     assert 'NoDataset' in errors[1]
+    assert "('cat',), and val_dataloader has other ones" in errors[2]

@@ -73,20 +73,22 @@ WRAPPERS = {
 def test_datasets_agree(wrapper):
     model = detector(bbox_head=2)
     val = data('cat', 'dog')
-    check_classes(model, {'train': wrapper(data('cat', 'dog')), 'val': val})
+    check_classes(
+        model, [('train', wrapper(data('cat', 'dog'))), ('val', val)]
+    )
     other = wrapper(data('dog', 'cat', file='train.json'))
     with pytest.raises(ClassesError) as error:
-        check_classes(model, {'train': other, 'val': val})
+        check_classes(model, [('train', other), ('val', val)])
     for part in ("('dog', 'cat')", "('cat', 'dog')", 'train.json', 'order'):
         assert part in str(error.value)
     fewer = data('dog')
     with pytest.raises(ClassesError, match=r'2 classes.*1, \(.dog.,\)'):
-        check_classes(model, {'train': val, 'val': wrapper(fewer)})
+        check_classes(model, [('train', val), ('val', wrapper(fewer))])
 
 
 @pytest.mark.parametrize('wrong', [1, 80])
 def test_every_head_fits(wrong):
-    both = {'train': data('cat', 'dog')}
+    both = [('train', data('cat', 'dog'))]
     good = detector(bbox_head=[2, 2, 2], mask_head=2, rpn_head=1, backbone=9)
     check_classes(good, both)
     check_classes(nn.ModuleDict({'module': good}), both)
@@ -104,9 +106,9 @@ def test_every_head_fits(wrong):
 def test_panoptic_heads_may_be_of_things():
     panoptic = data('cat', 'dog', 'sky', thing_classes=['cat', 'dog'])
     model = detector(bbox_head=2, panoptic_fusion_head=3, semantic_head=2)
-    check_classes(model, {'train': panoptic})
+    check_classes(model, [('train', panoptic)])
     with pytest.raises(ClassesError, match=r'model\.bbox_head\.num_classes=4'):
-        check_classes(detector(bbox_head=4), {'train': panoptic})
+        check_classes(detector(bbox_head=4), [('train', panoptic)])
 
 
 @pytest.mark.parametrize(
@@ -125,15 +127,16 @@ def test_heads_of_mmdet(name, key, tmp_path):
     with torch.device('meta'):
         model = MODELS.build(model)
     names = [str(i) for i in range(80)]
-    check_classes(model, {'train': data(*names)})
+    check_classes(model, [('train', data(*names))])
     with pytest.raises(ClassesError, match=f'{key}.num_classes=80'):
-        check_classes(model, {'train': data(*names[1:])})
+        check_classes(model, [('train', data(*names[1:]))])
 
 
 def test_nothing_to_compare():
     model = detector(bbox_head=7)
-    check_classes(model, {})
-    check_classes(model, {'train': [1, 2], 'val': Data(serialize_data=False)})
+    check_classes(model, [])
+    silent = Data(serialize_data=False)
+    check_classes(model, [('train', [1, 2]), ('val', silent)])
 
 
 def test_what_metainfo_may_be():

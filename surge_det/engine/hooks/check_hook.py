@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -46,8 +46,7 @@ class SURGECheckHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Compare datasets and heads."""
-        if not hasattr(_unwrapped(runner.model), 'language_model'):
-            check_classes(runner.model, _datasets(runner))
+        check_classes(runner.model, _datasets(runner).items())
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare with what a checkpoint was trained for."""
@@ -70,19 +69,24 @@ class SURGECheckHook(Hook):
             return
 
 
-def check_classes(model: nn.Module, datasets: Mapping[str, Any]) -> None:
+def check_classes(
+    model: nn.Module, datasets: Iterable[tuple[str, Any]]
+) -> None:
     """See that datasets agree, and the heads of a detector with them.
 
     Args:
-        model: A detector, wrapped or not.
-        datasets: Built datasets by mode: train, val, test.
+        model: A detector, wrapped or not. One that reads its classes as text
+            is left alone.
+        datasets: Modes (train, val, test) and built datasets.
 
     Raises:
         ClassesError: If not. Datasets that tell no classes are left out.
     """
+    if hasattr(_unwrapped(model), 'language_model'):
+        return
     known = [
         (_name(mode, leaf), leaf.metainfo, names)
-        for mode, dataset in datasets.items()
+        for mode, dataset in datasets
         for leaf in leaves(dataset)
         if (names := class_names(getattr(leaf, 'metainfo', None)))
     ]
