@@ -109,33 +109,90 @@ def test_custom_config_builds(registry, tmp_path):
     assert parts == {'backbone', 'neck', 'rpn_head'}
 
 
-def test_config_for_data_of_ones_own(registry, tmp_path):
+def _own_data(name, folder, tmp_path):
+    """A config of the page on one's own data, with its folders replaced."""
+    text = _snippet('docs/own_data.md', f"_base_ = 'surge_det::{name}.py'")
+    found = re.findall(r"'(/path/to/[\w]+)/'", text)
+    assert len(found) == 1
+    text = text.replace(found[0], folder.as_posix())
+    weights = (tmp_path / 'resnet18.pth').as_posix()
+    text = text.replace('/path/to/resnet18.pth', weights)
+    path = tmp_path / 'my_detector.py'
+    return path, _read(path, text)
+
+
+def _check_own_data(registry, path, cfg, labels):
+    """The config's data, heads and hooks go together; return the model."""
+    from surge_det.cli.main import main
+    from surge_det.engine.hooks.check_hook import check_classes
+
+    model = registry.MODELS.build(cfg.model)
+    assert model.roi_head.bbox_head.num_classes == 2
+    datasets = {
+        mode: registry.DATASETS.build(cfg[f'{mode}_dataloader'].dataset)
+        for mode in ('train', 'val', 'test')
+    }
+    for dataset in datasets.values():
+        image = dataset.get_data_info(0)
+        assert [x['bbox_label'] for x in image['instances']] == labels
+    check_classes(model, datasets)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        registry.METRICS.build(evaluator).dataset_meta = dataset.metainfo
+    hooks = [registry.HOOKS.build(dict(h)) for h in cfg.custom_hooks]
+    assert 'SURGECheckHook' in {type(hook).__name__ for hook in hooks}
+    assert not main(['check-data', str(path)])
+    return model
+
+
+def test_own_data_in_cocos_format(registry, tmp_path):
+    import torch
+    import torchvision
+
     for split in ('train', 'val'):
         box = dict(image_id=1, bbox=[1, 2, 30, 40], area=1200, iscrowd=0)
         content = dict(
             images=[dict(id=1, file_name='1.jpg', width=64, height=48)],
             annotations=[
-                dict(box, id=1, category_id=7),
-                dict(box, id=2, category_id=3),
+                dict(box, id=1, category_id=3),
+                dict(box, id=2, category_id=7),
             ],
-            categories=[dict(id=3, name='cat'), dict(id=7, name='dog')],
+            # Neither in the order of the config nor of the ids.
+            categories=[dict(id=3, name='dog'), dict(id=7, name='cat')],
         )
         (tmp_path / f'{split}.json').write_text(json.dumps(content))
         (tmp_path / split).mkdir()
         Image.new('RGB', (64, 48)).save(tmp_path / split / '1.jpg')
-    text = _snippet(
-        'docs/training.md', "_base_ = './surge_faster_rcnn_r18_coco.py'"
+    resnet = torchvision.models.resnet18()
+    torch.save(resnet.state_dict(), tmp_path / 'resnet18.pth')
+    path, cfg = _own_data('surge_faster_rcnn_r18_coco', tmp_path, tmp_path)
+    assert cfg.val_evaluator.classwise
+    model = _check_own_data(registry, path, cfg, [1, 0])
+    assert 'torchvision://' not in cfg.pretty_text
+    model.backbone.init_weights()
+    assert torch.equal(model.backbone.conv1.weight, resnet.conv1.weight)
+
+
+def test_own_data_in_vocs_format(registry, tmp_path):
+    folder = tmp_path / 'voc'
+    for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (folder / name).mkdir(parents=True)
+    box = '<xmin>5</xmin><ymin>5</ymin><xmax>30</xmax><ymax>40</ymax>'
+    objects = ''.join(
+        f'<object><name>{name}</name><bndbox>{box}</bndbox></object>'
+        for name in ('dog', 'cat')
     )
-    text = text.replace("'./", f"'{ROOT.as_posix()}/configs/")
-    text = text.replace('/path/to/my_data/', f'{tmp_path.as_posix()}/')
-    cfg = _read(tmp_path / 'my_detector.py', text)
-    model = registry.MODELS.build(cfg.model)
-    assert model.roi_head.bbox_head.num_classes == 2
-    for loader, split in (('train', 'train'), ('val', 'val'), ('test', 'val')):
-        dataset = registry.DATASETS.build(cfg[f'{loader}_dataloader'].dataset)
-        image = dataset.get_data_info(0)
-        assert image['img_path'] == str(tmp_path / split / '1.jpg')
-        assert [x['bbox_label'] for x in image['instances']] == [1, 0]
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        metric = registry.METRICS.build(evaluator)
-        assert metric._coco_api.imgs.keys() == {1}
+    size = '<size><width>64</width><height>48</height><depth>3</depth></size>'
+    for name in ('train', 'val'):
+        Image.new('RGB', (64, 48)).save(folder / 'JPEGImages' / f'{name}.jpg')
+        (folder / 'Annotations' / f'{name}.xml').write_text(
+            f'<annotation>{size}{objects}</annotation>'
+        )
+        (folder / 'ImageSets' / 'Main' / f'{name}.txt').write_text(name)
+    path, cfg = _own_data('surge_faster_rcnn_r18_bccd', folder, tmp_path)
+    _check_own_data(registry, path, cfg, [1, 0])
+    assert cfg.model.backbone.get('init_cfg') is None
+    for mode in ('train', 'val', 'test'):
+        steps = cfg[f'{mode}_dataloader'].dataset.pipeline
+        (resize,) = (step for step in steps if step.type == 'Resize')
+        assert resize.scale == (640, 480)
+    assert cfg.custom_hooks[-1].type == 'EarlyStoppingHook'
