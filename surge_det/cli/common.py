@@ -6,9 +6,9 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from surge_det.cli.cfg_options import setting
 from surge_det.shipped import shipped_config
@@ -135,23 +135,37 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 # What commands do with a config.
 
 
-def read_config(path: str | Path) -> Config:
-    """Read a config file.
+def read_config(
+    path: str | Path, options: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a config file, change it by ``--cfg-options``, warn of mistakes.
 
     Raises:
         ValueError: If that fails, for whatever reason: a config is a program.
     """
     from mmengine.config import Config
 
+    from surge_det.cli.config_checks import check_types, warnings
+    from surge_det.datasets.root import merge_options, use_data_root
+
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
         raise ValueError(f'config {str(path)!r}: {reason}') from error
+    try:
+        use_data_root(cfg)
+        merge_options(cfg, options)
+        check_types(cfg)
+    except ValueError as error:
+        raise ValueError(f'config {str(path)!r}: {error}') from error
+    for warning in warnings(cfg):
+        print(f'warning: {path}: {warning}', file=sys.stderr)
+    return cfg
 
 
 def load_config(args: argparse.Namespace, modes: Sequence[str] = ()) -> Config:
-    """Read the config, change it by ``--cfg-options``, look for its data.
+    """Read the config as the command line has it, and look for its data.
 
     Ends the program with a message where one of these fails.
 
@@ -162,14 +176,12 @@ def load_config(args: argparse.Namespace, modes: Sequence[str] = ()) -> Config:
     from surge_det.datasets.root import (
         check_data,
         data_root,
-        merge_options,
         use_checked_datasets,
     )
 
     try:
         data_root()
-        cfg = read_config(args.config)
-        merge_options(cfg, args.cfg_options)
+        cfg = read_config(args.config, args.cfg_options)
         use_checked_datasets(cfg)
         check_data(cfg, modes)
     except (FileNotFoundError, ValueError) as error:

@@ -88,18 +88,20 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
     options = dict(options)
     new = options.pop('data_root', None)
     if new is not None:
-        old = cfg.get('data_root')
-        if not isinstance(old, str) or not old:
+        how = 'give each *_dataloader.dataset.data_root instead'
+        if not isinstance(cfg.get('data_root') or None, str):
             raise ValueError(
                 f'data_root={new!r}: this config has no data_root of its '
-                'own; give each *_dataloader.dataset.data_root instead'
+                f'own; {how}'
             )
         if not isinstance(new, str):
             raise ValueError(f'data_root={new!r} must be a path')
-        cfg.data_root = new
-        for key in list(cfg):
-            if key.endswith(('_dataloader', '_evaluator')):
-                cfg[key] = _moved(cfg[key], old, osp.join(new, ''))
+        if not has_data_in(cfg, cfg.data_root):
+            raise ValueError(
+                f'data_root={new!r}: none of the datasets of this config is '
+                f'in its data_root={cfg.data_root!r}; {how}'
+            )
+        _move(cfg, new)
     # After the move, so that an option for one dataset wins.
     try:
         cfg.merge_from_dict(options)
@@ -109,18 +111,58 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
         ) from error
 
 
-def _moved(node: Any, old: str, new: str) -> Any:
-    if isinstance(node, Mapping):
-        for key in list(node):
-            node[key] = _moved(node[key], old, new)
+def use_data_root(cfg: Config) -> None:
+    """Let the variable hold for a config that does not read it, in place.
+
+    mmdet's own configs say ``data_root = 'data/coco/'``. Where no such folder
+    is, the one of that name in the data folder takes its place.
+    """
+    old = cfg.get('data_root')
+    if isinstance(old, str) and VARIABLE in os.environ:
+        name = old.removeprefix(f'{DEFAULT}/')
+        if name not in ('', old) and not osp.exists(old):
+            _move(cfg, osp.join(data_root(), name))
+
+
+def _move(cfg: Config, new: str) -> None:
+    """Move what lies in the config's ``data_root`` to another folder."""
+    old = cfg.data_root
+
+    def moved(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            for key in list(node):
+                node[key] = moved(node[key])
+            return node
+        if isinstance(node, list | tuple):
+            return type(node)(moved(item) for item in node)
+        if isinstance(node, str) and _is_in(node, old):
+            return osp.join(new, '') + node[len(osp.join(old, '')) :]
         return node
-    if isinstance(node, list | tuple):
-        return type(node)(_moved(item, old, new) for item in node)
-    if isinstance(node, str):
-        folder = osp.join(old, '')
-        if node == old or node.startswith(folder):
-            return new + node[len(folder) :]
-    return node
+
+    for key in _keys_of_data(cfg):
+        cfg[key] = moved(cfg[key])
+    cfg.data_root = new
+
+
+def has_data_in(cfg: Config, folder: str) -> bool:
+    """Say whether a dataset or evaluator names a path in a folder."""
+
+    def found(node: Any) -> bool:
+        if isinstance(node, Mapping):
+            node = list(node.values())
+        if isinstance(node, list | tuple):
+            return any(map(found, node))
+        return isinstance(node, str) and _is_in(node, folder)
+
+    return any(found(cfg[key]) for key in _keys_of_data(cfg))
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return osp.join(path, '').startswith(osp.join(folder, ''))
+
+
+def _keys_of_data(cfg: Config) -> list[str]:
+    return [key for key in cfg if key.endswith(('_dataloader', '_evaluator'))]
 
 
 def check_data(
@@ -225,12 +267,15 @@ def _require(path: str, key: str) -> None:
         return
     value = os.environ.get(VARIABLE)
     state = 'not set' if value is None else repr(value)
+    setting = f'the environment variable {VARIABLE} ({state}; default '
+    if _is_in(path, data_root()):
+        origin = f'The data folder is {setting}{DEFAULT}/).'
+    else:
+        origin = f'That path is not in the data folder, {setting}{DEFAULT}/).'
     message = (
         f'no data at {osp.normpath(path)} (absolute: {osp.abspath(path)}), '
-        f'which {key} of the config names.\n'
-        f'The data folder is the environment variable {VARIABLE} '
-        f'({state}; default {DEFAULT}/). For one run, --cfg-options '
-        'data_root=... names the folder of this dataset itself.'
+        f'which {key} of the config names.\n{origin} For one run, '
+        '--cfg-options data_root=... names the folder of this dataset itself.'
     )
     parts = osp.normpath(path).split(os.sep)
     for folder, source in _SOURCES.items():

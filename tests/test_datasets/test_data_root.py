@@ -2,6 +2,7 @@ import pytest
 from mmengine.config import Config
 
 from surge_det.datasets import check_data, data_root, merge_options
+from surge_det.datasets.root import use_data_root
 
 
 def _config(root):
@@ -84,6 +85,47 @@ def test_message_tells_path_setting_and_source(monkeypatch, folder, source):
     assert "SURGE_DATA_ROOT ('nowhere'" in message
     assert '--cfg-options data_root=' in message
     assert source in message
+
+
+def test_message_about_a_path_that_the_variable_does_not_hold(monkeypatch):
+    monkeypatch.setenv('SURGE_DATA_ROOT', 'nowhere')
+    with pytest.raises(FileNotFoundError) as error:
+        check_data(_config('/mine/coco/'))
+    message = str(error.value)
+    assert 'That path is not in the data folder' in message
+    assert "SURGE_DATA_ROOT ('nowhere'" in message
+    assert '--cfg-options data_root=' in message
+
+
+def test_the_variable_holds_for_configs_that_do_not_read_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('SURGE_DATA_ROOT', raising=False)
+    cfg = _config('data/coco/')
+    use_data_root(cfg)
+    assert cfg.data_root == 'data/coco/'
+    monkeypatch.setenv('SURGE_DATA_ROOT', '/elsewhere')
+    use_data_root(cfg)
+    assert cfg.data_root == '/elsewhere/coco/'
+    assert cfg.test_dataloader.dataset.data_root == '/elsewhere/coco/'
+    assert cfg.test_dataloader.dataset.ann_file == 'test.txt'
+    assert cfg.test_evaluator[0].ann_file == '/elsewhere/coco/test.json'
+    use_data_root(cfg)
+    assert cfg.data_root == '/elsewhere/coco/'
+    # A folder that is there is what the config names.
+    (tmp_path / 'data' / 'mine').mkdir(parents=True)
+    for root in ('data/mine/', 'data', 'data/', 'datasets/coco/', '/x/'):
+        cfg = _config(root)
+        use_data_root(cfg)
+        assert cfg.data_root == root
+
+
+def test_a_data_root_that_no_dataset_has():
+    cfg = _config('data/coco/')
+    cfg.data_root = 'mine/'
+    with pytest.raises(ValueError, match="is in its data_root='mine/'"):
+        merge_options(cfg, {'data_root': 'other/'})
 
 
 def test_remote_data_is_not_looked_for():

@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from surge_det.cli.common import read_config
-from surge_det.datasets import merge_options
 from surge_det.deploy.comparison import check_input
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.runtime import shared_core
@@ -43,10 +42,11 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     args.int8 = problem is None
     # Every initialized parameter is a line otherwise.
     MMLogger.get_current_instance().setLevel('WARNING')
-    configs = {path: read_config(path) for path in args.configs}
+    configs = {
+        path: read_config(path, args.cfg_options) for path in args.configs
+    }
     for path, cfg in configs.items():
         try:
-            merge_options(cfg, args.cfg_options)
             # See now whether the float twin can be made.
             apply_method(cfg, 'float')
         except ValueError as error:

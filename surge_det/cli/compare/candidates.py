@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from surge_det.cli.common import read_config
-from surge_det.datasets import merge_options
 from surge_det.engine.apply_method import apply_method
 from surge_det.paired import paired_differences
 
@@ -168,8 +167,7 @@ def make_candidates(args: argparse.Namespace) -> list[Candidate]:
     candidates = []
     work_dir = args.work_dir or args.out
     for path in args.configs:
-        cfg = read_config(path)
-        merge_options(cfg, args.cfg_options)
+        cfg = read_config(path, args.cfg_options)
         if args.split:
             choose_split(cfg, args.split)
         for method in args.methods or [None]:
