@@ -111,7 +111,11 @@ def read_dataset(
     from mmengine.dataset import BaseDataset
     from rich.progress import track
 
-    from surge_det.datasets.checked_images import Loader, image_faults
+    from surge_det.datasets.checked_images import (
+        Loader,
+        image_faults,
+        is_local,
+    )
 
     bar = partial(track, description=f'images of {key}')
     faults = []
@@ -123,7 +127,7 @@ def read_dataset(
             dataset.track = bar
             # Not full_init(), which leaves out images without boxes.
             infos = dataset.load_data_list()
-            if not hasattr(dataset, 'check_sample'):
+            if not hasattr(dataset, 'check_sample') and is_local(dataset):
                 faults = image_faults(infos, Loader.of(dataset), bar)
         else:
             dataset = DATASETS.build(leaf)

@@ -105,7 +105,8 @@ def read_header(path: str, loader: Loader) -> Header:
     )
 
 
-@functools.cache
+# As many as a process has of small datasets; of large ones, a part.
+@functools.lru_cache(maxsize=100_000)
 def _read_header(path: str, size: int, mtime: int, loader: Loader) -> Header:
     if size == 0:
         raise ValueError(f'image {path} is empty')
@@ -195,7 +196,8 @@ def size_fault(info: Mapping, width: int, height: int) -> str | None:
         return None
     return (
         f'{info["img_path"]} is loaded as {width}x{height}, but its '
-        f'annotation is for {told[0]}x{told[1]}: boxes may be elsewhere'
+        f'annotation is for {told[0]}x{told[1]}: boxes may be elsewhere '
+        '(a size that the annotation does not tell is read from the image)'
     )
 
 
@@ -297,6 +299,20 @@ class CheckedImages:
             )
         return '\n'.join(lines)
 
+    def filter_data(self) -> list[dict]:
+        """Leave out what ``filter_cfg`` does not want.
+
+        Raises:
+            ValueError: If no image is left.
+        """
+        kept = super().filter_data()
+        if not kept:
+            raise ValueError(
+                f'{self.ann_file}: filter_cfg={self.filter_cfg} leaves none '
+                f'of {len(self.data_list)} images'
+            )
+        return kept
+
     def prepare_data(self, idx: int) -> Any:
         """Return an item, through the pipeline.
 
@@ -323,7 +339,10 @@ class CheckedImages:
 
 def is_local(dataset: Any) -> bool:
     """Return whether images and annotations of a dataset are local files."""
-    prefixes = [str(p) for p in dataset.data_prefix.values()]
-    return not getattr(dataset, 'backend_args', None) and not any(
-        '://' in path for path in [str(dataset.ann_file), *prefixes]
-    )
+    readers = [dataset, *getattr(dataset.pipeline, 'transforms', ())]
+    paths = [dataset.ann_file, *dataset.data_prefix.values()]
+    return not any(
+        getattr(reader, key, None)
+        for reader in readers
+        for key in ('backend_args', 'file_client_args')
+    ) and not any('://' in str(path) for path in paths)

@@ -16,6 +16,7 @@ from mmengine.fileio import get, list_from_file
 from mmengine.logging import print_log
 
 from surge_det.core import checks
+from surge_det.datasets.checked_coco import nearest
 from surge_det.datasets.checked_images import (
     CheckedImages,
     is_local,
@@ -106,6 +107,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         self.cat2label = {name: label for label, name in enumerate(classes)}
         self.dropped = DroppedBoxes(self.ann_file)
         self._unknown: Counter = Counter()
+        self._is_local = is_local(self)
         self._folders: dict[str, dict[str, list[str]]] = {}
         data_list, faults = [], []
         for img_id in self._listed():
@@ -140,7 +142,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
                 f'{self.ann_file} must be text in UTF-8: {error}'
             ) from error
         names = Counter(
-            self._without_ending(line.strip())
+            self._without_ending(line.strip().replace('\\', '/'))
             for line in lines
             if line.strip()
         )
@@ -202,6 +204,13 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
             )
         found = {instance['bbox_label'] for instance in instances}
         absent = [n for n, i in self.cat2label.items() if i not in found]
+        for name in absent if instances and not self.test_mode else ():
+            near = nearest(name, set(self._unknown) - set(classes))
+            if near:
+                raise ValueError(
+                    f'{self.ann_file}: no object is of the class {name!r}; '
+                    f'the nearest name in the files is {near!r}'
+                )
         if absent and instances and not self.test_mode:
             print_log(
                 f'{self.ann_file}: no object is of the classes {some(absent)}',
@@ -250,7 +259,7 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
         """Return the path of an image; ``told`` is ``<filename>``."""
         folder = osp.join(self.sub_data_root, self.img_subdir)
         default = osp.join(folder, f'{img_id}.jpg')
-        if not is_local(self):
+        if not self._is_local:
             return default
         told = told.replace('\\', '/').rpartition('/')[2]
         folder = osp.dirname(default)

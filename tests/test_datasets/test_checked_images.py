@@ -9,6 +9,7 @@ import pytest
 import surge_det  # noqa: F401
 
 # isort: split
+from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -232,8 +233,11 @@ def test_an_image_of_another_size_in_training_is_named(infos):
 
 def test_images_that_are_not_local_are_not_looked_for(infos):
     infos[0]['img_path'] = 's3://bucket/0.png'
+    with pytest.raises(ValueError, match='no image at s3'):
+        _Images(infos)
     for remote in (
         dict(data_prefix=dict(img='s3://bucket/')),
         dict(backend_args=dict(backend='local')),
+        dict(pipeline=[LoadImageFromFile(backend_args=dict(a=1))]),
     ):
         assert len(_Images(infos, **remote)) == 200

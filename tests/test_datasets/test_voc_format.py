@@ -138,6 +138,13 @@ def test_bad_max_dropped_is_refused(tmp_path, bad):
         _dataset(tmp_path, max_dropped=bad)
 
 
+def test_a_filter_that_leaves_no_image_is_refused(tmp_path):
+    _write(tmp_path, {'a': [_object('cat', (9, 9, 19, 19))]})
+    assert len(_dataset(tmp_path, filter_cfg=dict(min_size=48))) == 1
+    with pytest.raises(ValueError, match="all.txt.*'min_size': 49.*of 1 im"):
+        _dataset(tmp_path, filter_cfg=dict(min_size=49))
+
+
 def test_unknown_classes_are_counted_once(tmp_path, log):
     cow, cat = (_object(n, (5, 5, 20, 20)) for n in ('cow', 'cat'))
     _write(tmp_path, {'a': [cow, cat], 'b': [cow]})
@@ -151,6 +158,15 @@ def test_a_class_without_objects_is_told_in_training(tmp_path, log):
     assert log == []
     _dataset(tmp_path)
     assert ['no object is of the classes dog' in t for _, t in log] == [True]
+
+
+def test_the_nearest_name_of_a_class_that_is_misspelt_is_told(tmp_path):
+    boxes = [_object(n, (5, 5, 20, 20)) for n in ('dog', 'catt')]
+    _write(tmp_path, {'a': boxes})
+    with pytest.raises(ValueError, match="class 'cat'; the nearest.*'catt'"):
+        _dataset(tmp_path)
+    # Evaluated on a part of the classes.
+    assert len(_dataset(tmp_path, test_mode=True)) == 1
 
 
 @pytest.mark.parametrize('name', ['Cat', 'ca t', 'c_at', 'CAT '])
@@ -374,6 +390,7 @@ def test_images_are_found_by_stem_or_filename(tmp_path, names, told, found):
         b'\xef\xbb\xbfa\r\nsub/b.v2',
         b'  a \n\n\tsub/b.v2\n \n',
         b'a.jpg\nsub/b.v2.JPEG\n',
+        b'a\nsub\\b.v2\n',
         b'a.xml\nsub/b.v2.xml\n',
     ],
 )
