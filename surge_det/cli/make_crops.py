@@ -68,7 +68,13 @@ def class_names(source: Path) -> list[str]:
     for path in sorted((source / 'Annotations').glob('*.xml')):
         root = parse_annotation(path.read_bytes(), path)
         names |= {text_of(item, 'name') for item in root.findall('object')}
-    return sorted(names - {''})
+    names -= {''}
+    if unfit := [n for n in names if n in ('.', '..') or set(n) & {*'/\\'}]:
+        raise ValueError(
+            f'{source}: classes {sorted(unfit)} cannot be names of folders, '
+            'into which crops are sorted; rename them in the annotations'
+        )
+    return sorted(names)
 
 
 def find_boxes(source: Path, split: str, classes: list[str]) -> dict:

@@ -38,15 +38,21 @@ def run(args: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use('Agg')
-    from mmengine.fileio import load
-
     from surge_det.cli.detection_pictures import show_detections
+    from surge_det.compat.safe_load import (
+        UnsafeCheckpointError,
+        load_predictions,
+    )
 
     cfg = load_config(args)
     try:
         sheet, paths = show_detections(
-            cfg, load(args.predictions), args.out, args.num, args.score_thr
+            cfg,
+            load_predictions(args.predictions),
+            args.out,
+            args.num,
+            args.score_thr,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, UnsafeCheckpointError, ValueError) as error:
         fail(error)
     print(f'{len(paths)} pictures in {args.out}; a sheet of them: {sheet}')

@@ -13,10 +13,12 @@ detectors, which are no checkpoints, are refused.
 """
 
 import functools
+import io
 import logging
 import os
 import pickle
 import re
+from collections import OrderedDict
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -30,7 +32,7 @@ _GETATTR_NAMES = {
     _ONE_CYCLE: ('_annealing_cos', '_annealing_linear'),
 }
 # Logged numbers are floats and ints; names in metadata may be strings.
-_DTYPE_CODES = '?bhilqBHILQefdU'
+_DTYPE_CODES = '?bhilqBHILQefd'
 
 
 # What surge_det.deploy writes besides checkpoints.
@@ -112,27 +114,58 @@ def _encode_latin1(text, encoding):
     return text.encode('latin1')
 
 
+class _TextType:
+    """NumPy's type of texts, without what a pickle says of it later.
+
+    A pickle may give a type another size after an array was made of it, and
+    the array would read memory that is not its own. NumPy's types of numbers
+    keep what they are.
+    """
+
+    def __setstate__(self, state):
+        pass
+
+
+def _dtype(code, align=False, copy=False):
+    if isinstance(code, str) and re.fullmatch(r'U\d+', code):
+        return _TextType()
+    if isinstance(code, str) and np.dtype(code).kind in 'biuf':
+        # Not a copy, whose fields could be changed.
+        return np.dtype(code)
+    raise pickle.UnpicklingError(
+        f'Unsupported global: GLOBAL numpy.dtype({code!r})'
+    )
+
+
+def _scalar(dtype, data):
+    multiarray = getattr(np, '_core', None) or np.core
+    if isinstance(dtype, _TextType):
+        return np.str_(data.decode('utf-32-le').rstrip('\0'))
+    return multiarray.multiarray.scalar(dtype, data)
+
+
 @functools.lru_cache(maxsize=1)
 def _allowed_globals() -> dict:
     multiarray = getattr(np, '_core', None) or np.core
     multiarray = multiarray.multiarray
     functions = {
         'builtins.getattr': _allowed_getattr,
+        'numpy.dtype': _dtype,
         # Built into torch's own list after 2.4.
         '_codecs.encode': _encode_latin1,
     }
     for package in ('numpy.core', 'numpy._core'):
         # NumPy 1 and 2 name the same functions differently.
-        for name in ('_reconstruct', 'scalar'):
-            path = f'{package}.multiarray.{name}'
-            functions[path] = getattr(multiarray, name)
+        path = f'{package}.multiarray'
+        functions[f'{path}._reconstruct'] = multiarray._reconstruct
+        functions[f'{path}.scalar'] = _scalar
     allowed = {
         path: _NamedFunction(path, target)
         for path, target in functions.items()
     }
     # Only named, never built: a token that cannot be called.
     allowed[_ONE_CYCLE] = _Named(_ONE_CYCLE, _ONE_CYCLE)
-    classes = [np.ndarray, np.dtype, _load_class(_BUFFER)]
+    classes = [np.ndarray, _TextType, _load_class(_BUFFER)]
     classes += {type(np.dtype(code)) for code in _DTYPE_CODES}
     allowed.update({_path_of(cls): cls for cls in classes})
     return allowed
@@ -173,7 +206,8 @@ def _replace_safe_globals(old, new) -> None:
 def _explaining(source):
     try:
         yield
-    except pickle.UnpicklingError as error:
+    # What a stand-in of ours cannot be used for is a TypeError of NumPy's.
+    except (pickle.UnpicklingError, TypeError) as error:
         raise UnsafeCheckpointError(_refusal(source, str(error))) from None
 
 
@@ -223,6 +257,66 @@ def safe_load(f, map_location=None, weights_only=True, **kwargs):
             f, map_location=map_location, weights_only=True, **kwargs
         )
     return _disarm_config(checkpoint, source)
+
+
+def load_predictions(path):
+    """Read what ``surge-det test --out`` (mmdet's ``DumpDetResults``) wrote.
+
+    Args:
+        path: A pickle file.
+
+    Returns:
+        list[dict]: Tensors, arrays and plain values of each image.
+
+    Raises:
+        UnsafeCheckpointError: If it holds anything else. Nothing of it runs.
+        ValueError: If it is no such file.
+    """
+    with open(path, 'rb') as file:
+        try:
+            found = _PredictionsUnpickler(file).load()
+        except UnsafeCheckpointError as error:
+            raise UnsafeCheckpointError(f'{path}: {error}') from None
+        # A damaged stream leads to whatever comes.
+        except Exception as error:
+            raise ValueError(
+                f'{path}: no predictions, or damaged: {error!r}'
+            ) from error
+    if not isinstance(found, list) or not all(
+        isinstance(image, dict) for image in found
+    ):
+        raise ValueError(f'{path}: no predictions: a list of dicts is allowed')
+    return found
+
+
+class _PredictionsUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        path = f'{module}.{name}'
+        if path in _PLAIN:
+            return _PLAIN[path]
+        if module.startswith('numpy') and path in _allowed_globals():
+            return _allowed_globals()[path]
+        raise UnsafeCheckpointError(
+            f'refused to unpickle {path}: predictions are tensors, arrays and '
+            'plain values'
+        )
+
+
+def _storage(data):
+    try:
+        return torch.load(io.BytesIO(data), weights_only=True)
+    except pickle.UnpicklingError:
+        raise UnsafeCheckpointError(
+            'refused to unpickle what stands where values of a tensor should'
+        ) from None
+
+
+_PLAIN = {
+    '_codecs.encode': _encode_latin1,
+    'collections.OrderedDict': OrderedDict,
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch.storage._load_from_bytes': _storage,
+}
 
 
 def safe_load_url(url, *args, **kwargs):

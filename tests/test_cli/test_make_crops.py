@@ -118,3 +118,15 @@ def test_bccd(tmp_path):
     few = {name: items[:2] for name, items in boxes.items()}
     counts = make_crops.cut(few, tmp_path, 0.1, 8)
     assert counts == dict(Platelets=2, RBC=2, WBC=2)
+
+
+@pytest.mark.parametrize('name', ['../out', '/tmp/out', '..'])
+def test_a_class_that_is_no_folder_is_refused(source, tmp_path, capsys, name):
+    path = source / 'Annotations' / 'a.xml'
+    path.write_text(path.read_text().replace('cube', name))
+    args = ['--source', str(source), '--out', str(tmp_path / 'new' / 'crops')]
+    with pytest.raises(SystemExit, match='2'):
+        main(['make-crops', *args])
+    assert 'names of folders' in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
+    assert not (tmp_path / 'out').exists()

@@ -1,6 +1,8 @@
 import contextlib
 import inspect
+import io
 import os
+import pickle
 import zipfile
 
 import numpy as np
@@ -17,7 +19,11 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from surge_det import compat
-from surge_det.compat.safe_load import UnsafeCheckpointError, safe_load
+from surge_det.compat.safe_load import (
+    UnsafeCheckpointError,
+    load_predictions,
+    safe_load,
+)
 
 compat.install()
 
@@ -273,3 +279,93 @@ def test_plain_safetensors_are_torchs(tmp_path):
     # An older torch does not read them, and says so.
     with contextlib.suppress(UnsafeCheckpointError):
         assert safe_load(path)['layer.bias'].tolist() == [1, 1]
+
+
+class _Changed:
+    """Pickles as a NumPy type whose state is set."""
+
+    def __init__(self, code, state):
+        self.code, self.state = code, state
+
+    def __reduce__(self):
+        return np.dtype, (self.code, False, True), self.state
+
+
+class _Scalar:
+    """Pickles as a NumPy scalar of a type of its own."""
+
+    def __init__(self, dtype, data):
+        self.call = dtype, data
+
+    def __reduce__(self):
+        from numpy._core.multiarray import scalar
+
+        return scalar, self.call
+
+
+@pytest.mark.parametrize(
+    'value',
+    [np.str_('späť'), np.float32(0.1), np.int64(-3), np.arange(3.0)],
+)
+def test_numbers_and_texts_of_numpy(tmp_path, value):
+    found = _load(_write(tmp_path / 'file.pth', value))['meta']['x']
+    assert type(found) is type(value)
+    np.testing.assert_array_equal(found, value)
+
+
+def test_a_numpy_type_is_not_changed_later(tmp_path):
+    # Of 4,000 bytes instead of 20, or with a field far outside.
+    larger = 3, '<', None, None, None, 4000, 4, 8
+    field = {'a': (np.dtype('f8'), 1000)}
+    outside = 3, '|', None, ('a',), field, 8, 1, 0
+    text = _Scalar(_Changed('U5', larger), 'hello'.encode('utf-32-le'))
+    assert _load(_write(tmp_path / 'a.pth', text))['meta']['x'] == 'hello'
+    number = _Scalar(_Changed('f8', outside), np.float64(0.5).tobytes())
+    found = _load(_write(tmp_path / 'b.pth', number))['meta']['x']
+    assert found == 0.5
+    assert found.dtype.fields is None
+    for code in ('O', 'V8', 'M8'):
+        path = _write(tmp_path / 'c.pth', _Changed(code, larger))
+        with pytest.raises(UnsafeCheckpointError, match='numpy.dtype'):
+            _load(path)
+
+
+def test_predictions_are_read_and_nothing_else(tmp_path):
+    path = tmp_path / 'predictions.pkl'
+    boxes = torch.arange(8.0).reshape(2, 4)[:, 1:]
+    image = {
+        'img_path': 'a.jpg',
+        'scale_factor': (0.5, np.float64(0.5)),
+        'pred_instances': {'bboxes': boxes, 'masks': [{'counts': b'xy'}]},
+        'sizes': np.arange(3),
+    }
+    path.write_bytes(pickle.dumps([image]))
+    (found,) = load_predictions(path)
+    assert torch.equal(found['pred_instances']['bboxes'], boxes)
+    np.testing.assert_array_equal(found['sizes'], image['sizes'])
+    assert found['scale_factor'] == image['scale_factor']
+
+    refused = ValueError, UnsafeCheckpointError
+    trace = tmp_path / 'ran'
+    storage = io.BytesIO()
+    torch.save(_Calls(os.mkdir, str(trace)), storage)
+    for payload in (
+        _Calls(os.mkdir, str(trace)),
+        _Calls(torch.load, str(path)),
+        _Calls(torch.storage._load_from_bytes, storage.getvalue()),
+        _Changed('O', None),
+    ):
+        path.write_bytes(pickle.dumps([{'x': payload}]))
+        with pytest.raises(refused, match=r'predictions\.pkl'):
+            load_predictions(path)
+    assert not trace.exists()
+    for content in (b'', b'yaml: 1', pickle.dumps({}), pickle.dumps([1])):
+        path.write_bytes(content)
+        with pytest.raises(refused, match=r'predictions\.pkl'):
+            load_predictions(path)
+
+
+def test_arrays_of_texts_are_refused_in_one_line(tmp_path):
+    path = _write(tmp_path / 'file.pth', np.array(['a', 'b']))
+    with pytest.raises(UnsafeCheckpointError, match='file.pth'):
+        _load(path)
