@@ -209,3 +209,14 @@ def test_evaluation_of_other_classes_is_refused(
     )
     with pytest.raises(ClassesError, match=r"\('b', 'a'\).*\('a', 'b'\)"):
         runner.test()
+
+
+def test_a_checkpoint_tells_one_set_of_classes(
+    make_runner, make_model, tmp_path
+):
+    joined = ConcatDataset([data('a', palette=[1]), data('a', palette=[2])])
+    assert isinstance(joined.metainfo, list)
+    meta = {'dataset_meta': joined.metainfo}
+    runner = make_runner(make_model(), custom_hooks=HOOK)
+    runner.call_hook('before_save_checkpoint', checkpoint={'meta': meta})
+    assert meta['dataset_meta']['palette'] == [1]

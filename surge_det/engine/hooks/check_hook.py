@@ -68,6 +68,16 @@ class SURGECheckHook(Hook):
                 )
             return
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep one ``dataset_meta``, where joined datasets have a list.
+
+        They differ in their palettes, say; what reads checkpoints wants a
+        dict.
+        """
+        meta = checkpoint['meta']
+        if isinstance(meta.get('dataset_meta'), list):
+            meta['dataset_meta'] = meta['dataset_meta'][0]
+
 
 def check_classes(
     model: nn.Module, datasets: Iterable[tuple[str, Any]]
