@@ -6,8 +6,10 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from surge_det.cli.cfg_options import setting
@@ -134,6 +136,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 # What commands do with a config.
 
+# Those in which errors come from weights that are being loaded.
+_LOADERS = (
+    'mmengine.runner.checkpoint',
+    'surge_det.models.backbones.pretrained',
+)
+
 
 def read_config(
     path: str | Path, options: Mapping[str, Any] | None = None
@@ -250,3 +258,51 @@ def build_data(runner: Runner, *modes: str) -> None:
             getattr(runner, f'{mode}_loop')
     except (FileNotFoundError, ValueError) as error:
         fail(error)
+
+
+@contextmanager
+def loading_weights(cfg: Config) -> Iterator[None]:
+    """End the program with a message where a config's weights do not load.
+
+    That is often a machine without network: mmdet's backbones start from
+    weights that are downloaded.
+
+    Args:
+        cfg: The config by which weights are initialized inside the context.
+    """
+    from pickle import UnpicklingError
+
+    try:
+        yield
+    except (
+        *(EOFError, KeyError, OSError, RuntimeError),
+        *(UnpicklingError, ValueError),
+    ) as error:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        if not any(f.f_globals['__name__'] in _LOADERS for f in frames):
+            raise
+        from surge_det.deploy.trained import shortened
+
+        if not any(f.f_code.co_name == 'init_weights' for f in frames):
+            fail(f'cannot load {cfg.get("load_from")!r}: {shortened(error)}')
+        named = dict(_pretrained(cfg.model, 'model'))
+        listed = ', '.join(
+            f'{key}.checkpoint={file!r}' for key, file in named.items()
+        )
+        key = next(iter(named), 'model.backbone.init_cfg')
+        fail(
+            f'cannot load the pretrained weights of the config ({listed}): '
+            f'{shortened(error)}. --cfg-options {key}.checkpoint=FILE names a '
+            f'file on this machine, {key}=None starts from scratch'
+        )
+
+
+def _pretrained(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, list | tuple):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return
+    if node.get('type') == 'Pretrained' and 'checkpoint' in node:
+        yield key, node['checkpoint']
+    for name, value in node.items():
+        yield from _pretrained(value, f'{key}.{name}')

@@ -17,6 +17,7 @@ from surge_det.cli.common import (
     add_config,
     fail,
     load_config,
+    loading_weights,
 )
 from surge_det.cli.tables import print_table
 
@@ -49,9 +50,6 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     """Build the model as training starts it, or with a checkpoint."""
     from mmdet.registry import MODELS
     from mmengine.logging import MMLogger
-    from mmengine.runner import load_checkpoint
-
-    from surge_det.deploy.trained import check_is_checkpoint, shortened
 
     model = MODELS.build(cfg.model)
     # The answer is the table, not a line for each initialized parameter.
@@ -60,22 +58,26 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
     logger.setLevel(logging.WARNING)
     try:
         if checkpoint is None:
-            model.init_weights()
+            with loading_weights(cfg):
+                model.init_weights()
         else:
-            check_is_checkpoint(checkpoint)
-            load_checkpoint(model, checkpoint, 'cpu', strict=True)
-    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
-        # Downloads, keys that do not fit, and files of another kind.
-        if checkpoint is not None:
-            fail(f'--checkpoint {checkpoint!r}: {shortened(error)}')
-        fail(
-            f'cannot load the pretrained weights of the config: {error}. '
-            '--checkpoint names a file, --cfg-options '
-            'model.backbone.init_cfg=None starts from scratch'
-        )
+            _load(model, checkpoint)
     finally:
         logger.setLevel(level)
     return model
+
+
+def _load(model: nn.Module, checkpoint: str) -> None:
+    from mmengine.runner import load_checkpoint
+
+    from surge_det.deploy.trained import check_is_checkpoint, shortened
+
+    try:
+        check_is_checkpoint(checkpoint)
+        load_checkpoint(model, checkpoint, 'cpu', strict=True)
+    except (EOFError, KeyError, OSError, RuntimeError, ValueError) as error:
+        # Keys that do not fit, and files of another kind.
+        fail(f'--checkpoint {checkpoint!r}: {shortened(error)}')
 
 
 def load_batch(cfg: Config, index: int) -> dict:

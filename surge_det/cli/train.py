@@ -18,6 +18,7 @@ from surge_det.cli.common import (
     build_runner,
     fail,
     load_config,
+    loading_weights,
     prepare_run,
 )
 
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
     runner = build_runner(cfg)
     build_data(runner, 'train', 'val')
     try:
-        runner.train()
+        with loading_weights(cfg):
+            runner.train()
     except ClassesError as error:
         fail(error)

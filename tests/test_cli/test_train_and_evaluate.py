@@ -158,6 +158,20 @@ def test_missing_data_is_told_first(tmp_path):
     [
         (['missing.py'], 'missing.py'),
         ([CONFIG, '--cfg-options', 'optim_wrapper.type=X', '--amp'], "'X'"),
+        (
+            [
+                CONFIG,
+                '--cfg-options',
+                'model.backbone.init_cfg.type=Pretrained',
+            ]
+            + ['model.backbone.init_cfg.checkpoint=missing.pth'],
+            'error: cannot load the pretrained weights of the config '
+            "(model.backbone.init_cfg.checkpoint='missing.pth')",
+        ),
+        (
+            [CONFIG, '--cfg-options', 'load_from=missing.pth'],
+            "error: cannot load 'missing.pth'",
+        ),
     ],
 )
 def test_train_refuses_with_a_message(args, said, root):

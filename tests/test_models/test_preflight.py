@@ -319,6 +319,10 @@ def test_tool_succeeds_with_a_checkpoint(
     assert '26 binarized layers, all of them see both signs' in output
 
 
+NOWHERE = 'http://127.0.0.1:9/resnet.pth'
+PRETRAINED = ['--cfg-options', 'model.backbone.init_cfg.type=Pretrained']
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -330,6 +334,12 @@ def test_tool_succeeds_with_a_checkpoint(
         (
             ['--checkpoint', __file__],
             f'--checkpoint {__file__!r}: {__file__}: no checkpoint, or a part',
+        ),
+        # A port where nobody listens, as without network.
+        (
+            [*PRETRAINED, 'model.backbone.init_cfg.checkpoint=' + NOWHERE],
+            'cannot load the pretrained weights of the config '
+            f'(model.backbone.init_cfg.checkpoint={NOWHERE!r}): <urlopen err',
         ),
     ],
 )
