@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import json
 import logging
 import math
 import reprlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from mmdet.datasets.api_wrappers import COCO
@@ -20,6 +22,22 @@ from surge_det.datasets.dropped import DroppedBoxes, some
 _FAR = 1e7
 # Of the boxes: what may be odd before it is taken for a mistake in all.
 _FEW = 0.05
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Let Python not look for garbage where there is none.
+
+    It does whenever objects have become many; while a large file is read,
+    that takes longer than all checks.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -66,10 +84,16 @@ class CheckedCOCO(COCO):
         self._size_of = size_of
         self.name = str(name or annotation_file)
         self.dropped = DroppedBoxes(self.name)
+        with _no_garbage():
+            self.dataset = self._read(annotation_file)
+            self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
+
+    def _read(self, annotation_file: str) -> Any:
         try:
             # With or without the mark that Windows' editors write.
             with open(annotation_file, encoding='utf-8-sig') as file:
-                self.dataset = json.load(file)
+                return json.load(file)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'no annotation file at {self.name}: check data_root, '
@@ -79,8 +103,6 @@ class CheckedCOCO(COCO):
             raise ValueError(
                 f'{self.name} is no JSON file: {error}'
             ) from error
-        self.createIndex()
-        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def createIndex(self) -> None:  # noqa: N802, the name is pycocotools'
         """Check and index what was read, in one pass."""
@@ -166,10 +188,14 @@ class CheckedCOCO(COCO):
             self.dataset['categories'].append(self.cats[key])
 
     def fill_masks(self) -> None:
-        """Take its box as the mask of each object that has none."""
+        """Take its box as the mask of each object that has none.
+
+        A polygon of less than three points is none: mmdet would leave the
+        object out of training, box and all.
+        """
         without = 0
         for ann in self.anns.values():
-            if not ann.get('segmentation'):
+            if not _is_mask(ann.get('segmentation')):
                 x, y, w, h = ann['bbox']
                 ann['segmentation'] = [
                     [x, y, x + w, y, x + w, y + h, x, y + h]
@@ -178,7 +204,7 @@ class CheckedCOCO(COCO):
         if without:
             print_log(
                 f'{self.name}: {without} of {len(self.anns)} boxes have no '
-                'segmentation; the box is taken as the mask',
+                'usable segmentation; the box is taken as the mask',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -268,6 +294,7 @@ class CheckedCOCO(COCO):
             try:
                 image_id, category_id = ann['image_id'], ann['category_id']
                 x, y, w, h = ann['bbox']
+                ann.setdefault('iscrowd', 0)
                 usual = (
                     type(image_id) is id_type
                     and type(category_id) is int
@@ -279,7 +306,7 @@ class CheckedCOCO(COCO):
                     and ann['iscrowd'] in (0, 1)
                     and 'ignore' not in ann
                 )
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 usual = False
             if not usual:
                 self._mend(ann, number)
@@ -434,6 +461,20 @@ class CheckedCOCO(COCO):
 
     def _refuse_format(self, reason: str) -> NoReturn:
         raise ValueError(f'{self.name} is no COCO annotation file: {reason}')
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether it is polygons or a run-length encoding, as mmdet has them."""
+    if isinstance(value, dict):
+        return isinstance(value.get('counts'), (list, str)) and bool(
+            value.get('size')
+        )
+    return isinstance(value, list) and any(
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        for polygon in value
+    )
 
 
 def _joined(key: Any) -> int | str | None:

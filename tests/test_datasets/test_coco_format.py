@@ -16,6 +16,7 @@ import surge_det  # noqa: F401
 # isort: split
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from surge_det.datasets import (
     COCOFormatDataset,
@@ -28,6 +29,10 @@ from surge_det.datasets.root import use_checked_datasets
 CLASSES = ('cat', 'dog')
 DATA = os.environ.get('SURGE_DATA_ROOT', 'data')
 CASES = Path(DATA, 'cases')
+TINY = pytest.mark.skipif(
+    not Path(DATA, 'coco_tiny').is_dir(),
+    reason=f'no coco_tiny in {DATA}; set SURGE_DATA_ROOT',
+)
 
 
 @pytest.fixture
@@ -128,10 +133,30 @@ def test_what_is_right_is_read_as_mmdet_reads_it(tmp_path, log):
     )
 
 
-@pytest.mark.skipif(
-    not Path(DATA, 'coco_tiny').is_dir(),
-    reason=f'no coco_tiny in {DATA}; set SURGE_DATA_ROOT',
-)
+@TINY
+def test_masks_of_coco_are_loaded_as_mmdet_loads_them():
+    init_default_scope('mmdet')
+    load = [
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='PackDetInputs'),
+    ]
+    samples = []
+    for cls in (COCOFormatDataset, CocoDataset):
+        data = cls(
+            data_root=str(Path(DATA, 'coco_tiny')),
+            ann_file='annotations/instances_val2017.json',
+            data_prefix=dict(img='val2017/'),
+            pipeline=load,
+        )
+        samples.append([data[i]['data_samples'].gt_instances for i in (3, 7)])
+    for ours, stock in zip(*samples):
+        assert len(ours) > 0
+        assert (ours.masks.masks == stock.masks.masks).all()
+        assert (ours.bboxes.tensor == stock.bboxes.tensor).all()
+
+
+@TINY
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_coco_itself_is_read_as_mmdet_reads_it(split):
     ours, stock = (
@@ -422,7 +447,32 @@ def test_masks_are_filled_in_where_they_are_loaded(tmp_path, log):
     read = instances(dataset(tmp_path, data, pipeline=[load]))
     assert read[0][1]['mask'] == mask
     assert read[0][0]['mask'] == [[10, 20, 40, 20, 40, 60, 10, 60]]
-    assert ['3 of 4 boxes have no segmentation' in t for t in log] == [True]
+    assert ['3 of 4 boxes have no usable segmentation' in t for t in log] == [
+        True
+    ]
+
+
+@pytest.mark.parametrize(
+    ('mask', 'usable'),
+    [
+        ([[1, 2, 30, 2, 30, 40]], True),
+        ([[1, 2], [1, 2, 30, 2, 30, 40]], True),
+        (dict(counts=[5, 9], size=[120, 160]), True),
+        (dict(counts='05', size=[120, 160]), True),
+        (dict(counts=None, size=[120, 160]), False),
+        (dict(counts=[5, 9]), False),
+        ([[1, 2, 30, 2]], False),
+        ([[1, 2, 30, 2, 30, 40, 7]], False),
+        ([1, 2, 30, 2, 30, 40], False),
+        ([[]], False),
+        ('mask', False),
+    ],
+)
+def test_masks_of_less_than_three_points_are_none(tmp_path, mask, usable):
+    coco = read(tmp_path, with_ann(segmentation=mask))
+    coco.fill_masks()
+    box = [[10, 20, 40, 20, 40, 60, 10, 60]]
+    assert coco.anns[1]['segmentation'] == (mask if usable else box)
 
 
 # --------------------------------------------------------------- the format
