@@ -39,4 +39,10 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=2)
+# 2e-2 is for batch 16.
+optim_wrapper = dict(optimizer=dict(lr=2.5e-3))
+auto_scale_lr = dict(base_batch_size=2)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=10)
+]
 default_hooks = dict(logger=dict(interval=10))

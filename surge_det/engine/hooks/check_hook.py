@@ -16,6 +16,7 @@ from surge_det.datasets.classes import (
     difference,
     leaves,
 )
+from surge_det.engine.late_schedules import late_schedules
 
 # Heads of other things than the classes: objectness, stuff, identities.
 _OTHER_HEADS = {'rpn_head', 'semantic_head', 'reid'}
@@ -36,6 +37,8 @@ class SURGECheckHook(Hook):
       evaluation, a warning in training, where a head may be meant to start
       anew.
 
+    - Schedules of the learning rate end with the training: a warning.
+
     Detectors that read their classes as text are left alone.
 
     Raises:
@@ -47,6 +50,11 @@ class SURGECheckHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Compare datasets and heads."""
         check_classes(runner.model, _datasets(runner).items())
+
+    def before_train(self, runner: Runner) -> None:
+        """Warn of schedules that the training is too short for."""
+        for text in late_schedules(runner):
+            runner.logger.warning(text)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare with what a checkpoint was trained for."""
