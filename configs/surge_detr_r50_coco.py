@@ -18,6 +18,7 @@ custom_hooks = [
     dict(type='SURGEProgressHook'),
     dict(type='BroadcastBuffersHook'),
     dict(type='SURGECheckHook'),
+    dict(type='SURGEFiniteHook'),
 ]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'

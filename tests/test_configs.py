@@ -133,10 +133,10 @@ def test_config_builds(name):
         assert layer.binarize_weight is binary
         assert layer.binarize_activation is binary
     # AGS is logged, what has a schedule follows it, validation is of what is
-    # saved, and classes are compared.
+    # saved, classes are compared, and what is not finite is the end.
     hooks = {h.type for h in cfg.custom_hooks}
     assert hooks >= {'AGSHook', 'SURGEProgressHook', 'BroadcastBuffersHook'}
-    assert 'SURGECheckHook' in hooks
+    assert hooks >= {'SURGECheckHook', 'SURGEFiniteHook'}
     kind = 'FSGOptimWrapper' if method == 'fsg' else 'AGSOptimWrapper'
     assert cfg.optim_wrapper.type == kind
     assert cfg.optim_wrapper.constructor == 'SURGEOptimWrapperConstructor'

@@ -8,4 +8,5 @@ custom_hooks = [
     dict(type='SURGEProgressHook'),
     dict(type='BroadcastBuffersHook'),
     dict(type='SURGECheckHook'),
+    dict(type='SURGEFiniteHook'),
 ]

@@ -230,17 +230,18 @@ def prepare_run(args: argparse.Namespace, cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for, with ``SURGECheckHook``."""
+    """Build the runner that the config asks for, with hooks that check it."""
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from surge_det.engine import SURGECheckHook
+    from surge_det.engine import SURGECheckHook, SURGEFiniteHook
 
     runner = (
         RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     )
-    if not any(isinstance(hook, SURGECheckHook) for hook in runner.hooks):
-        runner.register_hook(SURGECheckHook())
+    for kind in (SURGECheckHook, SURGEFiniteHook):
+        if not any(isinstance(hook, kind) for hook in runner.hooks):
+            runner.register_hook(kind())
     return runner
 
 

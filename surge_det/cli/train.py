@@ -100,6 +100,7 @@ def _newest(work_dir: str) -> str | None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from surge_det.datasets.classes import ClassesError
+    from surge_det.engine import NonFiniteError
 
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
@@ -109,5 +110,5 @@ def run(args: argparse.Namespace) -> None:
     try:
         with loading_weights(cfg):
             runner.train()
-    except ClassesError as error:
+    except (ClassesError, NonFiniteError) as error:
         fail(error)

@@ -3,8 +3,10 @@
 from .hooks import (
     AGSHook,
     BroadcastBuffersHook,
+    NonFiniteError,
     SURGECheckHook,
     SURGECheckpointHook,
+    SURGEFiniteHook,
     SURGEProgressHook,
 )
 from .optim import (
@@ -24,8 +26,10 @@ __all__ = [
     'BroadcastBuffersHook',
     'FSGAmpOptimWrapper',
     'FSGOptimWrapper',
+    'NonFiniteError',
     'SURGECheckHook',
     'SURGECheckpointHook',
+    'SURGEFiniteHook',
     'SURGEOptimWrapperConstructor',
     'SURGEProgressHook',
 ]

@@ -1,0 +1,132 @@
+"""Training that goes wrong."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+
+# isort: split
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from surge_det.engine import NonFiniteError, SURGEFiniteHook
+
+
+class _Explode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / 0
+
+
+class _Model(BaseModel):
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        x = self.body(torch.stack(list(inputs)))
+        if self.way == 'gradient':
+            x = _Explode.apply(x)
+        return dict(loss=self.head(x).square().mean())
+
+
+class _Images(torch.utils.data.Dataset):
+    def __init__(self, way):
+        self.way = way
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        x = torch.arange(4.0) + i
+        if self.way == 'image' and i == 5:
+            x = x / 0
+        sample = BaseDataElement(metainfo=dict(img_path=f'{i}.jpg'))
+        return dict(inputs=x, data_samples=sample)
+
+
+def _runner(folder, way, wrapper=None, **changes):
+    settings = dict(
+        train_dataloader=dict(
+            dataset=_Images(way),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=2,
+            num_workers=0,
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=wrapper
+        or dict(optimizer=dict(type='SGD', lr=1e30 * (way == 'rate'))),
+        custom_hooks=[SURGEFiniteHook()],
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)
+        ),
+        default_scope='mmengine',
+        log_level='ERROR',
+        experiment_name=f'{folder.name}{time.monotonic_ns()}',
+    )
+    return Runner(_Model(way), str(folder), **{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ('way', 'iteration', 'said'),
+    [
+        ('image', 3, r'output .* body\.0\. Images: 4\.jpg, 5\.jpg'),
+        ('weight', 1, r'that of head\. Images: 0\.jpg, 1\.jpg'),
+        ('gradient', 1, r'last layer with such a gradient has body\.1\.bias'),
+        ('rate', 2, r'learning rate below 1e\+30'),
+    ],
+)
+def test_training_stops_before_the_step(tmp_path, way, iteration, said):
+    runner = _runner(tmp_path, way)
+    if way == 'weight':
+        with torch.no_grad():
+            runner.model.head.weight[0, 0] = float('inf')
+    with pytest.raises(NonFiniteError, match=said) as caught:
+        runner.train()
+    assert str(caught.value).startswith(f'iteration {iteration}: gradients')
+    if way in ('image', 'gradient'):
+        assert all(p.isfinite().all() for p in runner.model.parameters())
+    # What was good is still there.
+    files = [f'iter_{i}.pth' for i in range(1, iteration)]
+    found = sorted(path.name for path in tmp_path.glob('*.pth'))
+    assert found == sorted([*files, 'non_finite_batch.pth'])
+    kept = torch.load(tmp_path / 'non_finite_batch.pth')
+    assert len(kept['inputs']) == len(kept['images']) == 2
+
+
+def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path):
+    runner = _runner(tmp_path, None)
+    runner.train()
+    good = (tmp_path / 'iter_8.pth').read_bytes()
+    runner.model.body[1].running_var[0] = float('nan')
+    with pytest.raises(NonFiniteError, match=r'body\.1\.running_var'):
+        runner.save_checkpoint(str(tmp_path), 'iter_8.pth')
+    assert (tmp_path / 'iter_8.pth').read_bytes() == good
+
+
+def test_large_gradients_and_training_as_usual_go_on(tmp_path):
+    runner = _runner(tmp_path, None)
+    runner.train()
+    (hook,) = [h for h in runner.hooks if isinstance(h, SURGEFiniteHook)]
+    hook.before_train(runner)
+    for parameter in runner.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e30)
+    # Their norm is beyond float32.
+    runner.optim_wrapper.optimizer.step()
+    runner.optim_wrapper.optimizer.zero_grad()
+    hook.after_train(runner)
+    for parameter in runner.model.parameters():
+        parameter.grad = torch.full_like(parameter, float('nan'))
+    # Nobody looks any more.
+    runner.optim_wrapper.optimizer.step()
