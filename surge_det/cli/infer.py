@@ -91,9 +91,9 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 def problem(path: Path) -> str | None:
     """Say why there can be no picture of an image, if so."""
-    import cv2
-    import mmcv
     from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+
+    from surge_det.datasets.checked_images import Loader, image_faults
 
     # A colour picture cannot be written as .pgm.
     if path.suffix.lower() not in set(IMG_EXTENSIONS) - {'.pgm'}:
@@ -103,11 +103,11 @@ def problem(path: Path) -> str | None:
             else 'its name has no ending to write a picture by'
         )
     try:
-        image = mmcv.imfrombytes(path.read_bytes())
-    except (OSError, cv2.error):
-        # OpenCV raises an error of its own for an empty file.
-        image = None
-    return 'cannot be read as an image' if image is None else None
+        Loader().load(str(path))
+    except ValueError:
+        return 'cannot be read as an image'
+    faults = image_faults([{'img_path': str(path)}], Loader())
+    return faults[0].removeprefix(f'{path} ') if faults else None
 
 
 def run(args: argparse.Namespace) -> None:

@@ -135,9 +135,12 @@ def _read_header(path: str, size: int, mtime: int, loader: Loader) -> Header:
 
 
 def _is_deep(image: Image.Image) -> bool:
+    stored = image.tile[0][3] if image.tile else ''
+    if image.format == 'PPM' and isinstance(stored, tuple):
+        # With the highest value, where that is not 255.
+        return stored[1] > 255
     # Pillow's mode is I;16 for grey of 16 bits, but RGB for colours.
-    stored = str(image.tile[0][3]) if image.tile else ''
-    return image.mode[0] in 'IF' or ';16' in stored or '65535' in stored
+    return image.mode[0] in 'IF' or ';16' in str(stored)
 
 
 def _orientation(image: Image.Image, backend: str) -> int:

@@ -465,17 +465,19 @@ def test_infer_tells_of_images_that_fail(
     (images / 'aa.jpg').write_bytes(b'')
     (images / 'ab.jpg').write_text('no image')
     mmcv.imwrite(np.zeros((20, 30), 'uint8'), str(images / 'ac.pgm'))
+    mmcv.imwrite(np.full((20, 30), 4095, 'uint16'), str(images / 'ad.png'))
     out = tmp_path / 'out'
     with pytest.raises(SystemExit) as error:
         main(['infer', str(images), '--model', str(packed), '--out', str(out)])
     assert error.value.code == 2
     printed = capsys.readouterr()
     assert 'in 2 image(s)' in printed.out
-    assert '3 of 5 images failed, the others are done' in printed.err
+    assert '4 of 6 images failed, the others are done' in printed.err
     for name, why in (
         ('aa.jpg', 'cannot be read as an image'),
         ('ab.jpg', 'cannot be read as an image'),
         ('ac.pgm', 'no picture can be written as .pgm'),
+        ('ad.png', 'has more than 8 bits a colour'),
     ):
         assert f'{images / name}: {why}' in printed.err
     found = sorted(p.name for p in (out / 'vis').iterdir())

@@ -145,6 +145,13 @@ def test_deep_images_are_refused_where_they_load_black(
     assert f'dark.{ending}' in text
 
 
+def test_a_highest_value_between_is_deep(tmp_path):
+    path = tmp_path / 'a.ppm'
+    path.write_bytes(b'P6 64 48 4095\n' + b'\x0f\xff' * 64 * 48 * 3)
+    (fault,) = image_faults([_info(path)], Loader())
+    assert 'brightest value is 15 of 255' in fault
+
+
 def test_deep_grey_that_pillow_cuts_off_is_refused(tmp_path):
     info = _deep(tmp_path, 'a.png', 65535)
     (fault,) = image_faults([info], Loader('color', 'pillow'))
