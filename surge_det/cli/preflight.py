@@ -1,7 +1,8 @@
-"""Show what every sign of a 1-bit detector sees on one training image.
+"""Show what every 1-bit layer sees and learns on one training image.
 
 Ends with status 1 and names the layers if there are binarized layers whose
-input never changes sign, or that are never called. Example::
+input never changes sign, that are never called, or that get no gradient
+though they are not frozen. Example::
 
     surge-det preflight surge_retinanet_r50_coco
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from surge_det.cli.common import (
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from torch import nn
 
-    from surge_det.models.preflight import SignReport
+    from surge_det.models.preflight import LayerReport
+
+# Of the training set, where the first one leaves layers without gradient.
+MOST_IMAGES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--image-index',
         type=int,
         default=0,
-        help='which image of the training set',
+        help='which image of the training set (up to '
+        f'{MOST_IMAGES} from there, if layers get no gradient from it)',
     )
     add(
         '--checkpoint',
@@ -80,8 +87,8 @@ def _load(model: nn.Module, checkpoint: str) -> None:
         fail(f'--checkpoint {checkpoint!r}: {shortened(error)}')
 
 
-def load_batch(cfg: Config, index: int) -> dict:
-    """Read one image of the training set through its pipeline."""
+def load_batches(cfg: Config, index: int) -> Iterator[dict]:
+    """Read images of the training set, from one on, through its pipeline."""
     from mmdet.registry import DATASETS
     from mmengine.dataset import pseudo_collate
 
@@ -91,23 +98,59 @@ def load_batch(cfg: Config, index: int) -> dict:
             f'--image-index={index} is not allowed: the training set has '
             f'images 0 to {len(dataset) - 1}'
         )
-    return pseudo_collate([dataset[index]])
+    for i in range(index, min(index + MOST_IMAGES, len(dataset))):
+        yield pseudo_collate([dataset[i]])
 
 
-def show(reports: list[SignReport]) -> None:
+def look(model: nn.Module, batches: Iterator[dict]) -> list[LayerReport]:
+    """Report on the first batch, and what others have of its gradients.
+
+    A loss may leave out levels that have no object. So for layers without a
+    gradient the following batches count, too.
+    """
+    from surge_det.models.preflight import preflight
+
+    reports = preflight(model, next(batches))
+    while any(report.gradient == 0 for report in reports):
+        batch = next(batches, None)
+        if batch is None:
+            break
+        reports = [
+            replace(old, gradient=new.gradient) if old.gradient == 0 else old
+            for old, new in zip(reports, preflight(model, batch))
+        ]
+    return reports
+
+
+def show(reports: list[LayerReport]) -> None:
     """Print a line for each layer."""
     rows = []
     for report in reports:
-        values = ('', '', 'never called')
+        values = ('', '')
         if report.ran:
             values = (
                 f'{report.negative:.1%}',
                 f'{report.constant_channels:.1%}',
-                'never changes sign' if report.constant else '',
             )
-        rows.append((report.name, *values))
-    header = ('layer', 'inputs -1', 'channels of one sign', '')
+        gradient = 'frozen'
+        if report.gradient is not None:
+            gradient = f'{report.gradient:.2g}'
+        rows.append(
+            (report.name, *values, gradient, '; '.join(faults(report)))
+        )
+    header = ('layer', 'inputs -1', 'channels of one sign', 'gradient', '')
     print_table(header, rows)
+
+
+def faults(report: LayerReport) -> list[str]:
+    """Say what is wrong with a layer."""
+    if not report.ran:
+        return ['never called']
+    found = ['input never changes sign'] if report.constant else []
+    if report.stuck:
+        finite = report.gradient == 0
+        found.append('no gradient' if finite else 'gradient not finite')
+    return found
 
 
 def run(args: argparse.Namespace) -> int:
@@ -115,27 +158,35 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.registry import init_default_scope
     from mmengine.runner import set_random_seed
 
-    from surge_det.models.preflight import preflight
-
     cfg = load_config(args, ('train',))
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(0)
-    batch = load_batch(cfg, args.image_index)
+    batches = load_batches(cfg, args.image_index)
     try:
-        reports = preflight(build_model(cfg, args.checkpoint), batch)
+        reports = look(build_model(cfg, args.checkpoint), batches)
     except ValueError as error:
         fail(error)
     show(reports)
-    blind = [report for report in reports if report.blind]
-    if not blind:
-        print(f'{len(reports)} binarized layers, all of them see both signs')
+    faulty = [report for report in reports if faults(report)]
+    if not faulty:
+        print(
+            f'{len(reports)} binarized layers, all of them see both signs '
+            'and get a gradient'
+        )
         return 0
-    print(
-        f'{len(blind)} of {len(reports)} binarized layers cannot work: '
-        'exclude them, give them a shift that starts below 0, or take away '
-        'the ReLU before them:'
-    )
-    for report in blind:
-        why = 'input never changes sign' if report.ran else 'never called'
-        print(f'  {report.name}: {why}')
+    print(f'{len(faulty)} of {len(reports)} binarized layers cannot work:')
+    for report in faulty:
+        print(f'  {report.name}: {"; ".join(faults(report))}')
+    if any(report.blind for report in reports):
+        print(
+            'What never changes sign or is never called: exclude it, give it '
+            'a shift that starts below 0, or take away the ReLU before it.'
+        )
+    if any(report.stuck for report in reports if report.ran):
+        print(
+            f'What has no gradient, on {MOST_IMAGES} images from '
+            '--image-index on: see whether they have objects for it, and '
+            'whether what follows starts at 0, such as the last norm of a '
+            'block (zero_init_residual).'
+        )
     return 1

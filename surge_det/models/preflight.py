@@ -1,8 +1,9 @@
-"""Whether every sign of a 1-bit model sees both signs, before training."""
+"""Whether every 1-bit layer sees both signs and learns, before training."""
 
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from surge_det.core.layers import SURGEConv2d, SURGELayer, named_surge_layers
 
 
 @dataclass(frozen=True)
-class SignReport:
-    """What one layer's sign saw, over all of the layer's calls.
+class LayerReport:
+    """What one layer's sign saw, over all calls, and what it learns from.
 
     Attributes:
         name: The layer's name in the model.
@@ -32,8 +33,10 @@ class SignReport:
         constant: Whether the whole input has one sign, or no channel of it
             ever changes sign: the layer sees nothing.
         ran: Whether the layer was called on anything at all; if not, the
-            other values mean nothing. A layer whose weight is only read by
+            values above mean nothing. A layer whose weight is only read by
             other code is not.
+        gradient: 2-norm of the gradient of the layer's latent weights;
+            ``None`` if they are frozen.
     """
 
     name: str
@@ -41,15 +44,21 @@ class SignReport:
     constant_channels: float
     constant: bool
     ran: bool
+    gradient: float | None
 
     @property
     def blind(self) -> bool:
         """Whether the layer cannot work: never called, or on one sign."""
         return self.constant or not self.ran
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the layer cannot learn: it should, and has no gradient."""
+        return self.gradient is not None and not 0 < self.gradient < math.inf
 
-def preflight(model: nn.Module, batch: dict) -> list[SignReport]:
-    """Run one training step's forward pass and look at every sign.
+
+def preflight(model: nn.Module, batch: dict) -> list[LayerReport]:
+    """Run one training step's passes; look at every sign and gradient.
 
     It runs a copy: the model keeps its buffers, flags and counters, and the
     random generators their state.
@@ -85,11 +94,13 @@ def preflight(model: nn.Module, batch: dict) -> list[SignReport]:
     }
     if not counts:
         raise ValueError('model has no layer that binarizes its input')
-    with torch.no_grad(), _kept_random_state(), _first_iteration():
+    with torch.enable_grad(), _kept_random_state(), _first_iteration():
         batch = copy.deepcopy(batch)
         if not _is_preprocessed(batch['inputs']):
             batch = model.data_preprocessor(batch, True)
-        model(**batch, mode='loss')
+        loss, _ = model.parse_losses(model(**batch, mode='loss'))
+        if loss.requires_grad:
+            loss.backward()
     return [count.report(name) for name, count in counts.items()]
 
 
@@ -108,10 +119,12 @@ class _Count:
     """Counts the -1 of each channel of a layer's binarized input."""
 
     def __init__(self, layer: SURGELayer) -> None:
+        self.weight = layer.weight
         self.negative: Tensor | int = 0
         self.total = 0
         layer.register_forward_pre_hook(self._count, with_kwargs=True)
 
+    @torch.no_grad()
     def _count(self, layer: SURGELayer, args: tuple, kwargs: dict) -> None:
         x = layer.shifted(args[0] if args else next(iter(kwargs.values())))
         channel = -3 if isinstance(layer, SURGEConv2d) else -1
@@ -119,17 +132,24 @@ class _Count:
         self.negative = self.negative + negative.sum(1)
         self.total += negative.size(1)
 
-    def report(self, name: str) -> SignReport:
+    def report(self, name: str) -> LayerReport:
+        gradient = self._gradient()
         if not self.total:
-            return SignReport(name, 0.0, 0.0, False, False)
+            return LayerReport(name, 0.0, 0.0, False, False, gradient)
         share = self.negative.double() / self.total
         fixed = (share == 0) | (share == 1)
         overall = share.mean().item()
         # One value a channel, as after global pooling, cannot change.
         constant = overall in (0, 1) or (self.total > 1 and bool(fixed.all()))
-        return SignReport(
-            name, overall, fixed.double().mean().item(), constant, True
-        )
+        one_sign = fixed.double().mean().item()
+        return LayerReport(name, overall, one_sign, constant, True, gradient)
+
+    def _gradient(self) -> float | None:
+        if not self.weight.requires_grad:
+            return None
+        if self.weight.grad is None:
+            return 0.0
+        return self.weight.grad.double().norm().item()
 
 
 @contextmanager

@@ -161,6 +161,48 @@ def test_unreached_layers_are_listed_once(make_model, make_runner):
     assert 'ags/scale/body.1' not in ags_rows(runner)[6]
 
 
+def test_layers_without_gradient_are_warned_of_once(make_model):
+    model = make_model()
+    runner = fake_runner(model, None)
+    hook = AGSHook(interval=1)
+
+    def log(norms):
+        """One iteration; the warnings of it."""
+        for layer, (norm_b, norm_a) in zip((model.body[1], model.head), norms):
+            layer.ags.last_scale = torch.tensor(0.1)
+            layer.ags.last_norm_b = torch.tensor(norm_b)
+            layer.ags.last_norm_a = torch.tensor(norm_a)
+        runner.messages.clear()
+        hook.after_train_iter(runner, 0)
+        return [m for m in runner.messages if 'gradient of 0' in m]
+
+    hook.before_train(runner)
+    fine, tiny = (1.0, 1.0), (1e-30, 1e-30)
+    assert log([(0.0, 0.0), tiny]) == []
+    (warning,) = log([(0.0, 0.0), tiny])
+    assert '1 of 2 SURGE layers' in warning
+    assert 'stuck: body.1. Does' in warning
+    assert log([(0.0, 0.0), (2.0, 0.0)]) == []
+    # A layer that dies later, of the other gradient.
+    (warning,) = log([(0.0, 0.0), (2.0, 0.0)])
+    assert 'stuck: head. Does' in warning
+    # Zero now and then is no fault.
+    hook.before_train(runner)
+    for norms in ([(0.0, 1.0), fine], [fine, (0.0, 0.0)]) * 3:
+        assert log(norms) == []
+
+
+def test_a_norm_of_zero_is_told_in_training(make_model, make_runner):
+    model = make_model()
+    torch.nn.init.zeros_(model.head.weight)
+    model.head.weight.requires_grad_(False)
+    runner = make_runner(model, custom_hooks=[{'type': 'AGSHook'}])
+    runner.train()
+    told = [x for x in text_log(runner).splitlines() if 'gradient of 0' in x]
+    assert len(told) == 1
+    assert 'WARNING' in told[0]
+
+
 @pytest.mark.parametrize(
     'constructor',
     ['SURGEOptimWrapperConstructor', 'DefaultOptimWrapperConstructor'],

@@ -533,6 +533,9 @@ def test_preflight_finds_no_constant_sign(case, batch):
     assert [r.name for r in reports] == names
     assert [r.name for r in reports if not r.ran] == []
     assert [r.name for r in reports if r.constant] == []
+    if batch is photo_batch:
+        # It has an object for every level.
+        assert [r.name for r in reports if r.stuck] == []
     # Seen without it, too.
     shares = _negative_shares(model, data)
     assert set(shares) == set(names)

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import os
 import random
 from pathlib import Path
@@ -12,16 +13,18 @@ from command_line import ROOT, tool
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
 from torch import nn
 
 from surge_det.cli.main import main
+from surge_det.cli.preflight import look
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.models.detector_policy import binarize_detector
 from surge_det.models.preflight import preflight
 
 
-class Model(nn.Module):
-    """Calls `run(self, inputs)` as a detector computes its loss."""
+class Model(BaseModel):
+    """Calls `run(self, inputs)`; what that returns is summed for the loss."""
 
     def __init__(self, run, **layers):
         super().__init__()
@@ -32,8 +35,10 @@ class Model(nn.Module):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         assert mode == 'loss'
         assert self.training
-        assert not torch.is_grad_enabled()
-        return self.run(self, inputs)
+        found = self.run(self, inputs)
+        if isinstance(found, torch.Tensor):
+            found = [found]
+        return {'loss': sum(x.sum() for x in found)}
 
 
 def reports(model, x):
@@ -126,6 +131,48 @@ def test_layers_with_a_real_input_have_no_sign():
     del model.conv
     with pytest.raises(ValueError, match='no layer that binarizes'):
         reports(model, X)
+
+
+def test_gradient_is_that_of_the_latent_weights():
+    model = Model(
+        lambda m, x: (m.conv(x), m.late(m.conv(x) * 0.5) ** 2),
+        conv=conv(),
+        late=SURGEConv2d(3, 1, 1),
+    )
+    found = reports(model, X)
+    assert all(p.grad is None for p in model.parameters())
+    loss = model(X, mode='loss')['loss']
+    loss.backward()
+    for name, report in found.items():
+        wanted = getattr(model, name).weight.grad.norm().item()
+        assert report.gradient == pytest.approx(wanted, rel=1e-5)
+        assert wanted > 0
+        assert not report.stuck
+    # The caller's switch does not matter.
+    with torch.no_grad():
+        assert reports(model, X) == found
+
+
+def test_layers_without_gradient_are_stuck():
+    def run(m, x):
+        bad = m.bad(x).sum() * math.inf
+        return m.zero(x) * 0, m.cut(x).detach(), m.tiny(x) * 1e-30, bad
+
+    model = Model(
+        run, **{n: conv() for n in ('zero', 'cut', 'tiny', 'bad', 'frozen')}
+    )
+    model.frozen.requires_grad_(False)
+    found = reports(model, X)
+    assert {n: r.stuck for n, r in found.items()} == dict(
+        zero=True, cut=True, tiny=False, bad=True, frozen=False
+    )
+    assert found['zero'].gradient == found['cut'].gradient == 0
+    assert 0 < found['tiny'].gradient < 1e-27
+    assert not math.isfinite(found['bad'].gradient)
+    assert found['frozen'].gradient is None
+    # A loss that nothing can learn from.
+    model = Model(lambda m, x: m.conv(x).detach(), conv=conv())
+    assert reports(model, X)['conv'].stuck
 
 
 @pytest.mark.parametrize('batch', [None, X, dict(data_samples=[])])
@@ -241,7 +288,7 @@ def test_function_call_of_relu_is_found_in_a_stock_detector():
 def test_remedies(settings, kwargs):
     batch = demo_mm_inputs(1, [[3, 128, 128]], num_classes=2)
     assert not any(
-        r.blind for r in preflight(stock(settings, **kwargs), batch)
+        r.blind or r.stuck for r in preflight(stock(settings, **kwargs), batch)
     )
 
 
@@ -251,6 +298,16 @@ def test_kept_relus_are_found():
     blind = {r.name for r in preflight(model, batch) if r.blind}
     assert 'backbone.layer1.0.conv1' in blind
     assert 'neck.lateral_convs.0.conv' in blind
+
+
+def test_norms_of_zero_are_found_by_the_layers_before_them():
+    model = stock({})
+    for block in model.backbone.layer2:
+        nn.init.zeros_(block.norm2.weight)
+    batch = demo_mm_inputs(1, [[3, 128, 128]], num_classes=2)
+    assert [r.name for r in preflight(model, batch) if r.stuck] == [
+        f'backbone.layer2.{block}.conv{i}' for block in (0, 1) for i in (1, 2)
+    ]
 
 
 # --- the tool -------------------------------------------------------------
@@ -302,6 +359,52 @@ def test_tool_names_blind_layers_and_fails(config, tmp_path):
     (line,) = [x for x in output.splitlines() if 'layer1.0.conv1 ' in x]
     assert '%' in line
     assert 'never' not in line
+
+
+def test_layers_without_an_object_get_their_gradient_of_later_images():
+    def run(m, x):
+        return m.always(x), m.large(x) * (x.abs().max() > 5)
+
+    model = Model(run, always=conv(), large=conv())
+    seen = []
+
+    def batches():
+        for factor in (1.0, 1.0, 10.0, 1.0):
+            seen.append(factor)
+            yield dict(inputs=X * factor, data_samples=[])
+
+    first, large = look(model, batches())
+    assert seen == [1.0, 1.0, 10.0]
+    assert large.gradient > 0
+    # What is seen is the first image's.
+    assert (first, large.negative) == (reports(model, X)['always'], 3 / 8)
+    model.run = lambda m, x: (m.always(x), m.large(x) * 0)
+    assert [r.stuck for r in look(model, batches())] == [False, True]
+
+
+def test_tool_names_layers_without_gradient(
+    config, tmp_path, monkeypatch, capsys
+):
+    model = MODELS.build(fcos(relu_before_extra_convs=False))
+    binarize_detector(model)
+    nn.init.zeros_(model.backbone.layer3[1].norm2.weight)
+    checkpoint = tmp_path / 'last.pth'
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    options = ['model.neck.relu_before_extra_convs=False']
+    options.append('model.backbone.frozen_stages=1')
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
+    arguments = ['--checkpoint', checkpoint, '--cfg-options', *options]
+    assert main(['preflight', config, *arguments]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (frozen,) = [x for x in lines if x.startswith('backbone.layer1.0.conv1 ')]
+    assert 'frozen' in frozen
+    start = lines.index('2 of 26 binarized layers cannot work:')
+    assert lines[start + 1 : start + 3] == [
+        '  backbone.layer3.1.conv1: no gradient',
+        '  backbone.layer3.1.conv2: no gradient',
+    ]
+    assert 'zero_init_residual' in lines[start + 3]
+    assert len(lines) == start + 4
 
 
 def test_tool_succeeds_with_a_checkpoint(
@@ -371,6 +474,9 @@ def test_tool_on_ssd_says_what_matters(name):
     out = tool(
         'preflight.py',
         ROOT / 'configs' / f'{name}.py',
+        # Its first image has no object that is large enough for two levels.
+        '--image-index',
+        '4',
         root=Path(root).resolve(),
     )
     assert '25 binarized layers, all of them see both signs' in out

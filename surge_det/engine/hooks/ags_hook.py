@@ -39,6 +39,9 @@ class AGSHook(Hook):
     the number of accumulated iterations; :math:`\lambda` does not. Reading
     them synchronises with the device, once, and only in iterations that log.
 
+    A layer with a gradient of 0 at two logs in a row is warned of, once: its
+    :math:`\lambda` says nothing, and it does not learn.
+
     Where the optimizer wrapper was replaced by one that knows no AGS, a
     warning before training says so.
 
@@ -59,11 +62,14 @@ class AGSHook(Hook):
         self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
         self._warned_of_unreached = False
+        self._without_gradient: set[str] = set()
+        self._warned_of: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers; warn where AGS was lost."""
         self._layers = compensated_layers(runner.model)
         self._warned_of_unreached = False
+        self._without_gradient, self._warned_of = set(), set()
         wrappers = optim_wrappers(runner)
         if self._layers and not any(isinstance(w, AGSMixin) for w in wrappers):
             found = ', '.join(type(w).__name__ for w in wrappers)
@@ -93,6 +99,7 @@ class AGSHook(Hook):
             self._warn_unreached(runner, values)
         if not values:
             return
+        self._warn_stuck(runner, values)
         scales = {
             key.removeprefix('ags/scale/'): value
             for key, value in values.items()
@@ -148,6 +155,26 @@ class AGSHook(Hook):
                 f'AGS: no backward pass has reached {len(unreached)} of '
                 f'{len(self._layers)} SURGE layers (frozen or unused): '
                 f'{", ".join(unreached)}'
+            )
+
+    def _warn_stuck(self, runner: Runner, values: dict[str, float]) -> None:
+        without = {
+            name
+            for name in self._layers
+            for key in ('norm_b', 'norm_a')
+            if values.get(f'ags/{key}/{name}') == 0
+        }
+        # Once may be chance: a level without an object.
+        stuck = (without & self._without_gradient) - self._warned_of
+        self._without_gradient = without
+        self._warned_of |= stuck
+        if stuck:
+            runner.logger.warning(
+                f'AGS: {len(stuck)} of {len(self._layers)} SURGE layers had a '
+                'gradient of 0 at two logs in a row, so lambda is stuck: '
+                f'{", ".join(n for n in self._layers if n in stuck)}. Does '
+                'what follows start at 0 (zero_init_residual)? `surge-det '
+                'preflight` names such layers before training'
             )
 
     def _summarize(self, runner: Runner, scales: dict[str, float]) -> None:
