@@ -9,7 +9,8 @@ _base_ = [
 custom_imports = dict(imports=['surge_det'], allow_failed_imports=False)
 
 model = dict(
-    binarize_cfg={},
+    # Measured: see docs/any_detector.md.
+    binarize_cfg=dict(last_norm=0.1),
     data_preprocessor=dict(pad_size_divisor=16),
     backbone=dict(
         depth=18,

@@ -10,8 +10,9 @@ the module as it is. What a part's own key says holds for that part, whatever
 the whole model's key says.
 
 A norm that would start with a scale of 0 (``zero_init_residual``) starts at 1
-in what has a 1-bit layer, for that 0 stops the layer's gradient. What is
-loaded, by an ``init_cfg`` or from a checkpoint, comes after that and stays.
+in what has a 1-bit layer, for that 0 stops the layer's gradient. The keyword
+``last_norm`` is another start, 0 for the stock one. What is loaded, by an
+``init_cfg`` or from a checkpoint, comes after that and stays.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mmengine.model import BaseModule, ConstantInit
 from torch import nn
 
 from surge_det.compat.registration import BINARIZE_CFG as KEY
+from surge_det.core import checks
 from surge_det.core.binarize import (
     HAS_OWN_CONVERSION,
     Conversion,
@@ -71,11 +73,21 @@ def _convert(module: nn.Module, settings: Any, kind: Any) -> None:
     try:
         if not isinstance(settings, dict):
             raise ValueError('None or a dict is allowed')
+        settings = dict(settings)
+        start = settings.pop('last_norm', 1.0)
+        checks.number('last_norm', start, low=0)
         conversion = binarize_detector(module, **settings)
+        changed = _start_norms(module, start) if start else []
     except (TypeError, ValueError) as error:
         raise ValueError(f'{name}: {KEY}={settings!r}: {error}') from error
     _report(name, conversion)
-    _start_norms_at_one(name, module)
+    if changed:
+        print_log(
+            f'{KEY}: {name}: scales that would start at 0, which stops the '
+            f'gradient of 1-bit layers, start at {start:g} where no weights '
+            f'are loaded: {", ".join(changed)}',
+            logger='current',
+        )
     _warn_of_frozen(name, module, conversion)
 
 
@@ -92,27 +104,28 @@ def _report(name: str, conversion: Conversion) -> None:
     print_log('\n'.join(lines), logger='current')
 
 
-def _start_norms_at_one(name: str, module: nn.Module) -> None:
+def _start_norms(module: nn.Module, start: float) -> list[str]:
+    """Let norms start at another scale than 0; return their names."""
     changed = []
     for part_name, part in module.named_modules():
         if not any(isinstance(m, SURGELayer) for m in part.modules()):
             continue
         for override in _zeroed_norms(part):
-            override.update(type='Constant', val=1)
+            override.update(type='Constant', val=start)
             changed.append(f'{part_name}.{override["name"]}'.lstrip('.'))
         # Read after construction by backbones that initialize themselves.
         if getattr(part, 'zero_init_residual', False) and (
             type(part).init_weights is not BaseModule.init_weights
         ):
+            if start != 1:
+                checks.refuse(
+                    'last_norm',
+                    start,
+                    f'0 or 1, for {type(part).__name__} initializes itself',
+                )
             part.zero_init_residual = False
             changed.append(f'last norms of {part_name or "all"} blocks')
-    if changed:
-        print_log(
-            f'{KEY}: {name}: scales that would start at 0, which stops the '
-            'gradient of 1-bit layers, start at 1 where no weights are '
-            f'loaded: {", ".join(changed)}',
-            logger='current',
-        )
+    return changed
 
 
 def _zeroed_norms(part: nn.Module) -> Iterator[dict]:

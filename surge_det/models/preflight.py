@@ -87,6 +87,10 @@ def preflight(model: nn.Module, batch: dict) -> list[LayerReport]:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_pre_hook(_normalize_single_values)
+        # With one image, stochastic depth drops a whole branch. By name, for
+        # each toolbox has its own.
+        if type(module).__name__ == 'DropPath':
+            module.eval()
     counts = {
         name: _Count(layer)
         for name, layer in named_surge_layers(model)

@@ -1,4 +1,4 @@
-"""Stock detectors of mmdet, binarized by `binarize_cfg` in shipped configs."""
+"""Stock detectors of mmdet, binarized by `binarize_cfg`, shipped or not."""
 
 import copy
 import logging
@@ -144,7 +144,7 @@ DETECTORS = {
 def load(name):
     """The shipped config, fit for a CPU without network."""
     cfg = Config.fromfile(CONFIGS / f'surge_{name}_coco.py')
-    _fit(cfg.model)
+    fit(cfg.model)
     cfg.model.data_preprocessor.batch_augments = None
     if name == 'mask_rcnn_r50':
         cfg.model.train_cfg.rpn_proposal.max_per_img = 50
@@ -156,10 +156,11 @@ def load(name):
     return cfg
 
 
-def _fit(node):
+def fit(node):
+    """Make a model's config fit for a CPU without network."""
     if isinstance(node, (list, tuple)):
         for item in node:
-            _fit(item)
+            fit(item)
     elif isinstance(node, dict):
         if node.get('type') == 'SyncBN':
             node['type'] = 'BN'
@@ -167,7 +168,7 @@ def _fit(node):
         if isinstance(init, dict) and init['type'] == 'Pretrained':
             del node['init_cfg']
         for item in node.values():
-            _fit(item)
+            fit(item)
 
 
 def build(cfg, seed=0):
@@ -890,3 +891,105 @@ def test_init_detector_gives_the_converted_model(tmp_path):
     want = _predict(model.eval()).pred_instances
     assert len(want) == len(result.pred_instances) > 0
     assert torch.equal(result.pred_instances.scores, want.scores)
+
+
+# --------------------------------------------- stock configs and one key
+
+
+# Narrow and shallow, and of the stock config in everything else.
+RESNET = {
+    'backbone.depth': 18,
+    'backbone.style': 'pytorch',
+    'neck.in_channels': [64, 128, 256, 512],
+}
+DETR = {
+    **RESNET,
+    'neck.in_channels': [128, 256, 512],
+    'num_queries': 50,
+    'encoder.num_layers': 2,
+    'decoder.num_layers': 2,
+}
+STOCK = {
+    'retinanet/retinanet_r50_fpn_1x_coco': RESNET,
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': RESNET,
+    'atss/atss_r50_fpn_1x_coco': RESNET,
+    'gfl/gfl_r50_fpn_1x_coco': RESNET,
+    'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco': {
+        **RESNET,
+        # Large anchors count only if they are inside the image, a small one.
+        'train_cfg.rpn.allowed_border': -1,
+    },
+    'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco': {},
+    'yolox/yolox_tiny_8xb8-300e_coco': {},
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco': {},
+    'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco': {},
+    'deformable_detr/deformable-detr_r50_16xb2-50e_coco': DETR,
+    'dino/dino-4scale_r50_8xb2-12e_coco': DETR,
+}
+# A layer that mmdet makes and whose output nothing uses.
+UNUSED = {
+    'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco': ['backbone.conv2.conv']
+}
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_one_step_reaches_every_layer_and_reloads(name, tmp_path):
+    init_default_scope('mmdet')
+    base = Config.fromstring(f"_base_ = 'mmdet::{name}.py'", '.py')
+    base.merge_from_dict(
+        {f'model.{key}': value for key, value in STOCK[name].items()}
+    )
+    cfg = base.model
+    fit(cfg)
+    cfg.data_preprocessor.batch_augments = None
+    cfg.binarize_cfg = {}
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(cfg))
+    model.init_weights()
+    masks = 'mask-rcnn' in name
+    unused = UNUSED.get(name, [])
+    reports = preflight(model, photo_batch(masks))
+    assert [r.name for r in reports if not r.ran] == []
+    assert [r.name for r in reports if r.stuck] == unused
+    # Stock ResNets freeze their first stage.
+    frozen = [r.name for r in reports if r.gradient is None]
+    assert all(n.startswith('backbone.layer1.') for n in frozen)
+
+    model.train()
+    data = model.data_preprocessor(photo_batch(masks), True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    layers = dict(named_surge_layers(model))
+    if 'swin' not in name:  # one image's branch may be dropped
+        for layer_name in layers.keys() - {*frozen, *unused}:
+            scale = layers[layer_name].ags.last_scale
+            assert 0 < scale < math.inf, layer_name
+    trained = [p for p in model.parameters() if p.grad is not None]
+    torch.optim.SGD(trained, lr=1e-4).step()
+
+    path = tmp_path / 'model.pth'
+    torch.save(model.state_dict(), path)
+    again = MODELS.build(copy.deepcopy(cfg))
+    again.load_state_dict(torch.load(path))
+    path.unlink()
+    model.eval(), again.eval()
+    with torch.no_grad():
+        wanted, got = (
+            m(data['inputs'], data['data_samples'], mode='tensor')
+            for m in (model, again)
+        )
+    pairs = list(zip(tensors(wanted), tensors(got), strict=True))
+    assert pairs
+    for one, other in pairs:
+        assert one.isfinite().all()
+        assert torch.equal(one, other)
+
+
+def tensors(nested):
+    """All tensors in lists, tuples and dicts."""
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, (dict, list, tuple)):
+        values = nested.values() if isinstance(nested, dict) else nested
+        for value in values:
+            yield from tensors(value)

@@ -269,6 +269,33 @@ def test_last_norms_of_one_bit_blocks_start_at_one(kind, blocks, told, log):
     )
 
 
+def test_another_start_of_last_norms(log):
+    start = dict(last_norm=0.1)
+    cfg = backbone(binarize_cfg=start)
+    model = MMDET_MODELS.build(cfg)
+    model.init_weights()
+    assert start == dict(last_norm=0.1)
+    assert 'start at 0.1 where' in log.text
+    for name, norm in model.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            wanted = 0.1 if name.endswith('bn2') else 1.0
+            assert torch.equal(
+                norm.weight, torch.full_like(norm.weight, wanted)
+            )
+    # The stock start.
+    log.clear()
+    model = MMDET_MODELS.build(backbone(binarize_cfg=dict(last_norm=0)))
+    model.init_weights()
+    assert len(zero_norms(model)) == 8
+    assert 'start at' not in log.text
+    for bad in (-1, float('nan'), 'one'):
+        with pytest.raises(ValueError, match='ResNet: .*last_norm='):
+            MMDET_MODELS.build(backbone(binarize_cfg=dict(last_norm=bad)))
+    cfg = dict(type='DetectoRS_ResNet', depth=50, output_img=False)
+    with pytest.raises(ValueError, match='last_norm=0.1 .*0 or 1'):
+        MMDET_MODELS.build(dict(cfg, binarize_cfg=start))
+
+
 def test_a_real_block_keeps_its_start(log):
     real = dict(exclude=['layer1.1.*'])
     model = MMDET_MODELS.build(backbone(binarize_cfg=real))
