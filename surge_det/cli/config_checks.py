@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from surge_det.compat.registration import LOCATIONS
 from surge_det.core.binarizers import BINARIZERS
 from surge_det.core.estimators import ESTIMATORS
-from surge_det.datasets.root import has_data_in
+from surge_det.datasets.root import has_data_in, leaf_datasets
 
 # What the toolbox reads beside the runner's arguments.
 _MORE_KEYS = {
@@ -72,13 +72,22 @@ def warnings(cfg: Config) -> Iterator[str]:
                 'custom_hooks = [*_base_.custom_hooks, dict(type=...)]'
             )
         old = base.get('data_root')
-        if unused and isinstance(old, str) and has_data_in(cfg, old):
+        if unused and _roots(cfg) == {old}:
             yield (
                 f'data_root={root!r} is used by no dataset: those of {path} '
                 f'have {old!r}; give *_dataloader.dataset.data_root and '
                 '*_evaluator.ann_file'
             )
             return
+
+
+def _roots(cfg: Config) -> set[str | None]:
+    loaders = [cfg.get(f'{mode}_dataloader') for mode in ('train', 'val')]
+    return {
+        dataset.get('data_root')
+        for loader in loaders
+        for dataset in leaf_datasets((loader or {}).get('dataset'))
+    }
 
 
 def _unread_keys(cfg: Config) -> Iterator[str]:

@@ -79,6 +79,9 @@ def test_a_data_root_that_comes_too_late(warned):
     dataset = 'train_dataloader = dict(dataset=dict(data_root=data_root))'
     assert not warned(f"data_root = 'mine/'\n{dataset}")
     assert not warned('', data_root='mine')
+    # Datasets of several places need no common one.
+    other = "val_dataloader = dict(dataset=dict(data_root='other/'))"
+    assert not warned(f"data_root = 'mine/'\n{other}")
 
 
 MMDET = Path(mmdet.__file__).parent / '.mim/configs'
