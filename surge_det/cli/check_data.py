@@ -127,8 +127,10 @@ def read_dataset(
             dataset.track = bar
             # Not full_init(), which leaves out images without boxes.
             infos = dataset.load_data_list()
-            if not hasattr(dataset, 'check_sample') and is_local(dataset):
-                faults = image_faults(infos, Loader.of(dataset), bar)
+            loader = Loader.of(dataset)
+            checked = hasattr(dataset, 'check_sample')
+            if loader and not checked and is_local(dataset):
+                faults = image_faults(infos, loader, bar)
         else:
             dataset = DATASETS.build(leaf)
             infos = [

@@ -43,7 +43,10 @@ def _no_garbage() -> Iterator[None]:
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Return the one of ``names`` that is written most like ``name``."""
     plain = {other.strip().casefold(): other for other in names}
-    near = difflib.get_close_matches(name.strip().casefold(), plain, n=1)
+    # So near that it is hardly another word: cats, not car, for cat.
+    near = difflib.get_close_matches(
+        name.strip().casefold(), plain, n=1, cutoff=0.8
+    )
     return plain[near[0]] if near else None
 
 
@@ -111,7 +114,7 @@ class CheckedCOCO(COCO):
                 f'it holds a {type(self.dataset).__name__}, not an object '
                 'with `images`, `annotations` and `categories`'
             )
-        self.has_annotations = 'annotations' in self.dataset
+        self.has_annotations = bool(self.dataset.get('annotations'))
         self._index_categories()
         self._index_images()
         self._index_annotations()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mmcv
 import numpy as np
 from mmcv.image import io as mmcv_io
+from mmcv.transforms import LoadImageFromFile
 from mmengine.logging import print_log
 from PIL import ExifTags, Image
 
@@ -53,12 +54,17 @@ class Loader(NamedTuple):
     backend: str | None = None
 
     @classmethod
-    def of(cls, dataset: Any) -> Loader:
-        """Return how the pipeline of a dataset reads images."""
-        for transform in getattr(dataset.pipeline, 'transforms', ()):
-            if hasattr(transform, 'color_type'):
+    def of(cls, dataset: Any) -> Loader | None:
+        """Return how the pipeline of a dataset reads images.
+
+        None where it does so by something else than ``LoadImageFromFile``:
+        nobody knows then what the files are.
+        """
+        transforms = getattr(dataset.pipeline, 'transforms', ())
+        for transform in transforms:
+            if type(transform) is LoadImageFromFile:
                 return cls(transform.color_type, transform.imdecode_backend)
-        return cls()
+        return None if transforms else cls()
 
     def resolved(self) -> Loader:
         """Return the same with mmcv's present backend in place of None."""
@@ -261,10 +267,11 @@ class CheckedImages:
         Raises:
             ValueError: If something is wrong with any.
         """
-        if not is_local(self):
+        loader = Loader.of(self)
+        if loader is None or not is_local(self):
             return
         sample = infos if self.track else _spread(infos, SAMPLE)
-        faults = image_faults(sample, Loader.of(self), self.track or iter)
+        faults = image_faults(sample, loader, self.track or iter)
         if faults:
             lines = self.first_lines(faults)
             if not self.track:
@@ -282,7 +289,7 @@ class CheckedImages:
             ValueError: If it is no image, or if EXIF turns it: nobody knows
                 then in which frame its boxes are.
         """
-        header = read_header(path, Loader.of(self))
+        header = read_header(path, Loader.of(self) or Loader())
         if header.turned:
             raise ValueError(
                 f'EXIF turns {path}, and its annotation has no size: whether '
@@ -344,8 +351,11 @@ def is_local(dataset: Any) -> bool:
     """Return whether images and annotations of a dataset are local files."""
     readers = [dataset, *getattr(dataset.pipeline, 'transforms', ())]
     paths = [dataset.ann_file, *dataset.data_prefix.values()]
-    return not any(
+    backends = [
         getattr(reader, key, None)
         for reader in readers
         for key in ('backend_args', 'file_client_args')
+    ]
+    return all(
+        args is None or args.get('backend') == 'local' for args in backends
     ) and not any('://' in str(path) for path in paths)

@@ -10,11 +10,13 @@ from mmengine.config import Config
 VARIABLE = 'SURGE_DATA_ROOT'
 DEFAULT = 'data'
 
-_CHECKED = {
-    'CocoDataset': 'COCOFormatDataset',
-    'CocoMetric': 'COCOFormatMetric',
+_CHECKED_VOC = {
     'VOCDataset': 'PascalVOCDataset',
     'XMLDataset': 'VOCFormatDataset',
+}
+_CHECKED_COCO = {
+    'CocoDataset': 'COCOFormatDataset',
+    'CocoMetric': 'COCOFormatMetric',
 }
 _SOURCES = {
     'VOCdevkit': (
@@ -198,24 +200,52 @@ def use_checked_datasets(cfg: Config) -> None:
     ``CocoDataset`` becomes ``COCOFormatDataset``, ``CocoMetric``
     ``COCOFormatMetric``, ``VOCDataset`` ``PascalVOCDataset`` and
     ``XMLDataset`` ``VOCFormatDataset``, also inside wrappers; subclasses stay
-    as they are.
+    as they are. Ours number the classes of COCO by their names, mmdet's by
+    the file: so those of COCO are exchanged together or not at all, not
+    beside a subclass of them or a ``MultiDatasetsEvaluator``.
 
     Args:
         cfg: A whole config.
     """
-    parts = []
+    from mmdet.datasets import CocoDataset
+    from mmdet.evaluation import CocoMetric, MultiDatasetsEvaluator
+    from mmdet.registry import DATASETS, EVALUATOR, METRICS
+
+    parts, together = [], True
     for mode in ('train', 'val', 'test'):
         loader = cfg.get(f'{mode}_dataloader') or {}
-        parts += leaf_datasets(loader.get('dataset'))
-        parts += _metrics(cfg.get(f'{mode}_evaluator'))
-    for part in parts:
-        # A class of its own in a config that is Python.
-        name = getattr(part.get('type'), '__name__', part.get('type'))
-        name = str(name).removeprefix('mmdet.')
-        if name in _CHECKED:
-            part['type'] = _CHECKED[name]
+        evaluator = cfg.get(f'{mode}_evaluator')
+        if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
+            kind = _class(EVALUATOR, evaluator.get('type', 'Evaluator'))
+            together &= kind is not MultiDatasetsEvaluator
+        for registry, base, found in (
+            (DATASETS, CocoDataset, leaf_datasets(loader.get('dataset'))),
+            (METRICS, CocoMetric, _metrics(evaluator)),
+        ):
+            for part in found:
+                kind = _class(registry, part.get('type'))
+                if kind is None or not kind.__module__.startswith('mmdet.'):
+                    # Ours are no obstacle; others of COCO's kind are.
+                    together &= (
+                        kind is None
+                        or kind.__module__.startswith('surge_det.')
+                        or not issubclass(kind, base)
+                    )
+                    continue
+                together &= kind is base or not issubclass(kind, base)
+                parts.append((part, kind.__name__))
+    exchanged = _CHECKED_VOC | (_CHECKED_COCO if together else {})
+    for part, name in parts:
+        if name in exchanged:
+            part['type'] = exchanged[name]
             # For mmdet's own tools on the config that a run leaves.
             _import_ours(cfg)
+
+
+def _class(registry: Any, kind: Any) -> type | None:
+    """Return what a ``type`` of a config stands for, if it is a class."""
+    found = registry.get(kind) if isinstance(kind, str) else kind
+    return found if isinstance(found, type) else None
 
 
 def _import_ours(cfg: Config) -> None:

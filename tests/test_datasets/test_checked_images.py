@@ -244,7 +244,9 @@ def test_images_that_are_not_local_are_not_looked_for(infos):
         _Images(infos)
     for remote in (
         dict(data_prefix=dict(img='s3://bucket/')),
-        dict(backend_args=dict(backend='local')),
+        dict(backend_args=dict(backend='petrel')),
         dict(pipeline=[LoadImageFromFile(backend_args=dict(a=1))]),
     ):
         assert len(_Images(infos, **remote)) == 200
+    with pytest.raises(ValueError, match='no image at s3'):
+        _Images(infos, backend_args=dict(backend='local'))
