@@ -49,13 +49,15 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         ValueError: If there are checkpoints, and none of them is whole.
     """
+    # Those of mmengine's names; best_* have no optimizer to go on with. Of a
+    # folder with both kinds, one is of an earlier training.
     steps = {
-        path: int(found[1])
+        path: (path.stat().st_mtime, int(found[2]))
         for path in folder.glob('*.pth')
-        if (found := re.search(r'_(\d+)\.pth$', path.name))
-        # Without optimizer: nothing goes on from these.
-        and not path.name.startswith('best_')
+        if (found := re.fullmatch(r'(epoch|iter)_(\d+)\.pth', path.name))
     }
+    if len({path.name[0] for path in steps}) == 1:
+        steps = {path: step[1:] for path, step in steps.items()}
     broken = []
     for path in sorted(steps, key=steps.__getitem__, reverse=True):
         if reason := _fault(path):

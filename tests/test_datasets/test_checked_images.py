@@ -105,17 +105,6 @@ def test_a_large_image_is_no_attack(tmp_path, monkeypatch):
             assert image_faults([_info(path)], Loader()) == []
 
 
-@pytest.fixture
-def log(monkeypatch):
-    lines = []
-    monkeypatch.setattr(
-        checked_images,
-        'print_log',
-        lambda text, logger, level: lines.append((level, text)),
-    )
-    return lines
-
-
 def _deep(tmp_path, name, highest, colours=1):
     path = tmp_path / name
     values = np.linspace(0, highest, 48 * 64 * colours).reshape(48, 64, -1)

@@ -2,19 +2,7 @@ import logging
 
 import pytest
 
-from surge_det.datasets import dropped
 from surge_det.datasets.dropped import DroppedBoxes
-
-
-@pytest.fixture
-def log(monkeypatch):
-    lines = []
-    monkeypatch.setattr(
-        dropped,
-        'print_log',
-        lambda text, logger, level: lines.append((level, text)),
-    )
-    return lines
 
 
 def _boxes(**counts):

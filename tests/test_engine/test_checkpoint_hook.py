@@ -176,3 +176,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         new.write_text('new')
     assert [p.name for p in tmp_path.iterdir()] == ['file']
     assert path.read_text() == 'new'
+
+
+def test_of_epochs_and_iterations_the_later_file_is_newest(tmp_path):
+    for age, name in enumerate(('epoch_12', 'iter_500', 'other_20260101')):
+        path = tmp_path / f'{name}.pth'
+        torch.save({}, path)
+        os.utime(path, (0, 1000 - age))
+    assert newest_checkpoint(tmp_path)[0].name == 'epoch_12.pth'

@@ -130,3 +130,13 @@ def test_large_gradients_and_training_as_usual_go_on(tmp_path):
         parameter.grad = torch.full_like(parameter, float('nan'))
     # Nobody looks any more.
     runner.optim_wrapper.optimizer.step()
+
+
+def test_no_layer_is_blamed_for_what_clipping_spread(tmp_path):
+    wrapper = dict(
+        optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(max_norm=1)
+    )
+    runner = _runner(tmp_path, 'gradient', wrapper)
+    with pytest.raises(NonFiniteError, match='began in the backward') as error:
+        runner.train()
+    assert 'last layer' not in str(error.value)

@@ -1,4 +1,4 @@
-"""Training stops at the first number that is none."""
+"""Training stops at the first number that is not finite."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from surge_det.datasets.dropped import some
 from surge_det.engine.hooks.runner_info import optim_wrappers
 
-_NAMED = 5
 _STATISTICS = ('running_mean', 'running_var')
 
 
@@ -31,8 +31,9 @@ class SURGEFiniteHook(Hook):
 
     Gradients are looked at just before the optimizer uses them, so weights
     are still those of the step before. A step that a gradient scaler skips,
-    for its scale was too large, never comes there. No checkpoint is written
-    with a value that is not finite, so none takes the place of a good one.
+    because its scale was too large, never comes there. No checkpoint is
+    written with a value that is not finite, so none takes the place of a good
+    one.
 
     Raises:
         NonFiniteError: With iteration, images, the first layer whose output
@@ -75,7 +76,7 @@ class SURGEFiniteHook(Hook):
         ]
         if names:
             raise NonFiniteError(
-                f'iteration {runner.iter}: {_some(names)} of the model are '
+                f'iteration {runner.iter}: {some(names)} of the model are '
                 f'not finite; no checkpoint is written. {_remedies(runner)}'
             )
 
@@ -97,15 +98,22 @@ class SURGEFiniteHook(Hook):
 
     def _describe(self) -> str:
         runner, model = self._runner, _plain(self._runner.model)
-        names = [
-            name
+        gradients = {
+            name: parameter.grad
             for name, parameter in model.named_parameters()
-            if parameter.grad is not None and not _finite(parameter.grad)
-        ]
+            if parameter.grad is not None
+        }
+        names = [name for name, g in gradients.items() if not _finite(g)]
         paths = list(_image_paths(self._batch))
         first = _first_output(model, self._batch)
         if first:
             where = f'the first output that is not finite is that of {first}'
+        elif len(names) == len(gradients):
+            # One such norm makes all gradients so when they are clipped.
+            where = (
+                'all outputs are finite, so it began in the backward pass, '
+                'where clipping spreads it to all gradients'
+            )
         else:
             # Gradients go from the end to the beginning.
             where = f'the last layer with such a gradient has {names[-1]}'
@@ -114,8 +122,8 @@ class SURGEFiniteHook(Hook):
             batch = self._batch if isinstance(self._batch, dict) else {}
             torch.save({'inputs': batch.get('inputs'), 'images': paths}, kept)
         return (
-            f'iteration {runner.iter + 1}: gradients of {_some(names)} are '
-            f'not finite; {where}. Images: {_some(paths) or "unknown"}; the '
+            f'iteration {runner.iter + 1}: gradients of {some(names)} are '
+            f'not finite; {where}. Images: {some(paths) or "unknown"}; the '
             f'batch is kept in {kept}. Weights are those before this step. '
             f'{_remedies(runner)}'
         )
@@ -129,11 +137,6 @@ def _finite(value: Any) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return True
     return bool(value.isfinite().all())
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ', '.join(names[:_NAMED]) + f' and {more} more' * (more > 0)
 
 
 def _remedies(runner: Runner) -> str:
