@@ -91,7 +91,12 @@ def _newest(work_dir: str) -> str | None:
     for reason in broken:
         print(f'--resume: passed over {reason}')
     if path is None:
-        print(f'--resume: no checkpoint in {work_dir}, training starts anew')
+        # mmengine follows the pointer, which may lead to another folder.
+        pointer = Path(work_dir, 'last_checkpoint')
+        what = f'goes on from what {pointer} names'
+        if not pointer.is_file():
+            what = f'no checkpoint in {work_dir}, training starts anew'
+        print(f'--resume: {what}')
         return None
     print(f'--resume: goes on from {path}')
     return str(path)

@@ -114,3 +114,14 @@ def test_data_at_fault_end_a_run_with_a_message(capsys, error):
         build_data(Runner(), 'train', 'val')
     assert end.value.code == 2
     assert capsys.readouterr().err == 'error: val.json: no box\n'
+
+
+def test_resume_says_what_it_goes_on_from(tmp_path, capsys):
+    from surge_det.cli.train import _newest
+
+    assert _newest(str(tmp_path)) is None
+    assert 'training starts anew' in capsys.readouterr().out
+    # Of a hook whose out_dir is elsewhere.
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_1.pth')
+    assert _newest(str(tmp_path)) is None
+    assert 'last_checkpoint names' in capsys.readouterr().out
