@@ -50,5 +50,12 @@ def _late(scheduler: Any, length: int) -> str | None:
         # What changes after the last epoch changes nothing.
         late = milestones[-1] >= length
         return f'milestones={milestones}' if late else None
-    late = length < scheduler.end < INF
-    return f'end={scheduler.end}' if late else None
+    if length < scheduler.end < INF:
+        return f'end={scheduler.end}'
+    # After how many steps a cosine is at its end, and StepLR goes down; what
+    # changes after the last epoch changes nothing.
+    for name, last in ('T_max', length), ('step_size', length - 1):
+        value = getattr(scheduler, name, None)
+        if value is not None and scheduler.begin + value > last:
+            return f'{name}={value}'
+    return None

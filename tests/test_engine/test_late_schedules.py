@@ -73,6 +73,20 @@ def by_iteration(end, **settings):
             'milestones=[1, 2] (MultiStepLR): the training has 2 epochs',
         ),
         (dict(type='ExponentialLR', gamma=0.9), None),
+        (dict(type='CosineAnnealingLR', T_max=2), None),
+        (
+            dict(type='CosineAnnealingLR', T_max=3),
+            'T_max=3 (CosineAnnealingLR): the training has 2 epochs',
+        ),
+        (
+            dict(type='CosineAnnealingLR', T_max=2, begin=1),
+            'T_max=2 (CosineAnnealingLR): the training has 2 epochs',
+        ),
+        (dict(type='StepLR', step_size=1), None),
+        (
+            dict(type='StepLR', step_size=2),
+            'step_size=2 (StepLR): the training has 2 epochs',
+        ),
     ],
 )
 def test_schedules_longer_than_the_training(warned, schedule, told):
