@@ -151,6 +151,15 @@ def test_config_builds(name):
                 TRANSFORMS.build(transform)
 
 
+def test_all_that_trains_is_watched():
+    paths = [p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts]
+    assert len(paths) > len(NAMES)
+    for path in paths:
+        cfg = _read(path.relative_to(CONFIGS).with_suffix(''))
+        hooks = [h.type for h in cfg.custom_hooks]
+        assert hooks.count('SURGEFiniteHook') == 1, path
+
+
 @pytest.mark.parametrize(('detector', 'data'), PAIRS)
 def test_twins_differ_in_the_layers_only(detector, data):
     surge = load(f'surge_{detector}_{data}').to_dict()

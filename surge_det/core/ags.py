@@ -21,8 +21,9 @@ class AGS:
     run over the whole tensor. One :math:`\lambda` per application of the
     layer and backward pass. Norms and :math:`\lambda` are float64 for
     float64 gradients and float32 otherwise; they are exact also where the
-    squares would vanish or overflow. Where both gradients are 0,
-    :math:`\lambda` is 0.
+    squares would vanish or overflow. A norm :math:`\|g_a\|_2` below the
+    smallest normal number counts as that number in :math:`\lambda`; where
+    both gradients are 0, :math:`\lambda` is 0.
 
     The paper's :math:`\varepsilon` has no :math:`m`. A norm of 1 or more
     makes no difference; a smaller one, beside :math:`\varepsilon` itself,
@@ -88,7 +89,7 @@ class AGS:
         norm_b, norm_a = _norm(grad_b), _norm(grad_a)
         limits = torch.finfo(norm_a.dtype)
         eps = self.eps * torch.maximum(norm_a, norm_b).clamp(max=1)
-        scale = self.eta * norm_b / (norm_a + eps).clamp(min=limits.tiny)
+        scale = self.eta * (norm_b / (norm_a + eps).clamp(min=limits.tiny))
         self.last_norm_b, self.last_norm_a = norm_b, norm_a
         # An infinite one would make NaN of a gradient of 0.
         self.last_scale = scale.clamp(max=limits.max)

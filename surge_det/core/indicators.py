@@ -47,7 +47,8 @@ def estimating_error(estimator: Any, z: Tensor) -> Tensor:
     if z.dtype != torch.float64:
         z = z.float()
     difference = binary_sign(z) - estimator.surrogate(z)
-    return difference.square().mean().sqrt()
+    # Float32 has no squares of large numbers.
+    return difference.double().square().mean().sqrt().to(z.dtype)
 
 
 @torch.no_grad()
@@ -70,7 +71,8 @@ def gradient_variance(parameters: Iterable[Tensor]) -> Tensor:
         raise ValueError('parameters: none of them has a gradient')
     device = grads[0].device
     moments = [
-        torch.stack(torch.var_mean(g.to(_wide(g)), correction=0))
+        # Float32 has no squares of large gradients.
+        torch.stack(torch.var_mean(g.double(), correction=0))
         for g in grads
     ]
     variances, means = torch.stack(
@@ -80,7 +82,3 @@ def gradient_variance(parameters: Iterable[Tensor]) -> Tensor:
     shares /= shares.sum()
     mean = (shares * means).sum()
     return (shares * (variances + (means - mean) ** 2)).sum()
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

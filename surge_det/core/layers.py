@@ -301,8 +301,12 @@ class SURGELayer(nn.Module):
         dims = tuple(range(1, x.dim())) or (0,)
         # One value has no unbiased variance.
         correction = min(1, math.prod(x.shape[d] for d in dims) - 1)
-        variance = x.var(dims, correction=correction, keepdim=True)
-        return x * (variance + _VARIANCE_EPS).rsqrt()
+        # Float16 has no squares of values above 256.
+        wide = x.float() if x.dtype == torch.float16 else x
+        variance = wide.var(dims, correction=correction, keepdim=True)
+        # An infinite one would make zeros of all values.
+        variance = variance.clamp(max=torch.finfo(wide.dtype).max)
+        return x * (variance + _VARIANCE_EPS).rsqrt().to(x.dtype)
 
     def _run(self, x: Tensor) -> Tensor:
         x = self.normalized(self.shifted(x))

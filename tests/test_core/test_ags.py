@@ -215,7 +215,7 @@ def test_no_pair_of_sizes_makes_nan(dtype, empty):
                 assert scale.item() == pytest.approx(0.2, rel=1e-5), (b, a)
 
 
-@pytest.mark.parametrize('factor', [1e-30, 1e-12, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize('factor', [1e-30, 1e-12, 1.0, 1e12, 1e30, 1e36])
 @pytest.mark.parametrize('kind', ['conv', 'linear'])
 def test_a_step_with_tiny_and_huge_gradients(kind, factor):
     torch.manual_seed(0)
@@ -232,6 +232,59 @@ def test_a_step_with_tiny_and_huge_gradients(kind, factor):
     for name, parameter in layer.named_parameters():
         grad = parameter.grad.double() / factor
         assert relative_error(grad, wanted[name]) < 1e-5, name
+
+
+ENDS = [
+    (torch.float64, 1e300),
+    (torch.float64, 1e-310),
+    (torch.float32, 1e37),
+    (torch.float32, 1e-44),
+    (torch.bfloat16, 1e37),
+    (torch.bfloat16, 1e-40),
+    (torch.float16, 6e4),
+    (torch.float16, 6e-8),
+]
+
+
+@pytest.mark.parametrize(('dtype', 'size'), ENDS)
+@pytest.mark.parametrize('eta', [0.2, 5.0])
+def test_scale_at_the_ends_of_each_type(dtype, size, eta):
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(0, 2, (2, 10, 10), generator=generator)
+    g_b, g_a = (bits.double() * 2 - 1).mul(size).to(dtype)
+    # A quarter as many of the same size: half of the norm.
+    g_a[:5, :], g_a[5:, :5] = 0, 0
+    ags = AGS(eta=eta)
+    scale = ags.scale(g_b, g_a)
+    want = g_b.double().abs().max().item() * 10
+    precision = 1e-12 if dtype == torch.float64 else 1e-6
+    assert ags.last_norm_b.item() == pytest.approx(want, rel=precision)
+    assert ags.last_norm_a.item() == pytest.approx(want / 2, rel=precision)
+    # Below the normal numbers lambda goes to 0.
+    want = 2 * eta * min(1, want / 2 / torch.finfo(scale.dtype).tiny)
+    assert scale.item() == pytest.approx(want, rel=1e-6)
+    # A norm that the type cannot hold makes no NaN.
+    huge = torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)
+    for other in (huge, -huge, huge / 2, g_a, torch.zeros_like(huge)):
+        for pair in ((huge, other), (other, huge)):
+            assert 0 <= ags.scale(*pair).item() < math.inf
+    zeros = torch.zeros_like(huge)
+    assert ags.scale(zeros, zeros).item() == 0
+
+
+def test_huge_gradients_under_autocast():
+    torch.manual_seed(0)
+    layer = SURGEConv2d(4, 8, 3)
+    x = torch.randn(2, 4, 9, 9)
+    scales = []
+    for factor in (1.0, 1e30):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            grad = step(layer, x, factor)
+        scales.append(layer.ags.last_scale)
+        assert grad.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in layer.parameters())
+    assert relative_error(scales[1], scales[0]) < 0.01
+    assert layer.aux_weight.grad.abs().max() > 1e28
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

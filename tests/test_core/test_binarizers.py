@@ -145,6 +145,21 @@ def test_normalized_input(kind, compensate):
 # Forward
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'size'),
+    [(torch.float16, 1e4), (torch.bfloat16, 1e30), (torch.float32, 1e30)],
+)
+def test_normalizing_large_inputs_keeps_their_signs(dtype, size):
+    torch.manual_seed(0)
+    layer = SURGELinear(8, 3, normalize_input=True).to(dtype)
+    x = (torch.randn(2, 8) * size).to(dtype)
+    normal = layer.normalized(x)
+    assert torch.equal(normal.sign(), x.sign())
+    if dtype == torch.float16:
+        want = x.double() / x.double().std(1, keepdim=True)
+        torch.testing.assert_close(normal.double(), want, rtol=0.01, atol=0)
+
+
 @every
 @pytest.mark.parametrize('kind', ['conv', 'linear'])
 def test_weights_have_two_values_per_channel(name, kind):

@@ -106,3 +106,11 @@ def test_gradient_variance_of_narrow_gradients_does_not_overflow():
 def test_no_gradient_is_an_error():
     with pytest.raises(ValueError, match='gradient'):
         gradient_variance(nn.Linear(2, 2).parameters())
+
+
+def test_large_numbers_have_indicators():
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1e30, -1e30])
+    assert gradient_variance([weight]).item() == pytest.approx(1e60)
+    error = estimating_error(STE(clip=None), torch.tensor([1e30, -1e30]))
+    assert error.item() == pytest.approx(1e30)

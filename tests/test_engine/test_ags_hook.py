@@ -192,6 +192,47 @@ def test_layers_without_gradient_are_warned_of_once(make_model):
         assert log(norms) == []
 
 
+@pytest.mark.parametrize('compensate', [True, False])
+def test_growth_a_hundredfold_is_warned_of_once(make_model, compensate):
+    model = make_model(compensate=compensate)
+    model.act = torch.nn.PReLU(2)
+    runner = fake_runner(model, None)
+    hook = AGSHook(interval=2)
+
+    def step(index, ratio, slope):
+        """One iteration; the warnings of it."""
+        if compensate:
+            # The base factor is another one at each step.
+            for layer, norm in ((model.body[1], 1.0), (model.head, ratio)):
+                layer.ags.last_scale = torch.tensor(norm * index)
+                layer.ags.last_norm_b = torch.tensor(norm)
+                layer.ags.last_norm_a = torch.tensor(1.0)
+        with torch.no_grad():
+            model.act.weight[1] = slope
+        runner.messages.clear()
+        hook.after_train_iter(runner, index)
+        return [m for m in runner.messages if 'has grown' in m]
+
+    hook.before_train(runner)
+    # What counts is the first iteration, which does not log.
+    assert step(0, 1e-3, 0.5) == []
+    # The slope has grown from 0.25, where it began.
+    assert step(1, 0.099, -24.0) == []
+    wanted = ['slope of act has grown from 0.25 to 26: is the learning rate']
+    if compensate:
+        wanted.insert(
+            0, 'lambda / eta of head has grown from 0.001 to 0.11: is the'
+        )
+    told = step(3, 0.11, -26.0)
+    assert len(told) == len(wanted)
+    assert all(map(str.startswith, told, wanted))
+    assert step(5, 1.0, 99.0) == []
+    # What begins at 0 counts from what is first not 0; NaN is no growth.
+    hook.before_train(runner)
+    assert step(0, 0.0, math.nan) == []
+    assert step(1, 0.5, 1.0) == step(3, 10.0, 1.0) == []
+
+
 def test_a_norm_of_zero_is_told_in_training(make_model, make_runner):
     model = make_model()
     torch.nn.init.zeros_(model.head.weight)

@@ -246,6 +246,38 @@ def test_loss_scale_does_not_change_lambda(make_model):
 
 
 @on_cpu
+def test_a_skipped_step_leaves_all_as_it_was(make_model):
+    model, twin = make_model(eta=0.4), make_model(eta=0.4)
+    for each in (model, twin):
+        wrapper = AGSAmpOptimWrapper(
+            optimizer=torch.optim.SGD(each.parameters(), 0.1, momentum=0.9)
+        )
+        wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+        step(wrapper, each, batch(0))
+        if each is model:
+            weights = [p.detach().clone() for p in each.parameters()]
+            wrapper.loss_scaler.update(2.0**127)
+            large = batch(1)
+            large['inputs'] *= 1e4
+            step(wrapper, each, large)
+            assert wrapper.loss_scaler.get_scale() == 2.0**126
+            assert all(map(torch.equal, weights, each.parameters()))
+            wrapper.loss_scaler.update(2.0**10)
+        for seed in (2, 3):
+            step(wrapper, each, batch(seed))
+        each.momenta = [
+            wrapper.optimizer.state[p]['momentum_buffer']
+            for p in each.parameters()
+        ]
+    assert scales(model) == scales(twin)
+    for name in ('body.1', 'head'):
+        a, b = (m.get_submodule(name).ags for m in (model, twin))
+        assert a.base_eta == b.base_eta == a.eta == b.eta == 0.4
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+    assert all(map(torch.equal, model.momenta, twin.momenta))
+
+
+@on_cpu
 @pytest.mark.parametrize(
     ('saver', 'loader'),
     [

@@ -9,11 +9,22 @@ from torch import nn
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 # isort: split
+from mmengine.device import get_device
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
-from surge_det.engine import NonFiniteError, SURGEFiniteHook
+from surge_det.core import SURGELinear
+from surge_det.engine import (
+    AGSAmpOptimWrapper,
+    NonFiniteError,
+    SURGEFiniteHook,
+)
+
+on_cpu = pytest.mark.skipif(
+    get_device() != 'cpu', reason='mmengine trains on the accelerator here'
+)
 
 
 class _Explode(torch.autograd.Function):
@@ -37,7 +48,13 @@ class _Model(BaseModel):
         x = self.body(torch.stack(list(inputs)))
         if self.way == 'gradient':
             x = _Explode.apply(x)
-        return dict(loss=self.head(x).square().mean())
+        losses = dict(loss=self.head(x).square().mean())
+        if self.way == 'large':
+            losses['loss'] = losses['loss'] * 1000
+        if self.way == 'loss':
+            # No gradient comes of it.
+            losses['loss_other'] = losses['loss'].detach() / 0
+        return losses
 
 
 class _Images(torch.utils.data.Dataset):
@@ -103,6 +120,92 @@ def test_training_stops_before_the_step(tmp_path, way, iteration, said):
     assert found == sorted([*files, 'non_finite_batch.pth'])
     kept = torch.load(tmp_path / 'non_finite_batch.pth')
     assert len(kept['inputs']) == len(kept['images']) == 2
+
+
+def test_a_loss_of_finite_gradients_stops_training(tmp_path):
+    runner = _runner(tmp_path, 'loss')
+    said = r'iteration 1: not finite: loss_other\. Images: 0\.jpg, 1\.jpg'
+    with pytest.raises(NonFiniteError, match=said):
+        runner.train()
+    assert all(p.isfinite().all() for p in runner.model.parameters())
+    names = [path.name for path in tmp_path.glob('*.pth')]
+    assert names == ['non_finite_batch.pth']
+
+
+def _scaled_runner(folder, way, fused, init_scale, epochs):
+    wrapper = AGSAmpOptimWrapper(
+        optimizer=torch.optim.AdamW([torch.zeros(1)], lr=1e-3)
+    )
+    runner = _runner(
+        folder,
+        way,
+        wrapper,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        default_hooks=dict(checkpoint=None),
+    )
+    wrapper.optimizer = torch.optim.AdamW(
+        runner.model.parameters(), lr=1e-3, fused=fused
+    )
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
+    return runner
+
+
+@on_cpu
+@pytest.mark.parametrize('fused', [False, True])
+def test_steps_that_a_scaler_skips_do_not_count(tmp_path, fused):
+    runner = _scaled_runner(tmp_path, 'large', fused, 2.0**127, 5)
+    before = runner.model.head.weight.detach().clone()
+    runner.train()
+    scale = runner.optim_wrapper.loss_scaler.get_scale()
+    # Some were skipped, and not all of the 20.
+    assert 2.0**107 < scale < 2.0**127
+    assert runner.model.head.weight.isfinite().all()
+    assert not torch.equal(runner.model.head.weight, before)
+
+
+@on_cpu
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_scaler_that_skips_all_steps_stops_training(tmp_path, fused):
+    runner = _scaled_runner(tmp_path, 'gradient', fused, 2.0**16, 20)
+    said = r"iteration 50: .* 50 steps in a row.*dtype='bfloat16'"
+    with pytest.raises(NonFiniteError, match=said):
+        runner.train()
+
+
+@on_cpu
+def test_a_loss_that_is_not_finite_stops_a_scaler_too(tmp_path):
+    runner = _scaled_runner(tmp_path, 'image', False, 2.0**16, 1)
+    said = r'iteration 3: not finite: loss; .* that of body\.0'
+    with pytest.raises(NonFiniteError, match=said):
+        runner.train()
+
+
+def test_gradients_of_fsg_are_looked_at(tmp_path):
+    pytest.importorskip('mambapy', reason='the slow network is a block of it')
+    runner = _runner(
+        tmp_path,
+        None,
+        dict(
+            type='FSGOptimWrapper',
+            optimizer=dict(type='SGD', lr=1e-3),
+            fsg=dict(slow=dict(block_size=2, d_model=2, expand=2)),
+        ),
+    )
+    runner.model.head = SURGELinear(4, 1, compensate=False)
+    found = []
+
+    class Spoil(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            net = runner.optim_wrapper.fsg.slow_net
+            if batch_idx == 2:
+                net.embedding.register_hook(lambda g: g / 0)
+            found.append(net.embedding)
+
+    runner.register_hook(Spoil())
+    said = 'iteration 3: gradients of what FSG trains are not finite'
+    with pytest.raises(NonFiniteError, match=said):
+        runner.train()
+    assert found[0].isfinite().all()
 
 
 def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path):

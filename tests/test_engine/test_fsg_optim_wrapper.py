@@ -242,6 +242,24 @@ def test_overflow_leaves_fsg_as_it_was(make_model):
     assert torch.equal(wrapper.fsg.slow_net.embedding, slow)
 
 
+@on_cpu
+def test_huge_gradients_are_no_overflow(make_model):
+    states = []
+    # As the square of this scale is beyond float32.
+    for scale in (2.0**10, 2.0**90):
+        model = make_model(compensate=False)
+        wrapper = make_wrapper(model, FSGAmpOptimWrapper)
+        wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+        for seed in range(3):
+            step(wrapper, model, batch(seed))
+        states.append(
+            [*model.parameters(), *wrapper.fsg.slow_net.parameters()]
+        )
+        states[-1] += wrapper.fsg.state_dict()['layers']['head']['history']
+    for a, b in zip(*states, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ('fsg', 'named'),
     [

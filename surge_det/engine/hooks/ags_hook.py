@@ -10,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from surge_det.core import checks
 from surge_det.core.layers import SURGELayer
@@ -19,7 +20,10 @@ from surge_det.engine.optim.ags_optim_wrapper import (
     compensated_layers,
 )
 
-from .runner_info import logs_now, optim_wrappers
+from .runner_info import logs_now, optim_wrappers, plain_model
+
+# What is told of slopes and lambda: that they are so many times the first.
+_GROWTH = 100
 
 
 @HOOKS.register_module()
@@ -40,7 +44,10 @@ class AGSHook(Hook):
     them synchronises with the device, once, and only in iterations that log.
 
     A layer with a gradient of 0 at two logs in a row is warned of, once: its
-    :math:`\lambda` says nothing, and it does not learn.
+    :math:`\lambda` says nothing, and it does not learn. A layer whose
+    :math:`\lambda`, the base factor aside, is a hundred times that of the
+    first iteration is warned of, once, and so is an ``nn.PReLU`` whose largest
+    slope is a hundred times the first.
 
     Where the optimizer wrapper was replaced by one that knows no AGS, a
     warning before training says so.
@@ -61,15 +68,27 @@ class AGSHook(Hook):
         self.interval = checks.integer('interval', interval, 1, or_none=True)
         self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
+        self._slopes: dict[str, nn.PReLU] = {}
         self._warned_of_unreached = False
         self._without_gradient: set[str] = set()
         self._warned_of: set[str] = set()
+        # What may grow: as it began, not yet read, and read.
+        self._start: dict[str, Tensor] = {}
+        self._first: dict[str, float] = {}
+        self._began = False
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers; warn where AGS was lost."""
         self._layers = compensated_layers(runner.model)
         self._warned_of_unreached = False
         self._without_gradient, self._warned_of = set(), set()
+        self._slopes = {
+            name: module
+            for name, module in plain_model(runner.model).named_modules()
+            if isinstance(module, nn.PReLU)
+        }
+        self._start, self._first = self._largest_slopes(), {}
+        self._began = False
         wrappers = optim_wrappers(runner)
         if self._layers and not any(isinstance(w, AGSMixin) for w in wrappers):
             found = ', '.join(type(w).__name__ for w in wrappers)
@@ -87,13 +106,15 @@ class AGSHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Send the values, if this iteration logs."""
-        if (
-            not self._layers
-            or not is_main_process()
-            or not logs_now(self, runner, batch_idx, self.interval)
-        ):
+        if not (self._layers or self._slopes) or not is_main_process():
             return
-        values = self._read()
+        if not self._began:
+            self._began = True
+            self._start |= self._ratios()
+        if not logs_now(self, runner, batch_idx, self.interval):
+            return
+        values, sizes = self._read()
+        self._warn_grown(runner, sizes)
         if not self._warned_of_unreached:
             self._warned_of_unreached = True
             self._warn_unreached(runner, values)
@@ -128,21 +149,60 @@ class AGSHook(Hook):
                 if saved or not key.startswith('ags/')
             }
 
-    def _read(self) -> dict[str, float]:
-        tensors = {
+    def _read(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return what is logged, and what may have grown."""
+        ags = {
             f'ags/{key}/{name}': value
             for name, layer in self._layers.items()
             for key in ('scale', 'norm_b', 'norm_a')
             if (value := getattr(layer.ags, f'last_{key}')) is not None
         }
+        sizes = {**self._ratios(), **self._largest_slopes()}
+        groups = (ags, self._start, sizes)
+        tensors = [t for group in groups for t in group.values()]
         if not tensors:
-            return {}
+            return {}, {}
         # One transfer for all of them.
-        device = next(iter(tensors.values())).device
-        stacked = torch.stack(
-            [t.to(device, torch.float32) for t in tensors.values()]
+        device = tensors[0].device
+        numbers = iter(
+            torch.stack(
+                [t.to(device, torch.float32) for t in tensors]
+            ).tolist()
         )
-        return dict(zip(tensors, stacked.tolist()))
+        ags, start, sizes = (
+            {key: next(numbers) for key in group} for group in groups
+        )
+        self._start = {}
+        for key, value in (*start.items(), *sizes.items()):
+            # 0 may be chance, or a part that begins at 0.
+            if 0 < value < math.inf:
+                self._first.setdefault(key, value)
+        return ags, sizes
+
+    def _ratios(self) -> dict[str, Tensor]:
+        """Lambda of each layer over its base factor."""
+        return {
+            f'lambda / eta of {name}': layer.ags.last_norm_b
+            / layer.ags.last_norm_a
+            for name, layer in self._layers.items()
+            if layer.ags.last_norm_a is not None
+        }
+
+    def _largest_slopes(self) -> dict[str, Tensor]:
+        return {
+            f'slope of {name}': module.weight.detach().abs().max()
+            for name, module in self._slopes.items()
+        }
+
+    def _warn_grown(self, runner: Runner, sizes: dict[str, float]) -> None:
+        for key, value in sizes.items():
+            first = self._first.get(key, math.inf)
+            if value >= _GROWTH * first and key not in self._warned_of:
+                self._warned_of.add(key)
+                runner.logger.warning(
+                    f'{key} has grown from {first:.3g} to {value:.3g}: is the '
+                    'learning rate too high?'
+                )
 
     def _warn_unreached(
         self, runner: Runner, values: dict[str, float]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch import nn
 
 _DEFAULT_INTERVAL = 10  # LoggerHook's
 
@@ -41,3 +43,8 @@ def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
     if isinstance(wrapper, OptimWrapperDict):
         return list(wrapper.values())
     return [wrapper]
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """Return a model without what wraps it for several processes."""
+    return model.module if is_model_wrapper(model) else model

@@ -13,6 +13,7 @@ from torch import nn
 
 from surge_det.core import checks
 from surge_det.core.fsg import FSG, FSGConfig
+from surge_det.engine.finite import all_finite
 
 from .ags_optim_wrapper import AGSMixin, binarized_layers
 from .amp_optim_wrapper import AnyDeviceAmpOptimWrapper
@@ -114,7 +115,12 @@ class FSGMixin:
         scale, overflow = 1.0, False
         scaler = getattr(self, 'loss_scaler', None)
         if scaler is not None and scaler.is_enabled():
-            scale, overflow = scaler.get_scale(), self._overflows()
+            scale = scaler.get_scale()
+            overflow = not all_finite(
+                param.grad
+                for group in self.param_groups
+                for param in group['params']
+            )
         if overflow:
             self.fsg.discard()
         else:
@@ -142,15 +148,6 @@ class FSGMixin:
                 self.message_hub.update_scalar(
                     f'train/{self.grad_name}{suffix}', float(norm)
                 )
-
-    def _overflows(self) -> bool:
-        norms = [
-            torch.linalg.vector_norm(param.grad)
-            for group in self.param_groups
-            for param in group['params']
-            if param.grad is not None
-        ]
-        return bool(norms) and not torch.stack(norms).isfinite().all().item()
 
     def _reduce(self) -> None:
         for name, update in self.fsg.updates.items():

@@ -1,0 +1,33 @@
+"""Whether numbers are finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a number, or all of a tensor, is neither NaN nor infinite.
+
+    So is what is neither.
+    """
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all of floating tensors are finite; one number is waited for.
+
+    Sparse tensors, and None, are passed over.
+    """
+    dense = [t for t in tensors if t is not None and not t.is_sparse]
+    if not dense:
+        return True
+    norms = torch.stack(torch._foreach_norm(dense))
+    # The squares of large finite numbers are infinite.
+    return bool(norms.isfinite().all()) or all(map(is_finite, dense))
