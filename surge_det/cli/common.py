@@ -279,8 +279,11 @@ def loading_weights(cfg: Config) -> Iterator[None]:
         *(EOFError, KeyError, OSError, RuntimeError),
         *(UnpicklingError, ValueError),
     ) as error:
+        from surge_det.engine import WeightsError
+
         frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-        if not any(f.f_globals['__name__'] in _LOADERS for f in frames):
+        of_loaders = any(f.f_globals['__name__'] in _LOADERS for f in frames)
+        if not of_loaders or isinstance(error, WeightsError):
             raise
         from surge_det.deploy.trained import shortened
 

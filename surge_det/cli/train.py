@@ -105,7 +105,7 @@ def _newest(work_dir: str) -> str | None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from surge_det.datasets.classes import ClassesError
-    from surge_det.engine import NonFiniteError
+    from surge_det.engine import NonFiniteError, WeightsError
 
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
@@ -115,5 +115,5 @@ def run(args: argparse.Namespace) -> None:
     try:
         with loading_weights(cfg):
             runner.train()
-    except (ClassesError, NonFiniteError) as error:
+    except (ClassesError, NonFiniteError, WeightsError) as error:
         fail(error)

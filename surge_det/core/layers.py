@@ -533,3 +533,36 @@ def named_surge_layers(
     for name, child in module.named_modules():
         if isinstance(child, SURGELayer):
             yield name, child
+
+
+# (bits of weights, bits of activations) -> what a layer is called.
+KINDS = {
+    (1, 1): '1-bit',
+    (1, 32): 'weights 1-bit',
+    (32, 1): 'activations 1-bit',
+    (32, 32): 'real',
+}
+
+
+def binarization_of(model: nn.Module) -> dict[str, str]:
+    """Say what the layers of a model binarize, and how.
+
+    Args:
+        model: A detector.
+
+    Returns:
+        A text for each layer that binarizes something, by its name. Two
+        models of the same parameters that differ here give different outputs.
+    """
+    found = {}
+    for name, layer in named_surge_layers(model):
+        bits = layer.weight_bits, layer.activation_bits
+        if bits == (32, 32):
+            continue
+        words = [KINDS[bits]]
+        if layer.weight_bits == 1:
+            words.append(type(layer.weight_binarizer).__name__)
+        if layer.activation_bits == 1 and any(layer.pads):
+            words.append(f'pad_value={layer.pad_value:g}')
+        found[name] = ', '.join(words)
+    return found

@@ -14,21 +14,13 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from surge_det.core.layers import named_surge_layers
+from surge_det.core.layers import binarization_of, named_surge_layers
 from surge_det.datasets.classes import (
     ClassesError,
     class_names,
     difference,
     metainfo_of_config,
 )
-
-# (bits of weights, bits of activations) -> what a layer is called.
-KINDS = {
-    (1, 1): '1-bit',
-    (1, 32): 'weights 1-bit',
-    (32, 1): 'activations 1-bit',
-    (32, 32): 'real',
-}
 
 
 def build_detector(cfg: Config) -> nn.Module:
@@ -61,30 +53,6 @@ def build_detector(cfg: Config) -> nn.Module:
     model = revert_sync_batchnorm(model).eval()
     model.cfg = cfg
     return model
-
-
-def binarization_of(model: nn.Module) -> dict[str, str]:
-    """Say what the layers of a model binarize, and how.
-
-    Args:
-        model: A detector.
-
-    Returns:
-        A text for each layer that binarizes something, by its name. Two
-        models of the same parameters that differ here give different outputs.
-    """
-    found = {}
-    for name, layer in named_surge_layers(model):
-        bits = layer.weight_bits, layer.activation_bits
-        if bits == (32, 32):
-            continue
-        words = [KINDS[bits]]
-        if layer.weight_bits == 1:
-            words.append(type(layer.weight_binarizer).__name__)
-        if layer.activation_bits == 1 and any(layer.pads):
-            words.append(f'pad_value={layer.pad_value:g}')
-        found[name] = ', '.join(words)
-    return found
 
 
 def check_binarization(

@@ -9,6 +9,7 @@ from .hooks import (
     SURGEFiniteHook,
     SURGEProgressHook,
 )
+from .loaded_weights import WeightsError
 from .optim import (
     AGSAmpOptimWrapper,
     AGSOptimWrapper,
@@ -32,4 +33,5 @@ __all__ = [
     'SURGEFiniteHook',
     'SURGEOptimWrapperConstructor',
     'SURGEProgressHook',
+    'WeightsError',
 ]

@@ -16,11 +16,16 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from surge_det.core.binarizers import Binarizer
-from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
+from surge_det.core.layers import (
+    KINDS,
+    SURGEConv2d,
+    SURGELayer,
+    SURGELinear,
+)
 from surge_det.core.packed_layers import PackedLayer
 from surge_det.deploy.config import read_config, read_meta
 from surge_det.deploy.extra import require
-from surge_det.deploy.trained import KINDS, build_detector, check_classes
+from surge_det.deploy.trained import build_detector, check_classes
 
 # Reason and remedy.
 Problem = tuple[str, str]

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from surge_det.compat.safe_load import UnsafeCheckpointError
+from surge_det.core.layers import binarization_of
 from surge_det.datasets.classes import metainfo_of_config
 from surge_det.deploy.config import config_text, read_config
 from surge_det.deploy.trained import (
-    binarization_of,
     build_detector,
     check_binarization,
     check_is_checkpoint,

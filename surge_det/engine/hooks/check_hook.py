@@ -1,4 +1,4 @@
-"""Whether data, heads and loaded weights are of the same classes."""
+"""Whether data, heads and loaded weights belong together."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
+from surge_det.core.layers import binarization_of
 from surge_det.datasets.classes import (
     ClassesError,
     class_names,
@@ -17,6 +18,11 @@ from surge_det.datasets.classes import (
     leaves,
 )
 from surge_det.engine.late_schedules import late_schedules
+from surge_det.engine.loaded_weights import (
+    BINARIZED,
+    check_resumed,
+    watch_loading,
+)
 
 # Heads of other things than the classes: objectness, stuff, identities.
 _OTHER_HEADS = {'rpn_head', 'semantic_head', 'reid'}
@@ -24,7 +30,7 @@ _OTHER_HEADS = {'rpn_head', 'semantic_head', 'reid'}
 
 @HOOKS.register_module()
 class SURGECheckHook(Hook):
-    """Sees, before a run, that all that has classes has the same ones.
+    """Sees, before a run, that data, heads and loaded weights fit.
 
     mmdet checks none of this: with ``num_classes`` too small the last classes
     become background, with lists of another order every box gets another
@@ -36,13 +42,16 @@ class SURGECheckHook(Hook):
     - A checkpoint that the runner loads was trained for them: an error in
       evaluation, a warning in training, where a head may be meant to start
       anew.
-
+    - A checkpoint that is resumed has the model's tensors, and its layers
+      binarized the same. Of one that a training starts from, a line lists
+      what was not loaded; where hardly anything was, that is an error.
     - Schedules of the learning rate end with the training: a warning.
 
     Detectors that read their classes as text are left alone.
 
     Raises:
         ClassesError: With both lists, or both numbers and the config's key.
+        WeightsError: With the file, and how many tensors do not fit.
     """
 
     priority = 'VERY_HIGH'
@@ -57,7 +66,17 @@ class SURGECheckHook(Hook):
             runner.logger.warning(text)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare with what a checkpoint was trained for."""
+        """Compare with the model, and with what it was trained for."""
+        path = str(
+            runner._load_from
+            or (runner._resume and find_latest_checkpoint(runner.work_dir))
+            or 'the checkpoint'
+        )
+        model = _unwrapped(runner.model)
+        if runner._resume:
+            check_resumed(model, checkpoint, path)
+        else:
+            watch_loading(model, checkpoint, path, runner.logger.warning)
         meta = checkpoint.get('meta') or {}
         trained = class_names(meta.get('dataset_meta') or meta)
         datasets = _datasets(runner)
@@ -65,7 +84,6 @@ class SURGECheckHook(Hook):
             names = class_names(getattr(dataset, 'metainfo', None))
             if not (names and trained):
                 continue
-            path = runner._load_from or 'the checkpoint'
             text = difference(path, trained, f'{mode}_dataloader', names)
             if text and 'train' not in datasets:
                 raise ClassesError(text)
@@ -77,12 +95,13 @@ class SURGECheckHook(Hook):
             return
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep one ``dataset_meta``, where joined datasets have a list.
+        """Write down what layers binarize; keep one ``dataset_meta``.
 
-        They differ in their palettes, say; what reads checkpoints wants a
-        dict.
+        Joined datasets have a list of them, that differ in their palettes,
+        say; what reads checkpoints wants a dict.
         """
         meta = checkpoint['meta']
+        meta[BINARIZED] = binarization_of(_unwrapped(runner.model))
         if isinstance(meta.get('dataset_meta'), list):
             meta['dataset_meta'] = meta['dataset_meta'][0]
 
