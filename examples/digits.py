@@ -159,7 +159,7 @@ def _one_thread() -> None:
 # Settings that may have several values, with their help.
 CROSSED = {
     'weight_lr': "factor on the latent weights' learning rate; 0 freezes them",
-    'eta': 'base factor of AGS',
+    'eta': 'base factor of AGS, or auto',
     'aux_lr': "factor on the replicas' learning rate; 0 freezes them",
     'aux_init': 'where the replicas start',
     'scaler': 'ags: SURGE; clipped (compensate only where STE clips), '
@@ -174,6 +174,15 @@ SHARED = {
     'batch': 'images per step',
     'clip_norm': 'norm at which gradients are clipped; 0: no clipping',
 }
+
+
+def _eta(text: str) -> float | str:
+    return text if text == 'auto' else float(text)
+
+
+def _order(run: Run) -> list[tuple[bool, Any]]:
+    # An eta may be a word.
+    return [(isinstance(value, str), value) for value in astuple(run)]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -201,7 +210,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default = getattr(Run, name)
         if name in CHOICES:
             text += f'; one of {", ".join(CHOICES[name])}'
-        settings = dict(type=type(default), default=default, help=text)
+        kind = _eta if name == 'eta' else type(default)
+        settings = dict(type=kind, default=default, help=text)
         if name in CROSSED:
             settings.update(nargs='+', default=[default])
         add('--' + name.replace('_', '-'), **settings)
@@ -403,7 +413,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (args.out / 'table.md').write_text(text + '\n', encoding='utf-8')
         if tuning is not None:
             (args.out / 'rates.md').write_text(tuning + '\n', encoding='utf-8')
-        kept = sorted(store.results, key=astuple)
+        kept = sorted(store.results, key=_order)
         write_csv(kept, store.results, args.out / 'runs.csv')
         draw(rows, args.baseline, args.out / 'differences.png')
 

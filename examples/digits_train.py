@@ -42,7 +42,7 @@ FSG_SETTINGS = {
 FAST_NETS = {'linear': None, 'tanh': 'tanh', 'relu': 'relu'}
 # The least value of a setting.
 LEAST = {'layers': 1, 'seed': 0, 'epochs': 1, 'batch': 2, 'clip_norm': 0}
-LEAST |= {'eta': 0, 'aux_lr': 0, 'weight_lr': 0}
+LEAST |= {'aux_lr': 0, 'weight_lr': 0}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Run:
         method: A name that ``surge_det.core.methods.method_cfg`` takes.
         layers: Number of 1-bit convolutions.
         seed: Of split, initial weights and order of batches.
-        eta: Base factor of AGS; 0 without a replica.
+        eta: Base factor of AGS, a number or ``'auto'``; 0 without a replica.
         aux_lr: Learning rate of the replicas over that of the rest; 0
             freezes them.
         aux_init: Where a replica starts: ``'weight'``, a copy of the latent
@@ -79,7 +79,7 @@ class Run:
     method: str
     layers: int
     seed: int
-    eta: float = 0.2
+    eta: float | str = 0.2
     aux_lr: float = 1.0
     aux_init: str = 'weight'
     scaler: str = 'ags'
@@ -98,6 +98,7 @@ class Run:
     def __post_init__(self) -> None:
         """Check the values."""
         method_cfg(self.method)
+        AGS(self.eta)
         for name, value in vars(self).items():
             allowed = None
             if name in CHOICES and value not in CHOICES[name]:
@@ -199,18 +200,22 @@ class ClippedOnly(AGS):
     gradient differs by ``lambda`` only.
     """
 
-    def scale(self, grad_b: Tensor, grad_a: Tensor) -> Tensor:
+    def scale(
+        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
+    ) -> Tensor:
         """Zero ``grad_a`` in place where ``grad_b`` is not 0."""
         grad_a.masked_fill_(grad_b != 0, 0)
-        return super().scale(grad_b, grad_a)
+        return super().scale(grad_b, grad_a, dropped)
 
 
 class DirectionOnly(AGS):
     """Experiment: SURGE's input gradient, as long as STE's."""
 
-    def scale(self, grad_b: Tensor, grad_a: Tensor) -> Tensor:
+    def scale(
+        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
+    ) -> Tensor:
         """Shorten both in place."""
-        factor = super().scale(grad_b, grad_a)
+        factor = super().scale(grad_b, grad_a, dropped)
         growth = _growth(grad_b, grad_a, factor)
         grad_b.div_(growth)
         grad_a.div_(growth)
@@ -220,9 +225,11 @@ class DirectionOnly(AGS):
 class LengthOnly(AGS):
     """Experiment: STE's input gradient, as long as SURGE's."""
 
-    def scale(self, grad_b: Tensor, grad_a: Tensor) -> Tensor:
+    def scale(
+        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
+    ) -> Tensor:
         """Lengthen ``grad_b`` and zero ``grad_a``, both in place."""
-        factor = super().scale(grad_b, grad_a)
+        factor = super().scale(grad_b, grad_a, dropped)
         grad_b.mul_(_growth(grad_b, grad_a, factor))
         grad_a.zero_()
         return factor

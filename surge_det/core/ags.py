@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import checks
+
+# What eta='auto' is estimated with: how much of the estimate a pass keeps,
+# and eta over the estimate, which is set by hand.
+_KEPT = 0.95
+_GAIN = 0.25
 
 
 class AGS:
@@ -29,81 +36,158 @@ class AGS:
     makes no difference; a smaller one, beside :math:`\varepsilon` itself,
     would give way to it.
 
+    ``eta='auto'`` (this project's, not the paper's) follows what the
+    estimator drops: with ``G`` the gradient at ``sign(x)``, before the
+    estimator's factor,
+
+    .. math::
+
+        r = \langle G - g_b, g_a \rangle / (\|g_a\| \|g_b\|), \quad
+        \eta = \min(1, \max(0, \bar r / 4))
+
+    where :math:`\bar r` is the mean of ``r`` over the passes so far, each
+    with 0.95 of the weight of the next, and ``r``, beyond -4 and 4, is -4
+    or 4. ``r`` stands for the product of relative bias and alignment that
+    the paper's best factor has. It is 0 where nothing is dropped, or a
+    gradient is 0; a pass with a gradient that is not finite is left out.
+
     Source: SURGE (arXiv 2605.10989), AGS.
 
     Args:
-        eta: Factor :math:`\eta \ge 0`. 0 switches compensation off.
+        eta: Factor :math:`\eta \ge 0`, or ``'auto'``. 0 switches
+            compensation off. May be changed between backward passes.
         eps: :math:`\varepsilon > 0`.
 
     Attributes:
+        factor: What :math:`\eta` is multiplied by, >= 0; SURGE's optimizer
+            wrappers set it by their schedule.
+        estimate: Of ``'auto'``: the weighted sum of ``r`` and the sum of the
+            weights, (2,); ``None`` before the first pass.
+        last_eta: :math:`\eta` times ``factor`` of the last backward pass, a
+            number or a 0-dim tensor.
         last_scale: :math:`\lambda` of the last backward pass, 0-dim tensor on
             the gradient's device (reading it as a number is what
             synchronises), or ``None`` before the first.
-        last_norm_b: :math:`\|g_b\|_2` of that pass; ``None`` if ``eta`` was 0.
-        last_norm_a: :math:`\|g_a\|_2` of that pass; ``None`` if ``eta`` was 0.
+        last_norm_b: :math:`\|g_b\|_2` of that pass; ``None`` if it was off.
+        last_norm_a: :math:`\|g_a\|_2` of that pass; ``None`` if it was off.
 
     Raises:
         ValueError: If ``eta`` or ``eps`` is out of range.
     """
 
-    def __init__(self, eta: float = 0.2, eps: float = 1e-8) -> None:
-        self.base_eta = eta
+    def __init__(self, eta: float | str = 0.2, eps: float = 1e-8) -> None:
+        self.eta = eta
+        self.factor = 1.0
         self.eps = checks.number('eps', eps, above=0)
+        self.estimate: Tensor | None = None
+        self.last_eta: float | Tensor | None = None
         self.last_scale: Tensor | None = None
         self.last_norm_b: Tensor | None = None
         self.last_norm_a: Tensor | None = None
 
     @property
-    def base_eta(self) -> float:
-        """Factor that schedules multiply; setting it sets ``eta`` as well."""
-        return self._base_eta
-
-    @base_eta.setter
-    def base_eta(self, value: float) -> None:
-        self.eta = value
-        self._base_eta = self.eta
-
-    @property
-    def eta(self) -> float:
-        """Factor in use; may be changed between backward passes.
-
-        SURGE's optimizer wrappers overwrite it with ``base_eta`` times their
-        schedule's factor: with them, set ``base_eta`` before training.
-        """
+    def eta(self) -> float | str:
+        """Base factor, or ``'auto'``."""
         return self._eta
 
     @eta.setter
-    def eta(self, value: float) -> None:
-        self._eta = checks.number('eta', value, low=0)
+    def eta(self, value: float | str) -> None:
+        self._eta = check_eta('eta', value)
 
-    def scale(self, grad_b: Tensor, grad_a: Tensor) -> Tensor:
+    @property
+    def follows(self) -> bool:
+        """Whether ``eta`` is ``'auto'``."""
+        return self.eta == 'auto'
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to add to ``g_b``."""
+        return self.factor > 0 and self.eta != 0
+
+    def scale(
+        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
+    ) -> Tensor:
         """Compute and remember ``lambda``.
 
         Args:
             grad_b: Gradient at the input through the binarized operator.
             grad_a: Gradient at the input through the replica, same shape.
+            dropped: ``G - grad_b``, what the estimator dropped; for
+                ``eta='auto'``.
 
         Returns:
             0-dim tensor, float64 for float64 gradients and else float32.
         """
         norm_b, norm_a = _norm(grad_b), _norm(grad_a)
         limits = torch.finfo(norm_a.dtype)
+        if self.follows:
+            missed = _missed(dropped, grad_a, norm_b, norm_a)
+            self.last_eta = self.factor * self._follow(missed)
+        else:
+            self.last_eta = self.factor * self.eta
         eps = self.eps * torch.maximum(norm_a, norm_b).clamp(max=1)
-        scale = self.eta * (norm_b / (norm_a + eps).clamp(min=limits.tiny))
+        ratio = norm_b / (norm_a + eps).clamp(min=limits.tiny)
+        scale = self.last_eta * ratio
         self.last_norm_b, self.last_norm_a = norm_b, norm_a
         # An infinite one would make NaN of a gradient of 0.
         self.last_scale = scale.clamp(max=limits.max)
         return self.last_scale
 
+    def _follow(self, r: Tensor) -> Tensor:
+        """Take a pass into the estimate and return ``eta``."""
+        known = self.estimate
+        known = r.new_zeros(2) if known is None else known.to(r)
+        # Beyond these ends eta has its own.
+        bounded = r.clamp(-1 / _GAIN, 1 / _GAIN)
+        new = torch.stack([bounded, torch.ones_like(r)])
+        new = torch.lerp(new, known, _KEPT)
+        self.estimate = torch.where(r.isfinite(), new, known)
+        total, weight = self.estimate
+        mean = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        return (_GAIN * mean).clamp(0, 1)
+
     def skip(self, grad: Tensor) -> None:
-        """Remember a backward pass with ``eta`` = 0: ``lambda`` = 0."""
+        """Remember a backward pass without compensation."""
+        self.last_eta = 0.0
         self.last_norm_b = self.last_norm_a = None
         self.last_scale = torch.zeros(
             (), dtype=_norm_dtype(grad), device=grad.device
         )
 
     def __repr__(self) -> str:
-        return f'AGS(eta={self.eta}, eps={self.eps})'
+        return f'AGS(eta={self.eta!r}, eps={self.eps})'
+
+
+def check_eta(
+    name: str, value: Any, or_none: bool = False
+) -> float | str | None:
+    """Return a base factor of AGS: a number >= 0 or ``'auto'``.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        or_none: Whether ``None`` is allowed too.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(value, str):
+        checks.one_of(name, value, ('auto',))
+        return value
+    return checks.number(name, value, low=0, or_none=or_none)
+
+
+def _missed(
+    dropped: Tensor, grad_a: Tensor, norm_b: Tensor, norm_a: Tensor
+) -> Tensor:
+    """Estimate relative bias times alignment; not finite where it cannot."""
+    tiny = torch.finfo(norm_a.dtype).tiny
+    # Divided before they are multiplied: products of small gradients vanish.
+    a = grad_a.to(norm_a.dtype) / norm_a.clamp(min=tiny)
+    d = dropped.to(norm_b.dtype) / norm_b.clamp(min=tiny)
+    ratio = (a * d).sum()
+    # There is nothing to compare with where a gradient is 0.
+    return torch.where((norm_a == 0) | (norm_b == 0), 0, ratio)
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype:

@@ -206,7 +206,10 @@ class _Kept:
             return _times_derivative(estimator, self.x, grad)
         if getattr(estimator, 'is_identity', False):
             return grad
-        return grad.mul_(self.codes.bitwise_and(1).to(grad.dtype))
+        inside = self.codes.bitwise_and(1).to(grad.dtype)
+        if leak := getattr(estimator, 'leak', 0):
+            inside.clamp_(min=leak)
+        return grad.mul_(inside)
 
     @cached_property
     def codes(self) -> Tensor:
@@ -248,7 +251,7 @@ class _Surge(torch.autograd.Function):
         settings, dtype = ctx.settings, ctx.dtype
         operator, ags = settings.operator, settings.ags
         grad = MemoryFormats(grad.to(dtype))
-        compensate = aux_weight is not None and ags.eta > 0
+        compensate = aux_weight is not None and ags.is_on
 
         with _no_autocast(z):
             # lambda needs g_b even where x itself takes no gradient.
@@ -260,8 +263,13 @@ class _Surge(torch.autograd.Function):
                 settings.pad_value,
                 (need_g_b, need_z or need_scale, need_bias),
             )
+            dropped = None
             if g_b is not None:
+                if compensate and ags.follows:
+                    dropped = g_b.clone()
                 g_b = kept.estimated(settings, g_b)
+                if dropped is not None:
+                    dropped -= g_b
             grad_z = grad_scale = None
             if grad_q is not None:
                 grad_z = grad_q = grad_q.to(z.dtype)
@@ -287,7 +295,7 @@ class _Surge(torch.autograd.Function):
                     0.0,
                     (True, need_aux, False),
                 )
-                factor = ags.scale(g_b, g_a)
+                factor = ags.scale(g_b, g_a, dropped)
                 if need_x:
                     # In the norms' precision: a float16 lambda could
                     # overflow where lambda * g_a does not.

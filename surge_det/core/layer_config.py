@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import checks
+from .ags import check_eta
 from .binarizers import ScaledSign, build_binarizer
 from .estimators import STE, build_estimator
 
@@ -25,8 +26,8 @@ class LayerConfig:
             ``None`` means ``STE(clip=1.0)``.
         weight_estimator: The same for the weights' sign. ``None`` means
             ``STE(clip=None)``, the identity.
-        eta: Base factor of AGS, >= 0; 0 gives the plain estimator's
-            gradients, and zeros for ``aux_weight``.
+        eta: Base factor of AGS, >= 0, or ``'auto'``; 0 gives the plain
+            estimator's gradients, and zeros for ``aux_weight``.
         compensate: Whether there is a replica at all.
         binarize_weight: Whether weights are binarized.
         binarize_activation: Whether the input is binarized.
@@ -52,7 +53,7 @@ class LayerConfig:
 
     activation_estimator: Any = None
     weight_estimator: Any = None
-    eta: float = 0.2
+    eta: float | str = 0.2
     compensate: bool = True
     binarize_weight: bool = True
     binarize_activation: bool = True
@@ -69,7 +70,7 @@ class LayerConfig:
             'normalize_input',
         ):
             checks.boolean(name, getattr(self, name))
-        checks.number('eta', self.eta, low=0)
+        self.eta = check_eta('eta', self.eta)
         if self.normalize_input and not self.binarize_activation:
             raise ValueError(
                 'normalize_input=True would change a real input; with '

@@ -347,7 +347,9 @@ class SURGELayer(nn.Module):
                 parts.append(f'weight_binarizer={self.weight_binarizer}')
         else:
             parts.append('binarize_weight=False')
-        parts.append(f'eta={self.ags.eta}' if self.ags else 'compensate=False')
+        parts.append(
+            f'eta={self.ags.eta!r}' if self.ags else 'compensate=False'
+        )
         if self.shift_start is not None:
             parts.append(f'shift={self.shift_start}')
         if self.normalize_input:

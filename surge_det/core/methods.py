@@ -18,6 +18,9 @@ _SCHEDULED = {
 METHODS: dict[str, dict[str, Any]] = {
     'float': {'binarize_weight': False, 'binarize_activation': False},
     'ste': {},
+    # What a replica has to beat: gradients beyond the window, for nothing.
+    'ste_wide': {'activation_estimator': {'type': 'STE', 'clip': 1.5}},
+    'ste_leaky': {'activation_estimator': {'type': 'STE', 'leak': 0.1}},
     'approxsign': {'activation_estimator': {'type': 'ApproxSign'}},
     **_SCHEDULED,
     'irnet': {**_SCHEDULED['ede'], 'weight_binarizer': {'type': 'IRNet'}},

@@ -145,6 +145,96 @@ def test_eta_is_read_back_as_set():
     assert layer.ags.eta == 1
 
 
+def ratios(x, layer, grad):
+    """The definition of what 'auto' follows, from autograd alone."""
+    signs = torch.where(x >= 0, 1.0, -1.0).to(x.dtype).requires_grad_()
+    alpha = layer.weight.abs().mean((1, 2, 3), keepdim=True)
+    weight = alpha * torch.where(layer.weight >= 0, 1.0, -1.0).to(x.dtype)
+    real = x.detach().requires_grad_()
+    outs = [
+        torch.conv2d(signs, weight),
+        torch.conv2d(real, layer.aux_weight),
+    ]
+    whole, g_a = torch.autograd.grad(outs, [signs, real], [grad, grad])
+    g_b = whole * (x.abs() <= 1)
+    return ((whole - g_b) * g_a).sum() / (g_b.norm() * g_a.norm()), g_b, g_a
+
+
+def run_auto(layer, seed, scale=1.0):
+    torch.manual_seed(seed)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    grad = scale * torch.randn_like(out)
+    out.backward(grad)
+    return x, grad
+
+
+@pytest.mark.parametrize('scale', [1.0, 1e-150, 1e140])
+def test_auto_follows_its_definition(scale):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(3, 4, 3, eta='auto', bias=False, dtype=torch.float64)
+    total = weight = 0.0
+    for seed in range(4):
+        # What a step would do to both.
+        for parameter in layer.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        layer.begin_training()
+        x, grad = run_auto(layer, seed, scale)
+        r, g_b, g_a = ratios(x.detach(), layer, grad / scale)
+        total = 0.95 * total + 0.05 * r.item()
+        weight = 0.95 * weight + 0.05
+        eta = min(max(total / weight / 4, 0), 1)
+        assert layer.ags.last_eta.item() == pytest.approx(eta, rel=1e-9)
+        lam = eta * g_b.norm() / g_a.norm()
+        assert torch.allclose(
+            x.grad, scale * (g_b + lam * g_a), rtol=1e-6, atol=0
+        )
+    assert eta > 0
+
+
+def test_auto_is_bounded_and_never_nan():
+    ags = AGS('auto')
+    one = torch.ones(4)
+    # Nothing passes the estimator: there is nothing to go by.
+    assert ags.scale(0 * one, one, one) == 0
+    assert ags.estimate.tolist() == pytest.approx([0, 0.05])
+    # No replica's gradient.
+    assert ags.scale(one, 0 * one, one) == 0
+    # Hardly anything passes: no pass has more than its share.
+    ags.scale(1e-30 * one, one, one)
+    assert ags.last_eta.item() == pytest.approx(1 / 3, abs=0.03)
+    for _ in range(100):
+        ags.scale(1e-30 * one, one, one)
+    assert ags.last_eta.item() == pytest.approx(1, abs=0.01)
+    known = ags.estimate.clone()
+    for bad in (math.nan, math.inf):
+        for where in range(3):
+            grads = [one.clone() for _ in range(3)]
+            grads[where][1] = bad
+            ags.scale(*grads)
+            assert torch.equal(ags.estimate, known)
+    for _ in range(200):
+        ags.scale(one, one, -one)
+    assert ags.last_eta.item() == 0
+
+
+def test_auto_without_an_estimator_adds_nothing():
+    layer = SURGEConv2d(
+        3, 4, 3, eta='auto', activation_estimator={'type': 'STE', 'clip': None}
+    )
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.ags.last_scale == pytest.approx(0, abs=1e-6)
+    assert not layer.aux_weight.grad.abs().max() > 1e-5
+
+
+def test_auto_after_each_application():
+    layer = SURGEConv2d(3, 3, 1, eta='auto')
+    x = 2 * torch.randn(2, 3, 5, 5)
+    (layer(x).sum() + layer(x.flip(0)).square().sum()).backward()
+    assert layer.ags.estimate[1].item() == pytest.approx(1 - 0.95**2)
+
+
 def test_scale_ignores_the_size_of_the_gradient():
     torch.manual_seed(0)
     layer = SURGEConv2d(3, 4, 3, dtype=torch.float64)

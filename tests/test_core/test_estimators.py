@@ -44,6 +44,64 @@ def test_bad_clip_is_named(clip):
     assert str(clip) in str(error.value)
 
 
+def test_leak_beyond_the_window():
+    above = math.nextafter(1.0, 2.0)
+    x = torch.tensor([-9.0, -above, -1.0, 0.0, 1.0, above, math.nan])
+    x = x.double()
+    x[1], x[5] = -above, above
+    leaky = STE(clip=1.0, leak=0.1)
+    wanted = [0.1, 0.1, 1, 1, 1, 0.1, 0.1]
+    assert leaky.derivative(x).tolist() == pytest.approx(wanted, abs=0)
+    grad = torch.arange(1.0, 8.0).double()
+    assert torch.equal(
+        leaky.times_derivative(x, grad), grad * leaky.derivative(x)
+    )
+    points = torch.tensor([-3.0, -1.0, 0.5, 2.0]).requires_grad_()
+    out = leaky.surrogate(points)
+    assert out.tolist() == pytest.approx([-1.2, -1.0, 0.5, 1.1])
+    (slope,) = torch.autograd.grad(out.sum(), points)
+    assert slope[[0, 2, 3]].tolist() == pytest.approx([0.1, 1.0, 0.1])
+    assert repr(leaky) == 'STE(clip=1.0, leak=0.1)'
+
+
+@pytest.mark.parametrize('leak', [-0.1, 1.1, math.nan, 'much', None])
+def test_bad_leak_is_named(leak):
+    with pytest.raises(ValueError, match=r'leak.*a number in \[0, 1\]'):
+        STE(leak=leak)
+
+
+def test_no_leak_without_a_window():
+    with pytest.raises(ValueError, match='leak=0.1 .*clip=None only 0'):
+        STE(clip=None, leak=0.1)
+
+
+@pytest.mark.parametrize('compensate', [False, True])
+def test_gradients_of_a_leaky_layer(compensate):
+    torch.manual_seed(0)
+    leaky = {'type': 'STE', 'clip': 1.0, 'leak': 0.1}
+    layer = SURGEConv2d(
+        3, 4, 3, activation_estimator=leaky, compensate=compensate, eta=0.0
+    )
+    plain = SURGEConv2d(
+        3,
+        4,
+        3,
+        activation_estimator={'type': 'STE', 'clip': None},
+        compensate=False,
+    )
+    plain.load_state_dict(
+        {k: v for k, v in layer.state_dict().items() if k != 'aux_weight'}
+    )
+    x = 2 * torch.randn(2, 3, 6, 6)
+    grads = []
+    for one in (layer, plain):
+        inner = x.clone().requires_grad_()
+        one(inner).square().sum().backward()
+        grads.append(inner.grad)
+    factor = torch.where(x.abs() <= 1, 1.0, 0.1)
+    torch.testing.assert_close(grads[0], factor * grads[1])
+
+
 def test_built_from_a_config():
     assert build_estimator({'type': 'STE', 'clip': 0.5}).clip == 0.5
     for argument, args in (('spec', ()), ('mine', ('mine',))):

@@ -36,6 +36,11 @@ def step(wrapper, model, data):
     wrapper.update_params(loss)
 
 
+def eta_of(ags):
+    """What is in use: base factor times the schedule's."""
+    return ags.eta * ags.factor
+
+
 def scales(model):
     return [model.body[1].ags.last_scale, model.head.ags.last_scale]
 
@@ -46,7 +51,7 @@ class EtaRecorder(Hook):
         self.etas = []
 
     def after_train_iter(self, runner, *args, **kwargs):
-        self.etas.append(self.layer.ags.eta)
+        self.etas.append(eta_of(self.layer.ags))
 
 
 @pytest.mark.parametrize('scope', ['mmengine', 'mmdet'])
@@ -91,7 +96,7 @@ def test_all_replicas_begin_before_the_first_step(make_model):
 
 def test_without_settings_layers_keep_their_eta(make_model):
     model = make_model(eta=0.7)
-    model.head.ags.base_eta = 0.3
+    model.head.ags.eta = 0.3
     wrapper = AGSOptimWrapper(optimizer=sgd(model))
     step(wrapper, model, batch(0))
     assert (model.body[1].ags.eta, model.head.ags.eta) == (0.7, 0.3)
@@ -104,11 +109,11 @@ def test_second_schedule_starts_from_the_built_eta(make_model):
             optimizer=sgd(model), ags={'decay': 'linear'}
         )
         wrapper.initialize_count_status(model, 3, 4)
-        assert model.head.ags.eta == pytest.approx(0.125)
-    model.head.ags.base_eta = 0.8
+        assert eta_of(model.head.ags) == pytest.approx(0.125)
+    model.head.ags.eta = 0.8
     wrapper.bind(model)
-    assert model.head.ags.eta == pytest.approx(0.2)
-    assert model.body[1].ags.eta == pytest.approx(0.125)
+    assert eta_of(model.head.ags) == pytest.approx(0.2)
+    assert eta_of(model.body[1].ags) == pytest.approx(0.125)
 
 
 def test_overrides_are_scheduled_too(make_model):
@@ -118,8 +123,8 @@ def test_overrides_are_scheduled_too(make_model):
         ags={'overrides': {'body.*': 0.1}, 'warmup_iters': 2},
     )
     wrapper.initialize_count_status(model, 1, 10)
-    assert model.body[1].ags.eta == pytest.approx(0.05)
-    assert model.head.ags.eta == pytest.approx(0.35)
+    assert eta_of(model.body[1].ags) == pytest.approx(0.05)
+    assert eta_of(model.head.ags) == pytest.approx(0.35)
 
 
 def test_override_without_a_match(make_model):
@@ -151,7 +156,7 @@ def test_backward_outside_optim_context(make_model):
     wrapper.initialize_count_status(model, 0, 10)
     for expected in (0.0, 0.1, 0.2):
         wrapper.update_params(model(**batch(0), mode='loss')['loss'])
-        assert model.head.ags.eta == pytest.approx(expected)
+        assert eta_of(model.head.ags) == pytest.approx(expected)
 
 
 def test_model_without_a_replica_is_warned_of(

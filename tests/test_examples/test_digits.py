@@ -104,7 +104,7 @@ def gradients(scaler, seed=0):
     kept = {}
 
     class Spy(bed.SCALERS[scaler]):
-        def scale(self, grad_b, grad_a):
+        def scale(self, grad_b, grad_a, dropped=None):
             kept.update(b=grad_b.clone(), a=grad_a.clone())
             kept['factor'] = super().scale(grad_b, grad_a)
             return kept['factor']

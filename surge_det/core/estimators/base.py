@@ -22,10 +22,14 @@ class Estimator:
     :func:`register_estimator`; one that changes over a run is a
     :class:`~surge_det.core.progress.Scheduled` too.
 
-    An estimator whose derivative is 0 or 1 may have a method ``window(x)``
-    that returns as bool where it is 1, or ``None`` for everywhere. A bit of
-    each element is then kept for the backward pass instead of the input.
+    An estimator whose derivative is 1 or ``leak`` may have a method
+    ``window(x)`` that returns as bool where it is 1, or ``None`` for
+    everywhere. A bit of each element is then kept for the backward pass
+    instead of the input.
     """
+
+    # The derivative outside of a window.
+    leak: float = 0.0
 
     # True lets the layers skip the multiplication by ones.
     is_identity: bool = False

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -87,7 +89,9 @@ class AGSMixin:
         super().__init__(*args, **kwargs)
         self.ags_schedule = AGSSchedule.from_cfg(ags)
         self._ags_model: nn.Module | None = None
-        self._ags_etas: list[tuple[AGS, float]] = []
+        self._ags: dict[str, AGS] = {}
+        self._saved_estimates: dict[str, list[float]] = {}
+        self._kept_estimates: dict[AGS, Tensor | None] = {}
         self._ags_factor: float | None = None
         self._schedules_checked = False
 
@@ -99,8 +103,8 @@ class AGSMixin:
     def bind(self, model: nn.Module) -> None:
         """Take over the base factors of a model's SURGE layers.
 
-        They are set anew, whatever ``layer.ags.eta`` is, and replicas begin:
-        see :meth:`SURGELayer.begin_training`.
+        Those that the settings name are set, and replicas begin: see
+        :meth:`SURGELayer.begin_training`.
         :meth:`initialize_count_status` calls it and, for a model not seen
         before, :meth:`optim_context`. A model without a replica is warned of.
 
@@ -116,14 +120,16 @@ class AGSMixin:
             layer.begin_training()
         self._ags_model = model
         self._ags_factor = None
-        self._ags_etas = []
+        self._ags = {name: layer.ags for name, layer in layers.items()}
         if layers:
-            etas = {n: layer.ags.base_eta for n, layer in layers.items()}
+            etas = {}
             if self.ags_schedule.eta is not None:
                 etas = dict.fromkeys(layers, self.ags_schedule.eta)
             etas |= self.ags_schedule.override_etas(layers)
-            self._ags_etas = [(layers[n].ags, eta) for n, eta in etas.items()]
-            self._set_eta()
+            for name, eta in etas.items():
+                self._ags[name].eta = eta
+            self._set_factor()
+            self._restore_estimates()
         elif self._needs_replica:
             print_log(
                 f'{type(self).__name__}: the model has no SURGE layer with a '
@@ -144,7 +150,7 @@ class AGSMixin:
         """As the base class does, with this iteration's base factors set."""
         if model is not self._ags_model:
             self.bind(model)
-        self._set_eta()
+        self._set_factor()
         self._check_schedules(model)
         with super().optim_context(model):
             yield
@@ -152,15 +158,42 @@ class AGSMixin:
     def backward(self, loss: Tensor, **kwargs) -> None:
         """As the base class does, with this iteration's base factors set."""
         # Again, because a forward pass may have run outside optim_context.
-        self._set_eta()
+        self._set_factor()
         super().backward(loss, **kwargs)
+        self._share_estimates()
+
+    def step(self, **kwargs) -> None:
+        """As the base class does.
+
+        Where a gradient scaler skips the step, estimates are again those of
+        the step before.
+        """
+        scaler = getattr(self, 'loss_scaler', None)
+        following = [ags for ags in self._ags.values() if ags.follows]
+        if not following or scaler is None or not scaler.is_enabled():
+            super().step(**kwargs)
+            return
+        before = scaler.get_scale()
+        super().step(**kwargs)
+        if scaler.get_scale() < before:
+            for ags in following:
+                ags.estimate = self._kept_estimates.get(ags)
+        self._kept_estimates = {ags: ags.estimate for ags in following}
 
     def state_dict(self) -> dict:
-        """State of the base class, and ``'ags'``: settings and iteration."""
+        """State of the base class, and ``'ags'``.
+
+        That has settings, iteration, and the estimates of ``eta='auto'``.
+        """
         state = super().state_dict()
         state['ags'] = {
             'settings': self.ags_schedule.to_dict(),
             'iteration': self.inner_count,
+            'estimates': {
+                name: ags.estimate.tolist()
+                for name, ags in self._ags.items()
+                if ags.estimate is not None
+            },
         }
         return state
 
@@ -177,6 +210,8 @@ class AGSMixin:
             return
         # mmengine's Runner sets this too, but not inside an OptimWrapperDict.
         self._inner_count = ags['iteration']
+        self._saved_estimates = dict(ags.get('estimates') or {})
+        self._restore_estimates()
         ours, saved = self.ags_schedule.to_dict(), ags['settings']
         differ = [
             f'{key}={saved.get(key)!r} (saved) -> {value!r} (now)'
@@ -205,12 +240,41 @@ class AGSMixin:
                 level=logging.WARNING,
             )
 
-    def _set_eta(self) -> None:
+    def _set_factor(self) -> None:
         factor = self.ags_schedule.factor(self._inner_count, self._max_counts)
         if factor != self._ags_factor:
-            for ags, eta in self._ags_etas:
-                ags.eta = eta * factor
+            for ags in self._ags.values():
+                ags.factor = factor
             self._ags_factor = factor
+
+    def _restore_estimates(self) -> None:
+        # A resumed run loads them before it binds the model.
+        for name in self._saved_estimates.keys() & self._ags.keys():
+            values = self._saved_estimates.pop(name)
+            # In double precision they are what they were.
+            self._ags[name].estimate = torch.tensor(values, dtype=torch.double)
+
+    def _share_estimates(self) -> None:
+        """Give all processes the mean of their estimates.
+
+        That is the estimate from the mean over all of them, as it is linear;
+        and the one that the first process saves is everybody's.
+        """
+        following = [ags for ags in self._ags.values() if ags.follows]
+        if not following or get_world_size() == 1:
+            return
+        device = next(self._ags_model.parameters()).device
+        stacked = torch.stack(
+            [
+                torch.zeros(2, device=device)
+                if ags.estimate is None
+                else ags.estimate.to(device, torch.float32)
+                for ags in following
+            ]
+        )
+        all_reduce(stacked, 'mean')
+        for ags, estimate in zip(following, stacked):
+            ags.estimate = estimate
 
 
 @OPTIM_WRAPPERS.register_module()

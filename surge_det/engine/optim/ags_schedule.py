@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 
 from surge_det.core import checks
+from surge_det.core.ags import check_eta
 
 _DECAYS = ('constant', 'linear', 'cosine')
 
@@ -30,8 +31,9 @@ class AGSSchedule:
     the default here too.
 
     Args:
-        eta: Base factor of all layers, >= 0; ``None`` keeps what each layer
-            was built with.
+        eta: Base factor of all layers, >= 0 or ``'auto'``
+            (:class:`~surge_det.core.AGS`); ``None`` keeps what each layer was
+            built with.
         warmup_iters: Length ``W`` of the warm-up in iterations (backward
             passes).
         warmup_start: Factor ``s`` >= 0 at iteration 0.
@@ -46,15 +48,15 @@ class AGSSchedule:
         ValueError: If a setting is out of range.
     """
 
-    eta: float | None = None
+    eta: float | str | None = None
     warmup_iters: int = 0
     warmup_start: float = 0.0
     decay: str = 'constant'
     decay_end: float = 0.0
-    overrides: dict[str, float] = field(default_factory=dict)
+    overrides: dict[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.eta = checks.number('ags: eta', self.eta, low=0, or_none=True)
+        self.eta = check_eta('ags: eta', self.eta, or_none=True)
         checks.integer('ags: warmup_iters', self.warmup_iters, 0)
         for name in ('warmup_start', 'decay_end'):
             value = checks.number(f'ags: {name}', getattr(self, name), low=0)
@@ -65,9 +67,7 @@ class AGSSchedule:
                 'ags: overrides', self.overrides, 'a dict of pattern -> eta'
             )
         self.overrides = {
-            str(pattern): checks.number(
-                f'ags: overrides[{pattern!r}]', eta, low=0
-            )
+            str(pattern): check_eta(f'ags: overrides[{pattern!r}]', eta)
             for pattern, eta in self.overrides.items()
         }
 
@@ -125,7 +125,7 @@ class AGSSchedule:
         cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.decay_end + (1 - self.decay_end) * cosine
 
-    def override_etas(self, names: Iterable[str]) -> dict[str, float]:
+    def override_etas(self, names: Iterable[str]) -> dict[str, float | str]:
         """Base factors that ``overrides`` gives to the layers so named.
 
         Raises:
