@@ -38,7 +38,7 @@ def step(wrapper, model, data):
 
 def eta_of(ags):
     """What is in use: base factor times the schedule's."""
-    return ags.eta * ags.factor
+    return float(ags.last_eta) if ags.follows else ags.eta * ags.factor
 
 
 def scales(model):
@@ -251,8 +251,9 @@ def test_loss_scale_does_not_change_lambda(make_model):
 
 
 @on_cpu
-def test_a_skipped_step_leaves_all_as_it_was(make_model):
-    model, twin = make_model(eta=0.4), make_model(eta=0.4)
+@pytest.mark.parametrize('eta', [0.4, 'auto'])
+def test_a_skipped_step_leaves_all_as_it_was(make_model, eta):
+    model, twin = make_model(eta=eta), make_model(eta=eta)
     for each in (model, twin):
         wrapper = AGSAmpOptimWrapper(
             optimizer=torch.optim.SGD(each.parameters(), 0.1, momentum=0.9)
@@ -277,7 +278,11 @@ def test_a_skipped_step_leaves_all_as_it_was(make_model):
     assert scales(model) == scales(twin)
     for name in ('body.1', 'head'):
         a, b = (m.get_submodule(name).ags for m in (model, twin))
-        assert a.base_eta == b.base_eta == a.eta == b.eta == 0.4
+        assert a.eta == b.eta == eta
+        assert a.factor == b.factor == 1
+        assert a.last_eta == b.last_eta
+        if eta == 'auto':
+            assert torch.equal(a.estimate, b.estimate)
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
     assert all(map(torch.equal, model.momenta, twin.momenta))
 
@@ -358,24 +363,25 @@ def test_config_wins_over_the_checkpoint(make_model, log_messages):
     assert model.head.ags.eta == 0.3
 
 
-def test_resume_equals_an_uninterrupted_run(make_model, make_runner):
+@pytest.mark.parametrize('eta', [0.2, 'auto'])
+def test_resume_equals_an_uninterrupted_run(make_model, make_runner, eta):
     wrapper = {
         'ags': {
             'eta': 0.4,
             'warmup_iters': 4,
             'decay': 'cosine',
-            'overrides': {'body.*': 0.2},
+            'overrides': {'body.*': eta},
         }
     }
     whole = make_model()
-    recorder = EtaRecorder(whole.head)
+    recorder = EtaRecorder(whole.body[1])
     runner = make_runner(whole, wrapper, max_epochs=2, work_dir='whole')
     runner.register_hook(recorder)
     runner.train()
 
     # Every epoch's state is saved; the run goes on from the first's.
     part = make_model()
-    part_recorder = EtaRecorder(part.head)
+    part_recorder = EtaRecorder(part.body[1])
     runner = make_runner(
         part,
         wrapper,
