@@ -1,11 +1,10 @@
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.device import get_device
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
+from processes import needs_gloo, run_processes
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
@@ -318,24 +317,16 @@ def train(model, net, ranks):
     return [net.state_dict(), state['slow_net'], state['fast_net']]
 
 
-def work(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=2
-    )
+def work(rank, world, folder):
     # Another start on each rank: what counts is rank 0's.
     net = Net(seed=rank).double()
     states = train(MMDistributedDataParallel(net), net, [rank])
     torch.save(states, f'{folder}/rank{rank}.pth')
-    dist.destroy_process_group()
 
 
-@pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()),
-    reason='needs the gloo backend',
-)
+@needs_gloo
 def test_two_processes_equal_one_with_both_batches(tmp_path):
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    run_processes(work, tmp_path)
     first, second = (torch.load(tmp_path / f'rank{r}.pth') for r in (0, 1))
     net = Net(seed=0).double()
     single = train(net, net, [0, 1])
