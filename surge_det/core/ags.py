@@ -65,6 +65,12 @@ class AGS:
             weights, (2,); ``None`` before the first pass.
         last_eta: :math:`\eta` times ``factor`` of the last backward pass, a
             number or a 0-dim tensor.
+        watches: Whether a backward pass leaves the three that follow, too,
+            which take passes over the gradients.
+        last_cosine: Cosine of the angle between ``g_b`` and ``g_a``.
+        last_missed: ``r`` of that pass.
+        last_clipped: Share of the input for which the estimator's derivative
+            is 0.
         last_scale: :math:`\lambda` of the last backward pass, 0-dim tensor on
             the gradient's device (reading it as a number is what
             synchronises), or ``None`` before the first.
@@ -81,6 +87,10 @@ class AGS:
         self.eps = checks.number('eps', eps, above=0)
         self.estimate: Tensor | None = None
         self.last_eta: float | Tensor | None = None
+        self.watches = False
+        self.last_cosine: Tensor | None = None
+        self.last_missed: Tensor | None = None
+        self.last_clipped: Tensor | None = None
         self.last_scale: Tensor | None = None
         self.last_norm_b: Tensor | None = None
         self.last_norm_a: Tensor | None = None
@@ -100,6 +110,11 @@ class AGS:
         return self.eta == 'auto'
 
     @property
+    def needs_dropped(self) -> bool:
+        """Whether :meth:`scale` is to be given what the estimator dropped."""
+        return self.follows or self.watches
+
+    @property
     def is_on(self) -> bool:
         """Whether there is anything to add to ``g_b``."""
         return self.factor > 0 and self.eta != 0
@@ -112,16 +127,20 @@ class AGS:
         Args:
             grad_b: Gradient at the input through the binarized operator.
             grad_a: Gradient at the input through the replica, same shape.
-            dropped: ``G - grad_b``, what the estimator dropped; for
-                ``eta='auto'``.
+            dropped: ``G - grad_b``, what the estimator dropped, where it
+                is needed.
 
         Returns:
             0-dim tensor, float64 for float64 gradients and else float32.
         """
         norm_b, norm_a = _norm(grad_b), _norm(grad_a)
         limits = torch.finfo(norm_a.dtype)
+        if self.needs_dropped:
+            missed = _product(dropped, grad_a, norm_b, norm_a)
+        if self.watches:
+            self.last_missed = missed
+            self.last_cosine = _product(grad_b, grad_a, norm_b, norm_a)
         if self.follows:
-            missed = _missed(dropped, grad_a, norm_b, norm_a)
             self.last_eta = self.factor * self._follow(missed)
         else:
             self.last_eta = self.factor * self.eta
@@ -150,6 +169,7 @@ class AGS:
         """Remember a backward pass without compensation."""
         self.last_eta = 0.0
         self.last_norm_b = self.last_norm_a = None
+        self.last_cosine = self.last_missed = self.last_clipped = None
         self.last_scale = torch.zeros(
             (), dtype=_norm_dtype(grad), device=grad.device
         )
@@ -177,17 +197,15 @@ def check_eta(
     return checks.number(name, value, low=0, or_none=or_none)
 
 
-def _missed(
-    dropped: Tensor, grad_a: Tensor, norm_b: Tensor, norm_a: Tensor
+def _product(
+    x: Tensor, grad_a: Tensor, norm_b: Tensor, norm_a: Tensor
 ) -> Tensor:
-    """Estimate relative bias times alignment; not finite where it cannot."""
+    """Return ``<x, grad_a> / (norm_b * norm_a)``, and 0 where a norm is 0."""
     tiny = torch.finfo(norm_a.dtype).tiny
     # Divided before they are multiplied: products of small gradients vanish.
     a = grad_a.to(norm_a.dtype) / norm_a.clamp(min=tiny)
-    d = dropped.to(norm_b.dtype) / norm_b.clamp(min=tiny)
-    ratio = (a * d).sum()
-    # There is nothing to compare with where a gradient is 0.
-    return torch.where((norm_a == 0) | (norm_b == 0), 0, ratio)
+    x = x.to(norm_b.dtype) / norm_b.clamp(min=tiny)
+    return torch.where((norm_a == 0) | (norm_b == 0), 0, (a * x).sum())
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype:

@@ -265,8 +265,11 @@ class _Surge(torch.autograd.Function):
             )
             dropped = None
             if g_b is not None:
-                if compensate and ags.follows:
+                if compensate and ags.needs_dropped:
                     dropped = g_b.clone()
+                if compensate and ags.watches:
+                    passed = kept.estimated(settings, torch.ones_like(g_b))
+                    ags.last_clipped = (passed == 0).float().mean()
                 g_b = kept.estimated(settings, g_b)
                 if dropped is not None:
                     dropped -= g_b

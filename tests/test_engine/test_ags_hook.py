@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 
+from surge_det.core.figures import FIGURES
 from surge_det.engine import AGSHook, AGSOptimWrapper
 
 LAYERS = ('body.1', 'head')
@@ -70,7 +71,11 @@ def test_what_is_logged_where(make_model, make_runner):
         # Iteration 2 is the one with index 1.
         factor = min(0.5 + 0.5 * (iteration - 1) / 4, 1)
         assert row.pop('ags/factor') == pytest.approx(factor)
-        assert row == pytest.approx(recorder.rows[iteration - 1])
+        known = recorder.rows[iteration - 1]
+        assert {k: row[k] for k in known} == pytest.approx(known)
+        # There is nothing to compare the signs of the first log with.
+        figures = set(FIGURES) - ({'flipped'} if iteration == 2 else set())
+        assert {*row} == {f'ags/{f}/{n}' for f in figures for n in LAYERS}
         for name in LAYERS:
             assert row[f'ags/scale/{name}'] == pytest.approx(
                 0.4
@@ -108,7 +113,7 @@ def test_what_is_logged_where(make_model, make_runner):
         assert 'body.1' not in line
         assert 'norm_' not in line
     summaries = [line for line in lines if 'AGS lambda of 2 layers' in line]
-    assert len(summaries) == 3
+    assert len(summaries) == 1
     low, high = sorted(LAYERS, key=lambda name: rows[6][f'ags/scale/{name}'])
     assert re.search(
         rf'smallest: {re.escape(low)} [\d.e-]+; '
@@ -124,11 +129,12 @@ def test_eta_zero_has_no_norms(make_model, make_runner):
         custom_hooks=[{'type': 'AGSHook'}],
     )
     runner.train()
-    assert ags_rows(runner)[6] == {
-        'ags/factor': 1.0,
-        'ags/scale/body.1': 0.0,
-        'ags/scale/head': 0.0,
-    }
+    row = ags_rows(runner)[6]
+    assert row.pop('ags/factor') == 1
+    figures = ('scale', 'eta', 'flipped', 'outside', 'distance')
+    assert {*row} == {f'ags/{f}/{n}' for f in figures for n in LAYERS}
+    for name in LAYERS:
+        assert row[f'ags/scale/{name}'] == row[f'ags/eta/{name}'] == 0
 
 
 @pytest.mark.parametrize(
@@ -325,7 +331,35 @@ def test_one_transfer_and_only_when_due(make_model, monkeypatch):
     assert reads == []
     hook.after_train_iter(runner, 9)
     assert reads == ['tolist']
-    assert len(runner.hub) == 7
+    # Both layers' figures but those of a first log or that nobody asked for,
+    # and the median.
+    assert len(runner.hub) == 2 * 6 + 1
+
+
+def test_one_line_for_ten_logs(make_model):
+    model = make_model()
+    model.head.ags.last_scale = torch.tensor(0.25)
+    runner = fake_runner(model, None)
+    hook = AGSHook(interval=1)
+    hook.before_train(runner)
+    said = []
+    for index in range(25):
+        runner.messages.clear()
+        hook.after_train_iter(runner, index)
+        said += [index for m in runner.messages if 'lambda of' in m]
+    assert said == [9, 19]
+
+
+def test_figures_are_asked_for_where_they_are_logged(make_model):
+    model = make_model()
+    runner = fake_runner(model, None)
+    hook = AGSHook(interval=3)
+    hook.before_train(runner)
+    seen = []
+    for index in range(6):
+        hook.before_train_iter(runner, index)
+        seen.append(model.head.ags.watches)
+    assert seen == [False, False, True] * 2
 
 
 def test_values_that_are_not_finite_are_named(make_model):
@@ -337,6 +371,9 @@ def test_values_that_are_not_finite_are_named(make_model):
     hook.before_train(runner)
     runner.messages.clear()
     hook.after_train_iter(runner, 0)
+    assert runner.messages == []
+    hook.after_train_epoch(runner)
+    hook.after_train_epoch(runner)
     assert runner.messages == [
         'AGS lambda of 2 layers: min 0.25, median 0.25, max 0.25; '
         'layers: head 0.25; not finite: body.1'

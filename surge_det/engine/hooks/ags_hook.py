@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from surge_det.core import checks
+from surge_det.core.figures import layer_figures
 from surge_det.core.layers import SURGELayer
 from surge_det.engine.optim.ags_optim_wrapper import (
     AGS_REMEDY,
@@ -24,24 +25,29 @@ from .runner_info import logs_now, optim_wrappers, plain_model
 
 # What is told of slopes and lambda: that they are so many times the first.
 _GROWTH = 100
+# How many logs there are to a line of the text log, where epochs are long.
+_LOGS = 10
 
 
 @HOOKS.register_module()
 class AGSHook(Hook):
     r"""Sends what AGS does in every layer to mmengine's message hub.
 
-    At the log interval, for each SURGE layer with a replica:
-    ``ags/scale/<layer>`` (:math:`\lambda`), ``ags/norm_b/<layer>``
-    (:math:`\|g_b\|_2`) and ``ags/norm_a/<layer>`` (:math:`\|g_a\|_2`), and
-    once ``ags/factor``, the schedule's factor on every base factor. The same
-    values go to the visualizer, so every entry of ``vis_backends`` gets them.
-    The text log gets ``ags_scale``, the median :math:`\lambda`, and one line
+    At the log interval, for each SURGE layer with a replica,
+    ``ags/<figure>/<layer>`` with each of
+    :data:`~surge_det.core.figures.FIGURES`; for each ``nn.PReLU``
+    ``ags/slope/<module>``, its largest slope; and once ``ags/factor``, the
+    schedule's factor on every base factor. The same values go to the
+    visualizer, so every entry of ``vis_backends`` gets them, and `surge-det
+    plot-ags` draws them. The text log gets ``ags_scale``, the median
+    :math:`\lambda`, and at the end of an epoch, or after ten logs, one line
     with its range and the layers at both ends.
 
     Values are those of the main process and of a layer's last application in
     its last backward pass. Norms contain AMP's loss scale and the division by
-    the number of accumulated iterations; :math:`\lambda` does not. Reading
-    them synchronises with the device, once, and only in iterations that log.
+    the number of accumulated iterations; :math:`\lambda` does not. All but
+    norms and :math:`\lambda` are computed only in iterations that log; reading
+    them synchronises with the device, once.
 
     A layer with a gradient of 0 at two logs in a row is warned of, once: its
     :math:`\lambda` says nothing, and it does not learn. A layer whose
@@ -69,6 +75,8 @@ class AGSHook(Hook):
         self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
         self._slopes: dict[str, nn.PReLU] = {}
+        self._signs: dict[str, Tensor] = {}
+        self._line, self._unsaid = '', 0
         self._warned_of_unreached = False
         self._without_gradient: set[str] = set()
         self._warned_of: set[str] = set()
@@ -80,6 +88,7 @@ class AGSHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Find the layers; warn where AGS was lost."""
         self._layers = compensated_layers(runner.model)
+        self._signs, self._unsaid = {}, 0
         self._warned_of_unreached = False
         self._without_gradient, self._warned_of = set(), set()
         self._slopes = {
@@ -97,6 +106,21 @@ class AGSHook(Hook):
                 f'is {found}, so {len(self._layers)} layers keep the eta they '
                 f'were built with. {AGS_REMEDY}'
             )
+
+    def before_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+    ) -> None:
+        """Ask layers for all figures, if this iteration logs."""
+        watches = (
+            bool(self._layers)
+            and is_main_process()
+            and logs_now(self, runner, batch_idx, self.interval)
+        )
+        for layer in self._layers.values():
+            layer.ags.watches = watches
 
     def after_train_iter(
         self,
@@ -133,7 +157,21 @@ class AGSHook(Hook):
         # into the text line.
         runner.message_hub.update_scalars(values, resumed=False)
         runner.visualizer.add_scalars(values, step=runner.iter + 1)
+        if not scales:
+            return
         self._summarize(runner, scales)
+        self._unsaid += 1
+        if self._unsaid == _LOGS:
+            self._say(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Write the line of the last log."""
+        if self._unsaid:
+            self._say(runner)
+
+    def _say(self, runner: Runner) -> None:
+        self._unsaid = 0
+        runner.logger.info(self._line)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the names of values that are not saved out of the file.
@@ -151,13 +189,20 @@ class AGSHook(Hook):
 
     def _read(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return what is logged, and what may have grown."""
-        ags = {
-            f'ags/{key}/{name}': value
-            for name, layer in self._layers.items()
-            for key in ('scale', 'norm_b', 'norm_a')
-            if (value := getattr(layer.ags, f'last_{key}')) is not None
+        ags = {}
+        for name, layer in self._layers.items():
+            if layer.ags.last_scale is None:
+                continue
+            figures, self._signs[name] = layer_figures(
+                layer, self._signs.get(name)
+            )
+            ags |= {f'ags/{k}/{name}': value for k, value in figures.items()}
+        slopes = self._largest_slopes()
+        ags |= {
+            f'ags/slope/{name}': value
+            for name, value in zip(self._slopes, slopes.values())
         }
-        sizes = {**self._ratios(), **self._largest_slopes()}
+        sizes = {**self._ratios(), **slopes}
         groups = (ags, self._start, sizes)
         tensors = [t for group in groups for t in group.values()]
         if not tensors:
@@ -262,4 +307,4 @@ class AGSHook(Hook):
         bad = [name for name in scales if name not in finite]
         if bad:
             line += f'; not finite: {", ".join(bad)}'
-        runner.logger.info(line)
+        self._line = line

@@ -1,0 +1,56 @@
+"""What a layer with a replica did in its last backward pass, in figures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .layers import SURGELayer
+
+# Of each figure: how it is written, and what it is.
+FIGURES = {
+    'scale': ('λ', "weight of the replica's gradient"),
+    'eta': ('η', "AGS's factor, the schedule's included"),
+    'norm_b': ('‖g_b‖', 'norm of the gradient through the 1-bit operator'),
+    'norm_a': ('‖g_a‖', 'norm of the gradient through the replica'),
+    'cosine': ('cos(g_b, g_a)', 'of the angle between the two'),
+    'missed': ('r', 'what the estimator drops along g_a, over ‖g_b‖'),
+    'clipped': ('clipped', 'share of the input where the estimator is 0'),
+    'flipped': ('flipped', 'share of 1-bit weights turned since the last log'),
+    'outside': ('|w| > 1', 'share of latent weights'),
+    'distance': ('‖w_a − w‖ / ‖w‖', 'of the replica from the latent weights'),
+}
+
+
+@torch.no_grad()
+def layer_figures(
+    layer: SURGELayer, before: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what is known of ``FIGURES``, on the layer's device.
+
+    Args:
+        layer: With a replica; ``layer.ags.watches`` was set for its last
+            backward pass.
+        before: The second value that an earlier call returned.
+
+    Returns:
+        0-dim tensors by the figure's name; ``eta`` = 0 has no norms. And
+        where weights are +1, as bool, to know later which were turned.
+    """
+    ags, weight = layer.ags, layer.weight.detach()
+    known = {
+        key: getattr(ags, f'last_{key}')
+        for key in FIGURES
+        if getattr(ags, f'last_{key}', None) is not None
+    }
+    if 'eta' in known:
+        known['eta'] = torch.as_tensor(known['eta'], device=weight.device)
+    signs = weight >= 0
+    if before is not None:
+        known['flipped'] = (signs != before).float().mean()
+    norm = torch.linalg.vector_norm
+    distance = norm(layer.aux_weight.detach() - weight)
+    tiny = torch.finfo(weight.dtype).tiny
+    known['outside'] = (weight.abs() > 1).float().mean()
+    known['distance'] = distance / norm(weight).clamp(min=tiny)
+    return known, signs

@@ -1,0 +1,102 @@
+"""Figures of a layer against their definitions."""
+
+import math
+
+import pytest
+import torch
+
+from surge_det.core import SURGEConv2d
+from surge_det.core.figures import FIGURES, layer_figures
+
+ESTIMATORS = {
+    'ste': {'type': 'STE', 'clip': 1.0},
+    'leaky': {'type': 'STE', 'leak': 0.1},
+    'approx': {'type': 'ApproxSign'},
+}
+
+
+def derivative(name, x):
+    inside = (x.abs() <= 1).to(x.dtype)
+    if name == 'ste':
+        return inside
+    if name == 'leaky':
+        return torch.where(inside == 1, 1.0, 0.1)
+    return (2 - 2 * x.abs()).clamp(min=0)
+
+
+@pytest.mark.parametrize('name', ESTIMATORS)
+@pytest.mark.parametrize('eta', [0.3, 'auto'])
+@pytest.mark.parametrize('aux_dtype', [None, 'bfloat16'])
+def test_definitions(name, eta, aux_dtype):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(
+        3,
+        4,
+        3,
+        bias=False,
+        eta=eta,
+        aux_dtype=aux_dtype,
+        activation_estimator=ESTIMATORS[name],
+    )
+    layer.begin_training()
+    _, before = layer_figures(layer)
+    with torch.no_grad():
+        # Seven of 108 signs turn; some weights leave [-1, 1].
+        layer.weight.view(-1)[:7] *= -1
+        layer.weight.view(-1)[20:23] += 3
+        layer.aux_weight += 0.05 * torch.randn_like(layer.aux_weight)
+    turned = ((layer.weight >= 0) != before).float().mean().item()
+    assert turned >= 7 / 108
+    x = (1.5 * torch.randn(2, 3, 6, 6)).requires_grad_()
+    layer.ags.watches = True
+    grad = torch.randn(2, 4, 4, 4)
+    layer(x).backward(grad)
+    got, _ = layer_figures(layer, before)
+    got = {key: value.item() for key, value in got.items()}
+    assert set(got) == set(FIGURES)
+
+    signs = torch.where(x.detach() >= 0, 1.0, -1.0).requires_grad_()
+    alpha = layer.weight.abs().mean((1, 2, 3), keepdim=True)
+    weight = alpha * torch.where(layer.weight >= 0, 1.0, -1.0)
+    (whole,) = torch.autograd.grad(torch.conv2d(signs, weight), signs, grad)
+    real = x.detach().requires_grad_()
+    (g_a,) = torch.autograd.grad(
+        torch.conv2d(real, layer.aux_weight), real, grad
+    )
+    h = derivative(name, x.detach())
+    g_b = h * whole
+    lengths = g_b.norm() * g_a.norm()
+    wanted = {
+        'norm_b': g_b.norm(),
+        'norm_a': g_a.norm(),
+        'cosine': (g_b * g_a).sum() / lengths,
+        'missed': ((1 - h) * whole * g_a).sum() / lengths,
+        'clipped': (h == 0).float().mean(),
+        'outside': (layer.weight.abs() > 1).float().mean(),
+        'distance': (layer.aux_weight - layer.weight).norm()
+        / layer.weight.norm(),
+    }
+    tolerance = 1e-5 if aux_dtype is None else 2e-2
+    for key, value in wanted.items():
+        assert got[key] == pytest.approx(value.item(), rel=tolerance), key
+    assert got['flipped'] == pytest.approx(turned)
+    if eta != 'auto':
+        assert got['eta'] == pytest.approx(0.3)
+    else:
+        assert got['eta'] == pytest.approx(max(got['missed'] / 4, 0), abs=1e-6)
+    assert got['scale'] == pytest.approx(
+        got['eta'] * got['norm_b'] / got['norm_a'], rel=1e-5
+    )
+    assert not math.isnan(sum(got.values()))
+
+
+def test_what_was_not_asked_for_is_not_computed():
+    layer = SURGEConv2d(3, 4, 3)
+    layer(torch.randn(1, 3, 5, 5, requires_grad=True)).sum().backward()
+    got, _ = layer_figures(layer)
+    assert set(FIGURES) - set(got) == {
+        'cosine',
+        'missed',
+        'clipped',
+        'flipped',
+    }
