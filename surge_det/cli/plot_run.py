@@ -26,7 +26,12 @@ class Curves(NamedTuple):
     step_name: str
 
 
-def _read_records(path: Path) -> list[dict]:
+def read_records(path: Path) -> list[dict]:
+    """Read a log of one JSON object a line, but for half of a last one.
+
+    Raises:
+        ValueError: If another line is none; names file and line.
+    """
     records = []
     lines = path.read_text(encoding='utf-8').splitlines()
     for number, line in enumerate(lines, 1):
@@ -65,7 +70,7 @@ def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
     scores: list[tuple[int, float]] = []
     step_name = 'epoch'
     for path in paths:
-        records = _read_records(path)
+        records = read_records(path)
         trained = [r for r in records if 'loss' in r and 'iter' in r]
         if not trained:
             continue

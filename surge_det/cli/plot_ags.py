@@ -1,0 +1,199 @@
+"""Draw what AGS did in every layer of a training, and say what looks wrong."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+from surge_det.cli.common import fail
+from surge_det.cli.plot_run import read_records
+from surge_det.core.figures import FIGURES
+
+# Iteration -> value, by the layer.
+Series = dict[str, dict[int, float]]
+
+# Drawn over a logarithmic scale of colours, or from 0 to 1.
+_LOGARITHMIC = {'scale', 'norm_b', 'norm_a', 'slope'}
+_SHARES = {'clipped', 'flipped', 'outside'}
+_SIGNED = {'cosine', 'missed'}
+_GROWTH = 100
+_TITLES = {
+    **{key: f'{sign}: {text}' for key, (sign, text) in FIGURES.items()},
+    'slope': 'largest slope of each PReLU',
+}
+
+
+def read_figures(work_dir: str | Path) -> dict[str, Series]:
+    """Read what ``AGSHook`` logged in ``work_dir``, with what it resumed.
+
+    A later run replaces what earlier ones logged from its own first
+    iteration on.
+
+    Args:
+        work_dir: As given to ``surge-det train``.
+
+    Returns:
+        Of each of ``FIGURES`` and ``slope``, layers in the model's order.
+
+    Raises:
+        FileNotFoundError: If there is nothing of AGS in it.
+        ValueError: If a log is malformed.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        own = {
+            row['step']: row
+            for row in read_records(path)
+            if any(key.startswith('ags/') for key in row)
+        }
+        if own:
+            first = min(own)
+            rows = {step: r for step, r in rows.items() if step < first} | own
+    found: dict[str, Series] = {}
+    for step, row in sorted(rows.items()):
+        for key, value in row.items():
+            _, figure, name = [*key.split('/', 2), '', ''][:3]
+            if key.startswith('ags/') and figure in _TITLES:
+                series = found.setdefault(figure, {})
+                series.setdefault(name, {})[step] = value
+    if 'scale' not in found:
+        raise FileNotFoundError(
+            f'{work_dir} has no log of AGS: looked for */vis_data/scalars.json'
+            ' of a training with AGSHook and layers that have a replica'
+        )
+    return found
+
+
+def findings(figures: dict[str, Series]) -> Iterator[str]:
+    """Say what looks wrong, with the likely cause.
+
+    Args:
+        figures: What :func:`read_figures` returns.
+    """
+
+    def told(figure: str, is_wrong, text: str) -> Iterator[str]:
+        series = figures.get(figure, {})
+        wrong = [name for name, s in series.items() if is_wrong([*s.values()])]
+        if wrong:
+            shown = ', '.join(wrong[:5]) + ', ...' * (len(wrong) > 5)
+            yield f'{text}, in {len(wrong)} of {len(series)}: {shown}'
+
+    def stuck(values):
+        return len(values) > 1 and values[-1] == values[-2] == 0
+
+    def grown(values):
+        start = statistics.median(values[: max(len(values) // 4, 1)])
+        return start > 0 and values[-1] >= _GROWTH * start
+
+    yield from told(
+        'norm_b',
+        stuck,
+        'no gradient arrives (‖g_b‖ is 0), so λ is 0: what follows may start '
+        'at 0 (zero_init_residual) or be frozen; see `surge-det preflight`',
+    )
+    yield from told(
+        'scale',
+        grown,
+        'λ has grown a hundredfold: the replica goes to 0, or the learning '
+        'rate is too high',
+    )
+    yield from told(
+        'scale',
+        lambda values: not all(map(math.isfinite, values)),
+        'λ was not finite: the learning rate is too high, or an image holds '
+        'such numbers',
+    )
+    yield from told(
+        'clipped',
+        lambda values: values[-1] > 0.99,
+        'the estimator clips the whole input, so nothing passes but what the '
+        'replica gives: a BN before the sign, or a wider window',
+    )
+    yield from told(
+        'flipped',
+        lambda values: len(values) > 1 and not any(values),
+        'no weight has changed its sign: the learning rate of the latent '
+        'weights is too small, or they are frozen',
+    )
+    yield from told(
+        'slope',
+        grown,
+        'a slope of a PReLU has grown a hundredfold: the learning rate is too '
+        'high, or clipping leaves it out',
+    )
+
+
+def draw(figures: dict[str, Series], out: Path, title: str) -> None:
+    """Draw a sheet: a panel for each figure, layers by depth over time."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from matplotlib.colors import LogNorm, Normalize
+
+    shown = [figure for figure in _TITLES if figure in figures]
+    rows = math.ceil(len(shown) / 2)
+    most = max(map(len, figures.values()))
+    fig, axes = plt.subplots(
+        rows, 2, figsize=(15, rows * (1.3 + 0.13 * most)), dpi=100
+    )
+    for axis, figure in zip(axes.flat, shown):
+        series = figures[figure]
+        steps = sorted({step for s in series.values() for step in s})
+        values = np.array(
+            [[s.get(x, math.nan) for x in steps] for s in series.values()]
+        )
+        norm, colours = Normalize(), 'viridis'
+        positive = values[np.isfinite(values) & (values > 0)]
+        if figure in _LOGARITHMIC and positive.size:
+            norm = LogNorm(positive.min(), max(positive.max(), 1e-30))
+        elif figure in _SHARES:
+            norm = Normalize(0, 1 if figure != 'flipped' else None)
+        elif figure in _SIGNED:
+            finite = np.abs(values[np.isfinite(values)])
+            end = finite.max(initial=1e-6)
+            norm, colours = Normalize(-end, end), 'coolwarm'
+        # A column reaches from the log before to its own.
+        edges = [0, *steps] if steps[0] > 0 else [-1, *steps]
+        # What is not known, or is 0 on a logarithmic scale, stays grey.
+        axis.set_facecolor('0.85')
+        image = axis.pcolormesh(
+            edges, range(len(series) + 1), values, norm=norm, cmap=colours
+        )
+        fig.colorbar(image, ax=axis, pad=0.01)
+        axis.invert_yaxis()
+        axis.set_yticks(np.arange(len(series)) + 0.5, series, fontsize=6)
+        axis.set_title(_TITLES[figure], fontsize=10)
+        axis.set_xlabel('iteration', fontsize=8)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis('off')
+    fig.suptitle(title)
+    fig.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(out)
+    plt.close(fig)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add = parser.add_argument
+    add('work_dir', metavar='WORK_DIR', help="the training's folder")
+    add('--out', type=Path, help='default: WORK_DIR/ags.png')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    work_dir = Path(args.work_dir)
+    out = args.out or work_dir / 'ags.png'
+    try:
+        figures = read_figures(work_dir)
+        draw(figures, out, work_dir.resolve().name)
+    except (OSError, ValueError) as error:
+        fail(error)
+    for text in [*findings(figures)] or ['nothing looks wrong']:
+        print(text)
+    print(f'AGS of {len(figures["scale"])} layers: {out}')
