@@ -75,7 +75,7 @@ def train_on_global_batch(model, net, ranks, fixed):
     net.norm.running_mean += 0.1
     if fixed:
         for layer in (net.conv, net.head):
-            layer.ags.scale = lambda b, a: torch.full_like(b.sum(), 0.3)
+            layer.ags.scale = lambda b, *_: torch.full_like(b.sum(), 0.3)
     wrapper = AGSOptimWrapper(
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     )
@@ -103,10 +103,11 @@ def train_step_by_step(rank, kind):
         torch.manual_seed(rank)
         wrapper = FSGOptimWrapper(optimizer=optimizer, fsg=FSG)
     elif kind == 'amp':
-        wrapper = AGSAmpOptimWrapper(optimizer=optimizer)
+        wrapper = AGSAmpOptimWrapper(optimizer=optimizer, ags={'eta': 'auto'})
         wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
     else:
-        wrapper = AGSOptimWrapper(optimizer=optimizer)
+        eta = 'auto' if kind == 'auto' else 0.2
+        wrapper = AGSOptimWrapper(optimizer=optimizer, ags={'eta': eta})
     states = []
     for index in range(STEPS):
         x = data(rank, index, torch.float32)
@@ -121,7 +122,7 @@ def train_step_by_step(rank, kind):
     return states
 
 
-KINDS = ['ags', 'amp']
+KINDS = ['ags', 'auto', 'amp']
 if importlib.util.find_spec('mambapy'):
     KINDS.append('fsg')
 
