@@ -16,7 +16,7 @@ from surge_det.core.figures import FIGURES
 Series = dict[str, dict[int, float]]
 
 # Drawn over a logarithmic scale of colours, or from 0 to 1.
-_LOGARITHMIC = {'scale', 'norm_b', 'norm_a', 'slope'}
+_LOGARITHMIC = {'scale', 'norm_b', 'norm_a'}
 _SHARES = {'clipped', 'flipped', 'outside'}
 _SIGNED = {'cosine', 'missed'}
 _GROWTH = 100
@@ -139,7 +139,11 @@ def draw(figures: dict[str, Series], out: Path, title: str) -> None:
     rows = math.ceil(len(shown) / 2)
     most = max(map(len, figures.values()))
     fig, axes = plt.subplots(
-        rows, 2, figsize=(15, rows * (1.3 + 0.13 * most)), dpi=100
+        rows,
+        2,
+        figsize=(15, rows * (1.3 + 0.13 * most)),
+        dpi=100,
+        layout='constrained',
     )
     for axis, figure in zip(axes.flat, shown):
         series = figures[figure]
@@ -172,7 +176,6 @@ def draw(figures: dict[str, Series], out: Path, title: str) -> None:
     for axis in axes.flat[len(shown) :]:
         axis.axis('off')
     fig.suptitle(title)
-    fig.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(out)
     plt.close(fig)
