@@ -1,5 +1,21 @@
 import gc
 
+from hypothesis import settings
+
+# Fuzzing: the same few examples in each run of the suite, and as many others
+# as one wants, with --hypothesis-profile=long.
+settings.register_profile(
+    'short',
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=100,
+)
+settings.register_profile(
+    'long', database=None, deadline=None, max_examples=5000, print_blob=True
+)
+settings.load_profile('short')
+
 
 def pytest_collection_finish(session):
     # What the imports made is never garbage; to look through it takes a tenth

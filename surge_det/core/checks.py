@@ -80,12 +80,20 @@ def integer(
     return value
 
 
-def positive_integers(**arguments: Any) -> None:
-    """Check arguments that are an int > 0, or a tuple or list of them."""
+def integers(low: int, **arguments: Any) -> None:
+    """Check arguments that are an int each, at least ``low``."""
     for name, value in arguments.items():
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(is_integer(v) and v > 0 for v in values):
-            refuse(name, value, 'whole numbers > 0')
+        integer(name, value, low)
+
+
+def pairs(low: int, **arguments: Any) -> None:
+    """Check arguments that are an int, or a pair of them, at least ``low``."""
+    for name, value in arguments.items():
+        values = value if isinstance(value, (tuple, list)) else (value, value)
+        if len(values) != 2 or not all(
+            is_integer(v) and v >= low for v in values
+        ):
+            refuse(name, value, f'an integer >= {low}, or a pair of them')
 
 
 def boolean(name: str, value: Any) -> bool:

@@ -108,7 +108,7 @@ class ConvConfig(LayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.pad_value, bool) or self.pad_value not in (
+        if not checks.is_number(self.pad_value) or self.pad_value not in (
             -1,
             0,
             1,

@@ -22,6 +22,7 @@ from .sign import binary_sign
 
 # ReCU's published code.
 _VARIANCE_EPS = 1e-5
+_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 class BinarizedWeight(NamedTuple):
@@ -415,14 +416,22 @@ class SURGEConv2d(SURGELayer, nn.Conv2d):
         **kwargs: Any,
     ) -> None:
         config = self._read_keywords(kwargs)
-        checks.positive_integers(
+        checks.integers(
+            1,
             in_channels=in_channels,
             out_channels=out_channels,
-            kernel_size=kernel_size,
-            stride=stride,
-            dilation=dilation,
             groups=groups,
         )
+        checks.pairs(
+            1, kernel_size=kernel_size, stride=stride, dilation=dilation
+        )
+        if isinstance(padding, str):
+            checks.one_of('padding', padding, ('valid', 'same'))
+            if padding == 'same' and stride not in (1, (1, 1), [1, 1]):
+                checks.refuse('padding', padding, 'only with stride=1')
+        else:
+            checks.pairs(0, padding=padding)
+        _check_tensor_arguments(bias, device, dtype)
         for name, value in (('in', in_channels), ('out', out_channels)):
             if value % groups:
                 checks.refuse(
@@ -512,9 +521,8 @@ class SURGELinear(SURGELayer, nn.Linear):
         **kwargs: Any,
     ) -> None:
         config = self._read_keywords(kwargs)
-        checks.positive_integers(
-            in_features=in_features, out_features=out_features
-        )
+        checks.integers(1, in_features=in_features, out_features=out_features)
+        _check_tensor_arguments(bias, device, dtype)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._setup(config)
 
@@ -526,6 +534,17 @@ class SURGELinear(SURGELayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Apply; shapes as in the class."""
         return self._run(x)
+
+
+def _check_tensor_arguments(bias: Any, device: Any, dtype: Any) -> None:
+    checks.boolean('bias', bias)
+    if dtype is not None and dtype not in _DTYPES:
+        checks.refuse('dtype', dtype, f'None or one of {_DTYPES}')
+    try:
+        if device is not None:
+            torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        checks.refuse('device', device, f'None or a device of torch ({error})')
 
 
 def named_surge_layers(

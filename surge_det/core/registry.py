@@ -48,16 +48,18 @@ class Registry(dict[str, type]):
         if isinstance(spec, dict):
             kwargs = dict(spec)
             name = kwargs.pop('type', None)
-            cls = name if isinstance(name, type) else self.get(name)
-            if cls is None:
+            cls = self.get(name) if isinstance(name, str) else name
+            if not isinstance(cls, type):
                 raise ValueError(
                     f'{argument}: unknown type {name!r} in {spec!r}; '
                     f'allowed are {sorted(self)}'
                 )
             try:
                 spec = cls(**kwargs)
-            except TypeError as error:
-                raise ValueError(f'{argument}: {name}: {error}') from error
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f'{argument}: {cls.__name__}: {error}'
+                ) from error
         if isinstance(spec, type) or not all(
             callable(getattr(spec, method, None)) for method in self.methods
         ):

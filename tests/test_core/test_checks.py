@@ -36,11 +36,15 @@ def test_integers(bad):
         checks.integer('n', 0, 1, or_none=True)
 
 
-@pytest.mark.parametrize('bad', [0, -1, True, 1.5, (1, 0), [2, None]])
-def test_positive_integers(bad):
-    with pytest.raises(ValueError, match='b=.*: whole numbers > 0'):
-        checks.positive_integers(a=1, b=bad)
-    checks.positive_integers(a=(1, 2), b=3)
+@pytest.mark.parametrize(
+    'bad', [0, -1, True, 1.5, (1, 0), [2, None], (1,), ()]
+)
+def test_pairs(bad):
+    with pytest.raises(ValueError, match='b=.*: an integer >= 1, or a pair'):
+        checks.pairs(1, a=1, b=bad)
+    checks.pairs(1, a=(1, 2), b=3, c=[4, 5])
+    with pytest.raises(ValueError, match=r'b=\(1, 2\).*: an integer >= 1'):
+        checks.integers(1, a=1, b=(1, 2))
 
 
 def test_booleans_and_choices():

@@ -50,7 +50,7 @@ class STE(Estimator):
     """
 
     def __init__(self, clip: float | None = 1.0, leak: float = 0.0) -> None:
-        if clip != math.inf:
+        if not isinstance(clip, float) or clip != math.inf:
             checks.number('clip', clip, above=0, or_none=True)
         self.clip = clip
         self.leak = checks.number('leak', leak, low=0, high=1)
