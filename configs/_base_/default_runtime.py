@@ -9,5 +9,4 @@ custom_hooks = [
     dict(type='BroadcastBuffersHook'),
     dict(type='SURGECheckHook'),
     dict(type='SURGEFiniteHook'),
-    dict(type='SURGESeedHook'),
 ]

@@ -234,16 +234,12 @@ def build_runner(cfg: Config) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from surge_det.engine import (
-        SURGECheckHook,
-        SURGEFiniteHook,
-        SURGESeedHook,
-    )
+    from surge_det.engine import SURGECheckHook, SURGEFiniteHook
 
     runner = (
         RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     )
-    for kind in (SURGECheckHook, SURGEFiniteHook, SURGESeedHook):
+    for kind in (SURGECheckHook, SURGEFiniteHook):
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
     return runner

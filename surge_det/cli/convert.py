@@ -125,7 +125,11 @@ def run(args: argparse.Namespace) -> None:
 
     init_default_scope('mmdet')
     try:
-        state = unwrap(read(args.input))
+        state = read(args.input)
+        try:
+            state = unwrap(state)
+        except ValueError as error:
+            raise ValueError(f'{args.input}: {error}') from error
         layout = args.layout
         if layout == 'auto':
             layout = detect_layout(state)

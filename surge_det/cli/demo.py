@@ -7,14 +7,13 @@ printed before it runs; a step whose result is there is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from surge_det.cli.common import config_file
-from surge_det.whole_files import newest_checkpoint
+from surge_det.whole_files import newest_checkpoint, read_json
 
 # What makes two runs the same training, whatever the folder they write to.
 TRAINING_KEYS = (
@@ -47,6 +46,8 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
     """
     from mmengine.config import Config
 
+    from surge_det.deploy.config import read_config
+
     dumped, checkpoint = work_dir / config.name, None
     with suppress(ValueError):
         checkpoint, _ = newest_checkpoint(work_dir)
@@ -56,7 +57,12 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
         or checkpoint.stat().st_mtime < since
     ):
         return None
-    cfg, old = Config.fromfile(config), Config.fromfile(dumped)
+    cfg = Config.fromfile(config)
+    try:
+        # A config is a program, and the folder may be anybody's.
+        old = read_config(dumped.read_text('utf-8'), dumped)
+    except ValueError:
+        return None
     same = all(old.get(key) == cfg.get(key) for key in TRAINING_KEYS)
     return checkpoint if same else None
 
@@ -64,7 +70,7 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
 def read_map(work_dir: Path) -> float | None:
     """Return the mAP that the last evaluation in ``work_dir`` logged."""
     for path in sorted(work_dir.glob('*/*.json'), reverse=True):
-        metrics = json.loads(path.read_text())
+        metrics = read_json(path)
         if 'pascal_voc/mAP' in metrics:
             return metrics['pascal_voc/mAP']
     return None

@@ -112,7 +112,6 @@ def problem(path: Path) -> str | None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    import cv2
     from rich.progress import track
 
     from surge_det.deploy import DetInferencer
@@ -144,8 +143,9 @@ def run(args: argparse.Namespace) -> None:
                     pred_score_thr=args.score_thr,
                     no_save_pred=False,
                 )
-            except (RuntimeError, ValueError, cv2.error) as error:
-                why = str(error)
+            except Exception as error:
+                # Whatever a model of strangers raises.
+                why = f'{type(error).__name__}: {error}'
         if why is not None:
             failed.append(f'{image}: {why}')
             continue

@@ -109,8 +109,7 @@ def script(*command: str) -> NoReturn:
     status = main(argv)
     if argv[0] in DISTRIBUTED and _uses_gloo():
         # A process with gloo's threads sometimes aborts at its normal end.
-        if status == 0:
-            sys.modules['torch'].distributed.barrier()
+        sys.modules['torch'].distributed.barrier()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

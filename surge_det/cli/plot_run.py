@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from surge_det.cli.common import fail
 
@@ -36,14 +36,23 @@ def read_records(path: Path) -> list[dict]:
     lines = path.read_text(encoding='utf-8').splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            records.append(_record(json.loads(line)))
+        except (RecursionError, ValueError) as error:
             # A killed run leaves half a last line.
             if number < len(lines):
                 raise ValueError(
                     f'{path}, line {number}: not a log record ({error})'
                 ) from error
     return records
+
+
+def _record(record: Any) -> dict:
+    used = ('loss', 'iter', 'epoch', 'step')
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key, 0), int | float) for key in used
+    ):
+        raise ValueError(f'{", ".join(used)} must be numbers of an object')
+    return record
 
 
 def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
@@ -72,27 +81,20 @@ def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
     for path in paths:
         records = read_records(path)
         trained = [r for r in records if 'loss' in r and 'iter' in r]
-        # A resumed run may begin with the validation that was not finished.
-        starts = [
-            r['step']
-            for r in records
-            # A test has none.
-            if any(map(name.search, r)) and r['step']
-        ][:1]
-        for first in trained[:1]:
-            step_name = 'epoch' if 'epoch' in first else 'iteration'
-            starts.append(first.get('epoch', first['iter']))
-            losses = [p for p in losses if p[0] < first['iter']]
-        if not starts:
+        if not trained:
             continue
-        scores = [p for p in scores if p[0] < min(starts)]
+        first = trained[0]
+        step_name = 'epoch' if 'epoch' in first else 'iteration'
+        first_step = first.get('epoch', first['iter'])
+        losses = [p for p in losses if p[0] < first['iter']]
+        scores = [p for p in scores if p[0] < first_step]
         losses += [(r['iter'], r['loss']) for r in trained]
         for record in records:
             for key, value in record.items():
                 if 'loss' not in record and not key.startswith('ags/'):
                     known.add(key.rpartition('/')[2])
-                if name.search(key):
-                    scores.append((record['step'], value))
+                if name.search(key) and isinstance(value, int | float):
+                    scores.append((record.get('step', 0), value))
                     break
     if not losses:
         raise FileNotFoundError(

@@ -102,14 +102,10 @@ def _newest(work_dir: str) -> str | None:
     return str(path)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command.
-
-    Returns:
-        The exit status: 0, or 143 after SIGTERM.
-    """
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     from surge_det.datasets.classes import ClassesError
-    from surge_det.engine import NonFiniteError, Terminated, WeightsError
+    from surge_det.engine import NonFiniteError, WeightsError
 
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
@@ -121,6 +117,3 @@ def run(args: argparse.Namespace) -> int:
             runner.train()
     except (ClassesError, NonFiniteError, WeightsError) as error:
         fail(error)
-    except Terminated as end:
-        return end.code
-    return 0

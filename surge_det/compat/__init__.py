@@ -9,10 +9,12 @@ imported, then:
 - configs may have ours as base (`config_base`);
 - mmdet's ``SSDHead`` predicts (`ssd_head`);
 - pictures are drawn with any palette (`palette`);
+- OpenCV reads no image of more pixels than Pillow would;
 - the warning about ``pkg_resources`` that mmengine's imports set off is
   silenced: the pins and the doctor take care of it.
 """
 
+import os
 import warnings
 from importlib import import_module
 from types import ModuleType
@@ -34,8 +36,14 @@ _MENDED_BY = {
 }
 
 
+# A small file may hold a larger image, and then it takes gigabytes.
+_MAX_PIXELS = 178_956_970
+
+
 def install() -> None:
     """Prepare the toolbox, in any order of imports; cheap and idempotent."""
+    # Read when OpenCV is imported.
+    os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(_MAX_PIXELS))
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     mmcv_ops.install()
     for name in _MENDED_BY:

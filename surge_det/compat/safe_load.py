@@ -18,12 +18,16 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+
+from surge_det.whole_files import fault
 
 _BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -44,11 +48,11 @@ class UnsafeCheckpointError(RuntimeError):
     """A checkpoint holds something that is not allowed to be unpickled."""
 
 
-def _refuse_exported(source):
-    """Refuse what would load without an error and leave random weights.
+def _refuse(source):
+    """Refuse what would load without an error and leave wrong weights.
 
-    torch reads safetensors, and mmengine goes on without the keys that do not
-    fit, which are all of the 1-bit layers.
+    torch reads damaged values, and safetensors; with these mmengine goes on
+    without the keys that do not fit, which are all of the 1-bit layers.
     """
     if not isinstance(source, (str, os.PathLike)):
         return
@@ -61,6 +65,8 @@ def _refuse_exported(source):
             'surge_det.deploy.load_detector and surge_det.deploy.'
             'DetInferencer, and by surge-det test and infer'
         )
+    if zipfile.is_zipfile(source) and (reason := fault(Path(source))):
+        raise ValueError(f'{source}: {reason}')
 
 
 class _Named:
@@ -245,10 +251,10 @@ def safe_load(f, map_location=None, weights_only=True, **kwargs):
     Raises:
         UnsafeCheckpointError: If the pickle holds anything else. The
             message names the file, what was found and the remedy.
-        ValueError: If it is what ``surge-det export`` wrote for
+        ValueError: If it is damaged, or what ``surge-det export`` wrote for
             another engine than mmengine. The message names what reads it.
     """
-    _refuse_exported(f)
+    _refuse(f)
     source = getattr(f, 'name', None) or (
         'checkpoint' if hasattr(f, 'read') else f
     )

@@ -247,6 +247,12 @@ class CheckedCOCO(COCO):
             file = entry.get('file_name')
             if not file or not isinstance(file, str):
                 raise ValueError(f'{where}: its file_name must be a text')
+            if '://' in file:
+                # It would be fetched.
+                raise ValueError(
+                    f'{where}: its file_name is an address; the name of a '
+                    'file is allowed'
+                )
             file = entry['file_name'] = file.replace('\\', '/')
             if key in self.imgs:
                 raise ValueError(

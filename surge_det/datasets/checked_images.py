@@ -82,8 +82,9 @@ class Loader(NamedTuple):
             )
         except Exception as error:
             # Each backend has errors of its own, without the file's name.
+            reason = ' '.join(str(error).split())
             raise ValueError(
-                f'{path} cannot be read as an image: {error}'
+                f'{path} cannot be read as an image: {reason}'
             ) from error
         if image is None:
             raise ValueError(f'{path} cannot be read as an image')

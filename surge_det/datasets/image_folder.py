@@ -7,8 +7,13 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS
+from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
+
+# What torchvision looks for by name. Some other formats of Pillow's run
+# programs, and a name says nothing of what a file is.
+_FORMATS = ('JPEG', 'PNG', 'PPM', 'BMP', 'TIFF', 'WEBP')
 
 
 @DATASETS.register_module()
@@ -51,7 +56,9 @@ class ImageFolderDataset(datasets.ImageFolder):
                 'the environment variable SURGE_DATA_ROOT)'
             )
         super().__init__(
-            data_root, v2.Compose([*transforms, v2.PILToTensor()])
+            data_root,
+            v2.Compose([*transforms, v2.PILToTensor()]),
+            loader=_load,
         )
         if num_classes is not None and len(self.classes) != num_classes:
             raise ValueError(
@@ -69,6 +76,18 @@ class ImageFolderDataset(datasets.ImageFolder):
         """Load and transform one image; see the class."""
         image, label = super().__getitem__(index)
         return dict(inputs=image, data_samples=label)
+
+
+def _load(path: str) -> Image.Image:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.convert('RGB')
+    # Plugins raise errors of many types for broken files.
+    except Exception as error:
+        raise ValueError(
+            f'{path} cannot be read as an image of {", ".join(_FORMATS)}: '
+            f'{error}'
+        ) from error
 
 
 def _transform(cfg: dict) -> v2.Transform:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from surge_det.whole_files import read_json
+
 CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
 # Of each class, in their order; clutter has any of them.
 PATTERNS = ('dots', 'checker', 'stripes', 'plain', 'noise')
@@ -332,7 +334,7 @@ def _names(split: str, count: int) -> list[str]:
 
 def _read_manifest(folder: Path) -> dict | None:
     try:
-        return json.loads((folder / 'manifest.json').read_text('utf-8'))
+        return read_json(folder / 'manifest.json')
     except (FileNotFoundError, ValueError):
         return None
 

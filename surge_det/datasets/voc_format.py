@@ -401,7 +401,7 @@ def _number(text: str, tag: str) -> float:
     except ValueError:
         value = math.nan
     if not abs(value) < _FAR:
-        raise ValueError(f'<{tag}> is {text!r}, no number of pixels')
+        raise ValueError(f'<{tag}> is {text[:30]!r}, no number of pixels')
     return value
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import MODELS
-from mmengine.utils import import_modules_from_strings
+from mmengine.config.config import RESERVED_KEYS
 
 # What inference needs; the rest of a config is about training.
 _KEYS = (
@@ -26,6 +21,8 @@ _KEYS = (
     'tta_pipeline',
     'visualizer',
 )
+# No config comes near it.
+_CHARACTERS = 1_000_000
 
 
 def inference_part(cfg: Config) -> dict[str, Any]:
@@ -49,65 +46,49 @@ def config_text(cfg: Config, inference: bool = True) -> str:
     return text
 
 
-def read_config(text: str, source: str | Path, imports: bool = True) -> Config:
+def read_config(text: str, source: str | Path) -> Config:
     """Read a config that :func:`config_text` or mmengine wrote.
 
     A config is a program. A file of weights that somebody passes on should
     not be one: this reads assignments of plain values (and ``dict(...)``),
-    runs nothing, and refuses a ``type`` that is a path to import instead of
-    a registered name. Modules that ``custom_imports`` names are imported.
+    and neither runs nor imports anything.
+    :func:`~.stored_config.stored_config` says what may be built from it.
 
     Args:
         text: Python assignments.
         source: Name of the file, for messages.
-        imports: Whether to import what ``custom_imports`` names.
 
     Raises:
         ValueError: If there is anything else in it.
-        ImportError: If a module that it names is not installed.
     """
-    cfg = Config(_parse(text, source))
-    modules = cfg.get('custom_imports')
-    if modules and imports:
-        import_modules_from_strings(**modules)
-    return cfg
+    return Config(_parse(text, source))
 
 
 def _parse(text: str, source: str | Path) -> dict[str, Any]:
     values = {}
     try:
+        if len(text) > _CHARACTERS:
+            raise ValueError(f'more than {_CHARACTERS:,} characters')
         for node in ast.parse(text).body:
             if not isinstance(node, ast.Assign) or not all(
                 isinstance(target, ast.Name) for target in node.targets
             ):
                 raise ValueError(f'line {node.lineno} is no assignment')
-            value = ast.literal_eval(_Literals().visit(node.value))
-            values[node.targets[0].id] = value
-    except (SyntaxError, TypeError, ValueError) as error:
+            name = node.targets[0].id
+            if name in RESERVED_KEYS:
+                raise ValueError(f'the name {name!r} in line {node.lineno}')
+            values[name] = ast.literal_eval(_Literals().visit(node.value))
+    # The last two where it is nested too deep for Python.
+    except (
+        *(SyntaxError, TypeError, ValueError),
+        *(MemoryError, RecursionError),
+    ) as error:
+        reason = str(error) or 'nested too deep'
         raise ValueError(
-            f'{source}: its config is not allowed ({error}): assignments of '
+            f'{source}: its config is not allowed ({reason}): assignments of '
             'plain values only, nothing that would have to be run'
         ) from error
-    for kind in _types(values):
-        _check_type(kind, source)
     return values
-
-
-def _check_type(kind: str, source: str | Path) -> None:
-    scope, dot, name = kind.rpartition('.')
-    if not dot:
-        return
-    known = {'mmengine', *MODULE2PACKAGE, *MODELS.children}
-    if scope in known:
-        # What no registry has mmengine imports: `mmcv.convert_video` would
-        # be called.
-        with suppress(ImportError):
-            if not hasattr(importlib.import_module(scope), name):
-                return
-    raise ValueError(
-        f'{source}: type={kind!r} in the config is not allowed: a registered '
-        f'name, with or without one of the scopes {sorted(known)}'
-    )
 
 
 class _Literals(ast.NodeTransformer):
@@ -125,16 +106,6 @@ class _Literals(ast.NodeTransformer):
         if node.id not in ('inf', 'nan'):
             raise ValueError(f'the name {node.id!r} in line {node.lineno}')
         return ast.Constant(getattr(math, node.id))
-
-
-def _types(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get('type'), str):
-            yield node['type']
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _types(item)
 
 
 def meta_text(dataset_meta: dict[str, Any]) -> str:
@@ -160,20 +131,55 @@ def read_meta(text: str, source: str | Path) -> dict[str, Any]:
         source: Name of the file, for messages.
 
     Raises:
-        ValueError: If it is no JSON object.
+        ValueError: If it is no JSON object, or as :func:`checked_meta`.
     """
     try:
         meta = json.loads(text)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f'{source}: no dataset_meta: {error}') from error
+    return checked_meta(meta, source)
+
+
+def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
+    """Return a ``dataset_meta`` as visualizers take it.
+
+    Args:
+        meta: ``classes`` is a list of names, ``palette`` a list of colours
+            (three numbers) or the name of one; what else there is stays.
+        source: Name of the file, for messages.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     if not isinstance(meta, dict):
         raise ValueError(f'{source}: dataset_meta={meta!r} is no dict')
-    if 'classes' in meta:
-        meta['classes'] = tuple(meta['classes'])
+    meta = dict(meta)
+    classes, palette = meta.get('classes', []), meta.get('palette', 'random')
+    if not isinstance(classes, (list, tuple)) or not all(
+        isinstance(name, str) for name in classes
+    ):
+        raise ValueError(
+            f'{source}: its dataset_meta has no list of names as classes'
+        )
     # Visualizers take colours as tuples.
-    if isinstance(meta.get('palette'), list):
-        meta['palette'] = [
+    if isinstance(palette, (list, tuple)):
+        palette = [
             tuple(color) if isinstance(color, list) else color
-            for color in meta['palette']
+            for color in palette
         ]
+        if not all(
+            isinstance(color, tuple)
+            and len(color) == 3
+            and all(isinstance(n, int) and 0 <= n < 256 for n in color)
+            for color in palette
+        ):
+            palette = None
+    if not isinstance(palette, (list, str)):
+        raise ValueError(
+            f'{source}: its dataset_meta has no list of colours as palette'
+        )
+    if 'classes' in meta:
+        meta['classes'] = tuple(classes)
+    if 'palette' in meta:
+        meta['palette'] = palette
     return meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch import nn
 
 from surge_det.deploy.formats import format_of
 from surge_det.deploy.loading import load_detector
+from surge_det.deploy.stored_config import bounded
+
+
+def _pipeline(cfg: Config) -> Any:
+    loader = cfg.get('test_dataloader') or {}
+    return (loader.get('dataset') or {}).get('pipeline')
 
 
 class DetInferencer(apis.DetInferencer):
@@ -49,7 +56,16 @@ class DetInferencer(apis.DetInferencer):
             if model is None:
                 self._loaded = load_detector(weights, device=device or 'cpu')
                 model = self._loaded.cfg
-        super().__init__(model, weights, device, **kwargs)
+                if not _pipeline(model):
+                    raise ValueError(
+                        f'{weights}: its config has no test pipeline; give '
+                        'your own config beside it'
+                    )
+        building = nullcontext()
+        if self._loaded is not None:
+            building = bounded(weights, None)
+        with building:
+            super().__init__(model, weights, device, **kwargs)
 
     def _init_model(
         self, cfg: Any, weights: str | None, device: str = 'cpu'

@@ -1,4 +1,4 @@
-"""A config's detector for inference, and what its layers binarize."""
+"""A config's detector for inference, and whether weights are of it."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ from .hooks import (
     SURGECheckpointHook,
     SURGEFiniteHook,
     SURGEProgressHook,
-    SURGESeedHook,
-    Terminated,
 )
 from .loaded_weights import WeightsError
 from .optim import (
@@ -35,7 +33,5 @@ __all__ = [
     'SURGEFiniteHook',
     'SURGEOptimWrapperConstructor',
     'SURGEProgressHook',
-    'SURGESeedHook',
-    'Terminated',
     'WeightsError',
 ]

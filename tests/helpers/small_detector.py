@@ -1,4 +1,4 @@
-"""A 1-bit Faster R-CNN, small in width, as training leaves it behind."""
+"""1-bit detectors, small in width, as training leaves them behind."""
 
 from pathlib import Path
 
@@ -12,6 +12,11 @@ META = {
     'classes': ('RBC', 'WBC', 'Platelets'),
     'palette': [(220, 60, 60), (70, 110, 240), (250, 200, 60)],
 }
+
+NARROW = dict(
+    backbone=dict(base_channels=16),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
+)
 
 
 def small_config(**conv_cfg):
@@ -33,6 +38,31 @@ def small_config(**conv_cfg):
     )
     cfg.model.test_cfg.rcnn.score_thr = 0.0
     cfg.test_dataloader.dataset.pipeline[1].scale = (96, 64)
+    return cfg
+
+
+def small_one_stage():
+    """mmdet's RetinaNet, binarized by one key."""
+    cfg = Config.fromfile(CONFIGS / 'surge_retinanet_r50_coco.py')
+    cfg.merge_from_dict(
+        dict(
+            model=dict(
+                backbone=dict(
+                    depth=18,
+                    init_cfg=None,
+                    stem_channels=16,
+                    **NARROW['backbone'],
+                ),
+                neck=NARROW['neck'],
+                bbox_head=dict(
+                    in_channels=16,
+                    feat_channels=16,
+                    stacked_convs=1,
+                    num_classes=3,
+                ),
+            )
+        )
+    )
     return cfg
 
 

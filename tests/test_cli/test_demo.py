@@ -48,6 +48,15 @@ def test_training_with_another_config_is_not_reused(finished):
     assert demo.last_checkpoint(CONFIG, folder, 0) is None
 
 
+def test_a_config_in_the_work_folder_does_not_run(finished):
+    folder, _, cfg = finished
+    mark = folder / 'ran'
+    code = f'open({str(mark)!r}, "w").close()\n'
+    (folder / CONFIG.name).write_text(cfg.pretty_text + code)
+    assert demo.last_checkpoint(CONFIG, folder, 0) is None
+    assert not mark.exists()
+
+
 @pytest.fixture
 def ran(finished, monkeypatch):
     """The commands that the demo runs, and a stand-in for what they write."""

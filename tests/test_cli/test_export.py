@@ -24,6 +24,7 @@ from small_detector import small_config, train
 
 from surge_det.cli.export import SUFFIXES
 from surge_det.cli.main import main
+from surge_det.core.layers import binarization_of
 from surge_det.datasets.shapes import prepare_shapes
 from surge_det.deploy import FORMATS, load_detector
 from surge_det.deploy.trained import build_detector
@@ -44,6 +45,7 @@ def trained(tmp_path_factory):
     cfg.dump(folder / 'config.py')
     model = train(build_detector(cfg))
     meta = {'dataset_meta': dict(demo.metainfo), 'cfg': cfg.pretty_text}
+    meta['binarized'] = binarization_of(model)
     state = model.state_dict()
     torch.save({'state_dict': state, 'meta': meta}, folder / 'epoch_1.pth')
     return folder
@@ -190,7 +192,7 @@ def test_layers_that_gain_nothing_are_named(trained, capsys, tmp_path):
         pytest.skip('needs the extra deploy')
     state = torch.load(trained / 'epoch_1.pth', weights_only=True)
     # Such a detector's has the same values.
-    del state['meta']['cfg']
+    del state['meta']['cfg'], state['meta']['binarized']
     torch.save(state, tmp_path / 'x.pth')
     main(
         ['export', str(trained / 'config.py'), str(tmp_path / 'x.pth')]

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from small_detector import META, detections, small_config, train
 
+from surge_det.core.layers import binarization_of
 from surge_det.deploy import FORMATS, load_detector
 from surge_det.engine.apply_method import apply_method
 
@@ -29,7 +30,12 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp('trained') / 'epoch_1.pth'
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoint = {
-        'meta': {'dataset_meta': META, 'epoch': 1, 'cfg': cfg.pretty_text},
+        'meta': {
+            'dataset_meta': META,
+            'epoch': 1,
+            'cfg': cfg.pretty_text,
+            'binarized': binarization_of(model),
+        },
         'state_dict': model.state_dict(),
         'ema_state_dict': {
             key: value.clone() for key, value in model.state_dict().items()
@@ -174,11 +180,16 @@ def test_another_binarization_is_told(trained, tmp_path):
     PTH.load(path, apply_method(cfg, 'reste'))
     PTH.load(path, apply_method(cfg, 'ste'))
     checkpoint = torch.load(path, weights_only=False)
+    del checkpoint['meta']['binarized']
     # Nothing to compare with.
-    for text in ('import os', "model = dict(type='of_another_package')", None):
-        checkpoint['meta']['cfg'] = text
-        torch.save(checkpoint, tmp_path / 'x.pth')
-        PTH.load(tmp_path / 'x.pth', apply_method(cfg, 'float'))
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    PTH.load(tmp_path / 'x.pth', apply_method(cfg, 'float'))
+    # Trained by a config without 1-bit layers, which is not built.
+    checkpoint['meta']['cfg'] = "model = dict(type='of_another_package')"
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    PTH.load(tmp_path / 'x.pth', apply_method(cfg, 'float'))
+    with pytest.raises(ValueError, match='real there, 1-bit, Scaled.* here'):
+        PTH.load(tmp_path / 'x.pth', cfg)
 
 
 def test_what_changes_no_output_is_no_other_arithmetic(trained):
@@ -191,19 +202,52 @@ def test_what_changes_no_output_is_no_other_arithmetic(trained):
         PTH.load(path, other)
 
 
-def test_config_of_a_checkpoint_runs_nothing(trained, tmp_path, monkeypatch):
-    cfg, _, path = trained
-    checkpoint = torch.load(path, weights_only=False)
-    other = Config(cfg.to_dict())
-    other.model.backbone.conv_cfg.eta = 0.1
-    other.custom_imports = dict(imports=['surge_det_is_run_by_this'])
-    checkpoint['meta']['cfg'] = other.pretty_text
-    torch.save(checkpoint, tmp_path / 'x.pth')
-    (tmp_path / 'surge_det_is_run_by_this.py').write_text('1 / 0')
-    monkeypatch.syspath_prepend(str(tmp_path))
-    PTH.load(tmp_path / 'x.pth', cfg)
-    with pytest.raises(ZeroDivisionError):
-        load_detector(tmp_path / 'x.pth')
+def test_any_change_of_an_export_is_refused(trained, exported, tmp_path):
+    cfg, model, _ = trained
+    path = tmp_path / 'x.pth'
+
+    def refused(said, change):
+        checkpoint = torch.load(exported, weights_only=True)
+        change(checkpoint['meta'], checkpoint['state_dict'])
+        torch.save(checkpoint, path)
+        for config in (None, cfg):
+            with pytest.raises(ValueError, match=rf'x\.pth: {said}') as error:
+                PTH.load(path, config)
+            assert '\n' not in str(error.value)
+
+    def rename(meta, state):
+        meta['dataset_meta'] = {**META, 'classes': ('RBC', 'WBC', 'Plates')}
+
+    def threshold(meta, state):
+        changed = meta['cfg'].replace('iou_threshold=0.7', 'iou_threshold=0.6')
+        assert changed != meta['cfg']
+        meta['cfg'] = changed
+
+    for change in (
+        rename,
+        threshold,
+        lambda meta, state: state['backbone.bn1.bias'][:1].add_(1e-6),
+        lambda meta, state: state.update(more=torch.zeros(1)),
+        lambda meta, state: state.update(more='x'),
+        lambda meta, state: meta.update(epoch=3),
+        lambda meta, state: meta.update(more=torch.zeros(1)),
+        lambda meta, state: meta.update(digest=None),
+    ):
+        refused('damaged or changed', change)
+    refused('.*export the checkpoint again', lambda m, s: m.pop('digest'))
+    PTH.load(exported, cfg)
+
+
+@pytest.mark.parametrize('which', ['checkpoint', 'exported'])
+def test_a_changed_byte_is_refused(which, trained, exported, tmp_path):
+    whole = (exported if which == 'exported' else trained[2]).read_bytes()
+    path = tmp_path / 'x.pth'
+    for place in range(len(whole) // 30, len(whole), len(whole) // 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r'x\.pth: damaged in'):
+            PTH.load(path, trained[0])
 
 
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):

@@ -63,10 +63,6 @@ def test_what_mmengine_writes_is_read():
         'a = lambda: 1',
         "a = f'{1}'",
         'a = (',
-        "model = dict(type='os.system', command='true')",
-        # A function of mmcv's that runs a shell.
-        "model = dict(neck=[dict(type='mmcv.convert_video')])",
-        "model = dict(type='mmengine.fileio.remove')",
     ],
 )
 def test_nothing_is_run(text):
@@ -74,21 +70,20 @@ def test_nothing_is_run(text):
         read_config(text, 'detector.xml')
 
 
-def test_scopes_are_allowed():
-    text = "model = dict(type='mmdet.FasterRCNN', b=dict(type='ResNet'))"
-    assert read_config(text, 'it').model.type == 'mmdet.FasterRCNN'
-
-
 def test_config_that_could_not_be_read_is_not_written():
-    cfg = Config(dict(model=dict(type='some.package.Model')))
-    with pytest.raises(ValueError, match=r'some\.package\.Model'):
+    cfg = Config(dict(model=dict(type='SSD', size=range(3))))
+    with pytest.raises(ValueError, match=r'this config: its config is not'):
         config_text(cfg)
 
 
 def test_dataset_meta_comes_back():
     assert read_meta(meta_text(META), 'it') == META
     assert read_meta('{"palette": "random"}', 'it') == {'palette': 'random'}
-    for text in ('[1]', '{', ''):
+    for text in (
+        *('[1]', '{', '', '[' * 100_000, '{"classes": 3}'),
+        *('{"classes": [3]}', '{"palette": 3}', '{"palette": [[1, 2]]}'),
+        *('{"palette": [[1, 2, "x"]]}', '{"palette": [[1, 2, 256]]}'),
+    ):
         with pytest.raises(ValueError, match=r'x\.bin: .*dataset_meta'):
             read_meta(text, 'x.bin')
     with pytest.raises(ValueError, match='object'):

@@ -1,8 +1,10 @@
 """Whole detectors in OpenVINO: export, loading, detections."""
 
+import contextlib
 import copy
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
+from small_detector import NARROW, small_one_stage
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import box_iou
@@ -43,6 +46,7 @@ from surge_det.deploy.openvino import runtime as runtime_module
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.lowering import stored_as_bits
 from surge_det.deploy.openvino.runtime import shared_core
+from surge_det.deploy.stored_config import stored_config
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
 
@@ -51,10 +55,6 @@ pytestmark = pytest.mark.isa
 OPENVINO = FORMATS['openvino']
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}
-NARROW = dict(
-    backbone=dict(base_channels=16),
-    neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
-)
 
 
 def _two_stage():
@@ -82,31 +82,6 @@ def _two_stage():
     return cfg
 
 
-def _converted_one_stage():
-    """mmdet's RetinaNet, binarized by one key."""
-    cfg = Config.fromfile(CONFIGS / 'surge_retinanet_r50_coco.py')
-    cfg.merge_from_dict(
-        dict(
-            model=dict(
-                backbone=dict(
-                    depth=18,
-                    init_cfg=None,
-                    stem_channels=16,
-                    **NARROW['backbone'],
-                ),
-                neck=NARROW['neck'],
-                bbox_head=dict(
-                    in_channels=16,
-                    feat_channels=16,
-                    stacked_convs=1,
-                    num_classes=3,
-                ),
-            )
-        )
-    )
-    return cfg
-
-
 def _detector(cfg):
     """Build one that detects something: norms and shifts at random."""
     torch.manual_seed(0)
@@ -127,7 +102,7 @@ def _detector(cfg):
     return model
 
 
-@pytest.fixture(scope='module', params=[_two_stage, _converted_one_stage])
+@pytest.fixture(scope='module', params=[_two_stage, small_one_stage])
 def exported(request, tmp_path_factory):
     init_default_scope('mmdet')
     cfg = request.param()
@@ -287,9 +262,47 @@ def test_the_weights_are_bits(exported):
     assert files[0].stat().st_size < real / 5
 
 
+def reseal(path, text):
+    """Write a network's first file with a digest that is right."""
+    digest = re.search('<digest value="(.*?)" />', text)[1]
+    path.write_text(text.replace(digest, '0' * 64))
+    format_module._seal(path)
+
+
 def test_the_config_in_the_file_is_read_alone(exported):
     cfg, _, files = exported
-    assert OPENVINO.load(files[1]).cfg.pretty_text == config_text(cfg)
+    loaded = OPENVINO.load(files[1])
+    wanted = stored_config(config_text(cfg), 'it')
+    assert loaded.cfg.pretty_text == wanted.pretty_text
+
+
+def test_the_config_in_the_file_runs_nothing(exported, tmp_path):
+    cfg, _, files = exported
+    cfg = copy.deepcopy(cfg)
+    # Its classes are others.
+    del cfg.test_dataloader
+    for file in files:
+        shutil.copy(file, tmp_path)
+    path, mark = tmp_path / 'net.xml', tmp_path / 'ran'
+    text = path.read_text()
+    hostile = f"""dict(type=&apos;CameraMotionCompensation&apos;,
+        warp_mode='open("{mark}", "w")')"""
+    hostile = ' '.join(hostile.replace('"', '&quot;').split())
+    for place, said in (
+        ('assigner=', None),
+        ('norm_cfg=', 'norm_cfg.*CameraMotionCompensation.*your own config'),
+    ):
+        changed = text.replace(place, f'{place}{hostile}, x=', 1)
+        assert changed != text
+        reseal(path, changed)
+        with (
+            contextlib.nullcontext()
+            if said is None
+            else pytest.raises(ValueError, match=said)
+        ):
+            OPENVINO.load(path)
+        OPENVINO.load(path, cfg)
+        assert not mark.exists()
 
 
 def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
@@ -300,23 +313,27 @@ def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match='other.xml'):
         OPENVINO.load(tmp_path / 'other.xml')
     text = path.read_text()
-    path.write_text(text.replace('surge_det.openvino', 'something'))
+    reseal(path, text.replace('surge_det.openvino', 'something'))
     with pytest.raises(ValueError, match='net.xml: format'):
         OPENVINO.load(path)
     path.write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match='net.xml: OpenVINO cannot read'):
+    with pytest.raises(ValueError, match='net.xml: damaged, or not written'):
         OPENVINO.load(path)
+    for old, new in (('&quot;a&quot;', '&quot;b&quot;'), ('=0.5', '=0.6')):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match='net.xml.* damaged or changed'):
+            OPENVINO.load(path)
     path.write_text(text)
     if len(files) == 4:
         roi = tmp_path / 'net.roi.xml'
-        roi.write_text(
-            roi.read_text().replace(_export_id(text), 'of-another-day')
-        )
+        other_day = roi.read_text().replace(_export_id(text), 'another-day')
+        reseal(roi, other_day)
         with pytest.raises(ValueError, match='different exports'):
             OPENVINO.load(path)
         with pytest.raises(ValueError, match='the first one, net.xml'):
             OPENVINO.load(roi)
-        other = _converted_one_stage()
+        other = small_one_stage()
     else:
         other = _two_stage()
     more = copy.deepcopy(cfg)
@@ -341,10 +358,10 @@ def test_a_kernel_that_differs_is_refused_at_load(exported, tmp_path):
     # is the graph that says something else than torch has computed.
     path = tmp_path / 'net.xml'
     text = path.read_text()
-    path.write_text(text.replace('type="PReLU"', 'type="Broken"', 1))
+    reseal(path, text.replace('type="PReLU"', 'type="Broken"', 1))
     with pytest.raises(ValueError, match='cannot read'):
         OPENVINO.load(path)
-    path.write_text(text.replace('pad_value="0"', 'pad_value="1"'))
+    reseal(path, text.replace('pad_value="0"', 'pad_value="1"'))
     with pytest.raises(RuntimeError, match='off what torch computes'):
         OPENVINO.load(path)
 
@@ -395,7 +412,7 @@ def test_weights_of_another_export_or_damaged_are_refused(exported, tmp_path):
         damaged = bytearray(whole)
         damaged[len(damaged) // 2] ^= 255
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f'{name}: damaged'):
+        with pytest.raises(ValueError, match=f'{name}: damaged or changed'):
             OPENVINO.load(tmp_path / 'net.xml')
         path.write_bytes(whole)
     OPENVINO.load(tmp_path / 'net.xml')
@@ -413,7 +430,7 @@ def test_layers_that_compute_otherwise_are_refused(exported):
 
 def test_export_refuses_before_it_writes(tmp_path):
     init_default_scope('mmdet')
-    model = build_detector(_converted_one_stage())
+    model = build_detector(small_one_stage())
     with pytest.raises(ValueError, match='NAME.xml'):
         OPENVINO.save(model, tmp_path / 'net.bin')
     with pytest.raises(FileNotFoundError, match='nowhere'):

@@ -26,6 +26,7 @@ from small_detector import (
 
 from surge_det.core.packed_layers import PackedConv2d, PackedLinear
 from surge_det.deploy import FORMATS, ExportError, load_detector
+from surge_det.deploy.formats.digest import digest
 from surge_det.deploy.loading import as_model_cfg
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method
@@ -168,21 +169,23 @@ def test_shared_layers_stay_shared(tmp_path):
 
 
 def change(path, tmp_path, metadata=(), tensors=(), drop=()):
-    """Copy a file with other metadata and tensors."""
+    """Copy a file with other metadata and tensors, and the right digest."""
     old_metadata, old_tensors = content(path)
     tensors = {**old_tensors, **dict(tensors)}
     for name in drop:
         del tensors[name]
     new = tmp_path / 'changed.safetensors'
-    metadata = json.dumps({**old_metadata, **dict(metadata)})
-    save_file(tensors, new, {'surge_det.packed': metadata})
+    metadata = {**old_metadata, **dict(metadata)}
+    del metadata['digest']
+    metadata['digest'] = digest(tensors, metadata)
+    save_file(tensors, new, {'surge_det.packed': json.dumps(metadata)})
     return new
 
 
 @pytest.mark.parametrize(
     ('change_of', 'said'),
     [
-        (dict(metadata={'version': 1}), 'version 1 .* is not 2'),
+        (dict(metadata={'version': 2}), 'version 2 .* is not 3'),
         (dict(metadata={'config': 'import os'}), 'not allowed'),
         (dict(metadata={'dataset_meta': '3'}), 'dataset_meta'),
         (dict(metadata={'folded': ['neck']}), 'does not fit'),
@@ -209,6 +212,9 @@ def test_files_that_are_damaged(exported, tmp_path):
     other = whole.replace(b'surge_det.packed', b'surge_det.pocked', 1)
     bit = bytearray(whole)
     bit[-100] ^= 4
+    place = whole.index(b'iou_threshold')
+    threshold = whole[place:].replace(b'0.7', b'0.6', 1)
+    threshold = whole[:place] + threshold
     for damaged in (
         b'',
         whole[:7],
@@ -217,7 +223,11 @@ def test_files_that_are_damaged(exported, tmp_path):
         header,
         other,
         bit,
+        threshold,
+        whole.replace(b'RBC', b'RBD', 1),
+        whole.replace(b'1-bit', b'2-bit', 1),
     ):
+        assert damaged != whole
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match='damaged|no packed') as error:
             PACKED.load(path)

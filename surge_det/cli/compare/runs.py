@@ -25,12 +25,12 @@ from typing import IO, ClassVar
 from mmengine.config import Config
 
 from surge_det.cli.plot_run import MAP, read_curves
-from surge_det.whole_files import newest_checkpoint
+from surge_det.whole_files import newest_checkpoint, read_json
 
 PROGRAM = [sys.executable, '-m', 'surge_det']
 LAST_LINES = 8
 # Seconds between two looks at a process, and that one has to end when asked.
-POLL, GRACE = 0.2, 25.0
+POLL, GRACE = 0.2, 10.0
 # What is printed may go to a file that is read while the runs go on.
 say = partial(print, flush=True)
 _PROGRESS = re.compile(
@@ -102,8 +102,14 @@ class Task:
     def load(self) -> bool:
         """Take over the result of an earlier call, if there is one."""
         if self.result_file.is_file():
-            known = json.loads(self.result_file.read_text())
-            self.result = self.result_type(**known)
+            known = read_json(self.result_file)
+            try:
+                self.result = self.result_type(**known)
+                float(self.result.mAP)
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f'{self.result_file}: no result of a {self.kind}: {error}'
+                ) from error
         return self.result is not None
 
     def lock(self) -> IO | None:
@@ -214,7 +220,7 @@ class Run(Task):
         for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
             for line in path.read_text().splitlines():
                 # Half a last line of a run that was resumed is no JSON.
-                with suppress(ValueError):
+                with suppress(RecursionError, ValueError):
                     record = json.loads(line)
                     if 'loss' in record and 'time' in record:
                         times.append(record['time'])
@@ -294,7 +300,7 @@ class Evaluation(Task):
         # TIMESTAMP/TIMESTAMP.json.
         found = {}
         for path in sorted(self.work_dir.glob('*/*.json')):
-            found.update(json.loads(path.read_text()))
+            found.update(read_json(path))
         scores = [v for k, v in found.items() if _MAP.search(k)]
         if not scores or not math.isfinite(scores[0]):
             raise RuntimeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from surge_det.core.layers import (
     SURGELinear,
 )
 from surge_det.core.packed_layers import PackedLayer
-from surge_det.deploy.config import read_config, read_meta
 from surge_det.deploy.extra import require
+from surge_det.deploy.stored_config import bounded, stored_config
 from surge_det.deploy.trained import build_detector, check_classes
 
 # Reason and remedy.
@@ -137,7 +138,7 @@ class Format:
         Args:
             path: What :meth:`save` wrote.
             config: A whole config to build the detector from; by default the
-                one in the file.
+                one in the file, as far as :func:`.stored_config` allows it.
             options: ``threads`` for OpenVINO's number of threads.
 
         Returns:
@@ -160,13 +161,14 @@ class Format:
                 raise ValueError(
                     f'{path}: holds no config; name one beside it'
                 )
-            config = read_config(text, path)
+            config = stored_config(text, path)
+            files = [f for f in self.files(Path(path)) if f.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            building = bounded(path, size or None)
         else:
-            meta = stored['dataset_meta']
-            if isinstance(meta, str):
-                meta = read_meta(meta, path)
-            check_classes(config, meta, path)
-        return self._build(config, stored, str(path), **options)
+            check_classes(config, stored['dataset_meta'], path)
+            building = nullcontext()
+        return self._build(config, stored, str(path), building, **options)
 
     def adapted(self, config: Config) -> Config:
         """Return a config whose test pipeline a loaded detector goes with.
@@ -242,10 +244,16 @@ class Format:
     # What formats differ in
 
     def _build(
-        self, config: Config, stored: Any, path: str, **options: Any
+        self,
+        config: Config,
+        stored: Any,
+        path: str,
+        building: AbstractContextManager,
+        **options: Any,
     ) -> nn.Module:
         # The detector of a config, with what was read.
-        model = build_detector(config)
+        with building:
+            model = build_detector(config)
         self._restore(model, stored, path, **options)
         return model
 
@@ -253,8 +261,7 @@ class Format:
         raise NotImplementedError
 
     def _read(self, path: str) -> dict[str, Any]:
-        # What the file holds; 'config' is the config's text, 'dataset_meta'
-        # a dict or its text.
+        # What the file holds; 'config' is the config's text.
         raise NotImplementedError
 
     def _restore(self, model: nn.Module, stored: Any, path: str) -> None:

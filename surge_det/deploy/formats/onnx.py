@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,24 @@ class ONNXFormat(EngineFormat):
         missing = {'config', 'dataset_meta'} - set(about)
         if missing:
             raise ValueError(f'{path}: {sorted(missing)} are missing in it')
+        about['dataset_meta'] = read_meta(about['dataset_meta'], path)
         return {**about, 'detector': detector}
 
-    def _build(self, config: Config, stored: Any, path: str) -> nn.Module:
+    def _build(
+        self,
+        config: Config,
+        stored: Any,
+        path: str,
+        building: AbstractContextManager,
+    ) -> nn.Module:
         from surge_det.deploy.onnx.runtime import WholeDetector
 
-        meta = read_meta(stored['dataset_meta'], path)
-        wanted = config.model.get('bbox_head') or config.model.get('roi_head')
-        if 'bbox_head' in (wanted or {}):
-            wanted = wanted['bbox_head']
-        number = (wanted or {}).get('num_classes')
+        with building:
+            model_cfg = config.get('model') or {}
+            wanted = model_cfg.get('bbox_head') or model_cfg.get('roi_head')
+            if 'bbox_head' in (wanted or {}):
+                wanted = wanted['bbox_head']
+            number = (wanted or {}).get('num_classes')
         if number != len(stored['classes']):
             raise ValueError(
                 f'{path}: does not fit this config: it detects '
@@ -108,7 +117,7 @@ class ONNXFormat(EngineFormat):
             )
         model = WholeDetector(stored['detector']).eval()
         model.cfg = self.adapted(config)
-        model.dataset_meta = meta
+        model.dataset_meta = stored['dataset_meta']
         return model
 
     def adapted(self, config: Config) -> Config:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from pathlib import Path
@@ -40,13 +41,17 @@ from .base import (
     Problem,
     other_than_float,
 )
+from .digest import DAMAGED
 
 FORMAT = 'surge_det.openvino'
-VERSION = '2'
+VERSION = '3'
+# As rt_info has it in a file, and as long as a digest.
+_ENTRY = rb'<digest value="([0-9a-f]{64})" />'
+_UNKNOWN = '0' * 64
 ROI_SUFFIX = '.roi.xml'
 _SUFFIXES = ('.xml', '.bin', ROI_SUFFIX, '.roi.bin')
 _KEYS = {'export', 'layers', 'config', 'dataset_meta'}
-_KEYS |= {'outputs', 'check', 'weights'}
+_KEYS |= {'outputs', 'check', 'digest'}
 # Operators of mmcv's extension, by class name: it may not be installed.
 _FOREIGN = ('DeformConv', 'ModulatedDeformConv', 'MultiScaleDeformable')
 
@@ -114,12 +119,9 @@ class OpenVINOFormat(EngineFormat):
                 for key, value in info.items():
                     converted.set_rt_info(value, ['surge_det', key])
                 new = Path(folder) / target.name
+                converted.set_rt_info(_UNKNOWN, ['surge_det', 'digest'])
                 save_model(converted, new, compress_to_fp16=False)
-                # Known only now; the other file stays as it is.
-                converted.set_rt_info(
-                    _digest(new.with_suffix('.bin')), ['surge_det', 'weights']
-                )
-                save_model(converted, new, compress_to_fp16=False)
+                _seal(new)
                 written += [target.with_suffix('.bin'), target]
             for target in written:
                 os.replace(Path(folder) / target.name, target)
@@ -159,7 +161,7 @@ class OpenVINOFormat(EngineFormat):
                 )
             found.append(_network(roi, roi_path, threads))
         detector.install_networks(model, found)
-        model.dataset_meta = read_meta(stored['dataset_meta'], path)
+        model.dataset_meta = stored['dataset_meta']
 
     def _stored_as_bits(self, layer: nn.Module) -> bool:
         return stored_as_bits(layer)
@@ -228,12 +230,6 @@ def _network(
     stored: dict[str, Any], path: str | Path, threads: int | None
 ) -> Network:
     """Return the network of a file, after it was tried on this machine."""
-    weights = Path(path).with_suffix('.bin')
-    if _digest(weights) != stored['weights']:
-        raise ValueError(
-            f'{weights}: damaged, or of another export than {path}: export '
-            'again, or copy both files again'
-        )
     structure, recorded = map(json.loads, (stored['outputs'], stored['check']))
     network = Network(stored['model'], structure, threads)
     self_check.check_layers(network.model, network.settings)
@@ -246,6 +242,7 @@ def _read(path: Path) -> dict[str, Any]:
     for file in (path, path.with_suffix('.bin')):
         if not file.is_file():
             raise FileNotFoundError(f'{file}: there is no such file')
+    _check_digest(path)
     try:
         model = shared_core().read_model(path)
     except RuntimeError as error:
@@ -269,13 +266,39 @@ def _read(path: Path) -> dict[str, Any]:
     missing = _KEYS - set(info)
     if missing:
         raise ValueError(f'{path}: damaged, {sorted(missing)} are missing')
-    return {**info, 'model': model}
+    meta = read_meta(info['dataset_meta'], path)
+    return {**info, 'dataset_meta': meta, 'model': model}
 
 
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open('rb') as file:
+def _seal(path: Path) -> None:
+    """Write the digest of both files of a network into the first one."""
+    text = path.read_bytes()
+    new = text.replace(_UNKNOWN.encode(), _digest(path, text).encode())
+    path.write_bytes(new)
+
+
+def _check_digest(path: Path) -> None:
+    """See that both files of a network are as they were written."""
+    text = path.read_bytes()
+    found = re.findall(_ENTRY, text)
+    if len(found) != 1:
+        raise ValueError(
+            f'{path}: damaged, or not written by surge-det export --format '
+            'openvino of this version: export again'
+        )
+    written = found[0]
+    if _digest(path, text.replace(written, _UNKNOWN.encode())) != (
+        written.decode()
+    ):
+        raise ValueError(
+            f'{path}, or {path.stem}.bin: {DAMAGED}; both belong together'
+        )
+
+
+def _digest(path: Path, text: bytes) -> str:
+    """Return the SHA-256 of both files, the digest itself left out."""
+    found = hashlib.sha256(text)
+    with path.with_suffix('.bin').open('rb') as file:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()

@@ -14,7 +14,7 @@ metadata have one entry, ``surge_det.packed``, a JSON object:
 ``folded``           names of the folded norms
 ``shared``           names of tensors that stand under another one
 ``arithmetic``       what :func:`.binarization_of` says of the layers
-``digest``           SHA-256 of the tensors, as :func:`_digest` takes them
+``digest``           SHA-256 of the tensors and of all other entries
 ===================  ====================================================
 
 The same model gives the same bytes.
@@ -23,7 +23,6 @@ The same model gives the same bytes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,18 +36,19 @@ from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, folded, set_identity
-from surge_det.deploy.trained import (
-    check_binarization,
-    shortened,
-)
+from surge_det.deploy.trained import check_binarization, shortened
 from surge_det.version import __version__
 from surge_det.whole_files import replacing
 
 from .base import Format, Problem, bytes_of_signs, code_of_its_own
+from .digest import DAMAGED, digest
 
 FORMAT = 'surge_det.packed'
-VERSION = 2
-_KEYS = {'config', 'dataset_meta', 'folded', 'shared', 'arithmetic', 'digest'}
+VERSION = 3
+_KINDS = {
+    **{'config': str, 'dataset_meta': str, 'digest': str},
+    **{'folded': list, 'shared': dict, 'arithmetic': dict},
+}
 # Counts training steps.
 _UNUSED = 'num_batches_tracked'
 _STATISTICS = ('running_mean', 'running_var')
@@ -82,8 +82,8 @@ class PackedFormat(Format):
             'folded': norms,
             'shared': shared,
             'arithmetic': binarization_of(model),
-            'digest': _digest(tensors),
         }
+        metadata['digest'] = digest(tensors, metadata)
         # One entry: safetensors writes several in a random order.
         content = require('safetensors.torch').save(
             tensors, {FORMAT: json.dumps(metadata)}
@@ -100,12 +100,16 @@ class PackedFormat(Format):
             with safetensors.safe_open(path, 'pt') as file:
                 stored = _metadata(file.metadata() or {}, path)
                 names = file.keys()
-                stored['tensors'] = {n: file.get_tensor(n) for n in names}
+                tensors = {n: file.get_tensor(n) for n in names}
         except safetensors.SafetensorError as error:
             raise ValueError(
                 f'{path}: no safetensors file, or damaged: {error}'
             ) from error
-        return stored
+        written = stored.pop('digest')
+        if digest(tensors, stored) != written:
+            raise ValueError(f'{path}: {DAMAGED}')
+        meta = read_meta(stored['dataset_meta'], path)
+        return {**stored, 'tensors': tensors, 'dataset_meta': meta}
 
     def _restore(self, model: nn.Module, stored: Any, path: str) -> None:
         # Not in the tensors.
@@ -131,12 +135,7 @@ class PackedFormat(Format):
             raise ValueError(
                 f'{path}: does not fit this config: {shortened(error)}'
             ) from error
-        if _digest(tensors) != stored['digest']:
-            raise ValueError(
-                f'{path}: damaged, its values are not those that were '
-                'written: copy or export it again'
-            )
-        model.dataset_meta = read_meta(stored['dataset_meta'], path)
+        model.dataset_meta = stored['dataset_meta']
 
     def _sizes(
         self, layer: nn.Module, sizes: dict[str, int]
@@ -163,7 +162,7 @@ def _metadata(entries: dict[str, str], path: str) -> dict[str, Any]:
     try:
         metadata = json.loads(entries[FORMAT])
         version = metadata['version']
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f'{path}: damaged: {error!r}') from error
     if version != VERSION:
         raise ValueError(
@@ -172,20 +171,13 @@ def _metadata(entries: dict[str, str], path: str) -> dict[str, Any]:
             f'surge_det {__version__} reads. Install the other version, or '
             'export the checkpoint again'
         )
-    missing = _KEYS - set(metadata)
+    missing = _KINDS.keys() - set(metadata)
     if missing:
         raise ValueError(f'{path}: damaged: no {sorted(missing)} in it')
+    for key, kind in _KINDS.items():
+        if not isinstance(metadata[key], kind):
+            raise ValueError(f'{path}: damaged: {key} is no {kind.__name__}')
     return metadata
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """Hash names, types, shapes and values of tensors in the names' order."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def _unique(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from surge_det.compat.safe_load import UnsafeCheckpointError
 from surge_det.core.layers import binarization_of
 from surge_det.datasets.classes import metainfo_of_config
-from surge_det.deploy.config import config_text, read_config
+from surge_det.deploy.config import checked_meta, config_text, meta_text
 from surge_det.deploy.trained import (
-    build_detector,
     check_binarization,
     check_is_checkpoint,
     shortened,
 )
+from surge_det.engine.loaded_weights import BINARIZED
 from surge_det.version import __version__
 from surge_det.whole_files import replacing
 
 from .base import Format
+from .digest import DAMAGED, digest
 
 # What unpicklers and loaders raise on files of another kind.
 _UNREADABLE = (AttributeError, EOFError, LookupError, RuntimeError, TypeError)
@@ -37,8 +39,8 @@ class PthFormat(Format):
     """A checkpoint without anything of training; training's own are read too.
 
     It has ``state_dict`` without replicas, and ``meta`` with ``dataset_meta``
-    and the text of ``cfg``. Optimizer, AGS, FSG, schedules and logged values
-    are left out.
+    and the text of ``cfg``, and a digest of all that. Optimizer, AGS, FSG,
+    schedules and logged values are left out.
     """
 
     name = 'pth'
@@ -52,11 +54,15 @@ class PthFormat(Format):
             for key, value in model.state_dict().items()
             if not key.endswith('.aux_weight')
         }
+        # Plain values only.
+        meta_text(model.dataset_meta)
         meta = {
             'cfg': config_text(model.cfg, inference=False),
             'dataset_meta': model.dataset_meta,
             'surge_det_version': __version__,
+            BINARIZED: binarization_of(model),
         }
+        meta['digest'] = digest(state, meta)
         with replacing(path) as new:
             torch.save({'meta': meta, 'state_dict': state}, new)
         return [path]
@@ -77,10 +83,13 @@ class PthFormat(Format):
             kind = type(checkpoint).__name__
             raise ValueError(f'{path}: no checkpoint: it holds a {kind}')
         meta = checkpoint.get('meta') or {}
+        state = checkpoint.get('state_dict', checkpoint)
+        _check_digest(state, meta, path)
         return {
             'config': meta.get('cfg'),
-            'dataset_meta': _stored_meta(meta),
-            'state_dict': checkpoint.get('state_dict', checkpoint),
+            'arithmetic': _stored_arithmetic(meta),
+            'dataset_meta': checked_meta(_stored_meta(meta), path),
+            'state_dict': state,
         }
 
     def _restore(self, model: nn.Module, stored: Any, path: str) -> None:
@@ -92,8 +101,32 @@ class PthFormat(Format):
             raise ValueError(
                 f'{path}: no checkpoint of this config: {shortened(error)}'
             ) from error
-        _compare_configs(model, stored['config'], path)
+        # A 1-bit layer and its float twin have the same parameters.
+        if stored['arithmetic'] is not None:
+            check_binarization(model, stored['arithmetic'], path)
         model.dataset_meta = _dataset_meta(model.cfg, stored['dataset_meta'])
+
+
+def _check_digest(state: Any, meta: Any, path: str) -> None:
+    """See that an export is as it was written; trainings write no digest."""
+    if not isinstance(meta, dict):
+        raise ValueError(f'{path}: no checkpoint: its meta is no dict')
+    if 'surge_det_version' not in meta:
+        return
+    if 'digest' not in meta:
+        raise ValueError(
+            f'{path}: exported by an earlier surge_det, without a digest of '
+            'all that is in it: export the checkpoint again'
+        )
+    meta = dict(meta)
+    written = meta.pop('digest')
+    try:
+        same = digest(state, meta) == written
+    # What is no tensor, or no plain value.
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f'{path}: {DAMAGED}')
 
 
 def _stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
@@ -108,24 +141,19 @@ def _stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
     return stored if 'classes' in stored else {}
 
 
-def _compare_configs(model: nn.Module, text: object, path: str | Path) -> None:
-    """Compare with the layers of the config that a checkpoint holds.
+def _stored_arithmetic(meta: dict[str, Any]) -> Any:
+    """Return what layers binarize, None where a checkpoint does not tell.
 
-    A 1-bit layer and its float twin have the same parameters.
+    Those that SURGE's hooks wrote do. Of others, a config that names nothing
+    of SURGE's trained a real detector.
     """
-    if not isinstance(text, str):
-        return
-    try:
-        # Which config it is, the user has said: no program of this one runs.
-        stored = read_config(text, path, imports=False)
-        if stored.get('model') == model.cfg.model:
-            return
-        trained = binarization_of(build_detector(stored))
-    except Exception:
-        # Made by other versions, or with a package that is not here: then
-        # only the parameters speak.
-        return
-    check_binarization(model, trained, path)
+    found = meta.get(BINARIZED)
+    if isinstance(found, dict):
+        return found
+    text = meta.get('cfg')
+    if isinstance(text, str) and not re.search('SURGE|binarize_cfg', text):
+        return {}
+    return None
 
 
 def _dataset_meta(cfg: Config, stored: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from .ags_hook import AGSHook
 from .broadcast_buffers_hook import BroadcastBuffersHook
 from .check_hook import SURGECheckHook
-from .checkpoint_hook import SURGECheckpointHook, Terminated
+from .checkpoint_hook import SURGECheckpointHook
 from .finite_hook import NonFiniteError, SURGEFiniteHook
 from .progress_hook import SURGEProgressHook
-from .seed_hook import SURGESeedHook
 
 __all__ = [
     'AGSHook',
@@ -16,6 +15,4 @@ __all__ = [
     'SURGECheckpointHook',
     'SURGEFiniteHook',
     'SURGEProgressHook',
-    'SURGESeedHook',
-    'Terminated',
 ]
