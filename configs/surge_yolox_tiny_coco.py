@@ -16,6 +16,7 @@ custom_hooks = [
     dict(type='BroadcastBuffersHook'),
     dict(type='SURGECheckHook'),
     dict(type='SURGEFiniteHook'),
+    dict(type='SURGESeedHook'),
 ]
 
 data_root = '{{$SURGE_DATA_ROOT:data}}/coco/'

@@ -9,4 +9,5 @@ custom_hooks = [
     dict(type='BroadcastBuffersHook'),
     dict(type='SURGECheckHook'),
     dict(type='SURGEFiniteHook'),
+    dict(type='SURGESeedHook'),
 ]

@@ -234,12 +234,16 @@ def build_runner(cfg: Config) -> Runner:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from surge_det.engine import SURGECheckHook, SURGEFiniteHook
+    from surge_det.engine import (
+        SURGECheckHook,
+        SURGEFiniteHook,
+        SURGESeedHook,
+    )
 
     runner = (
         RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     )
-    for kind in (SURGECheckHook, SURGEFiniteHook):
+    for kind in (SURGECheckHook, SURGEFiniteHook, SURGESeedHook):
         if not any(isinstance(hook, kind) for hook in runner.hooks):
             runner.register_hook(kind())
     return runner

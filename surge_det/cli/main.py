@@ -109,7 +109,8 @@ def script(*command: str) -> NoReturn:
     status = main(argv)
     if argv[0] in DISTRIBUTED and _uses_gloo():
         # A process with gloo's threads sometimes aborts at its normal end.
-        sys.modules['torch'].distributed.barrier()
+        if status == 0:
+            sys.modules['torch'].distributed.barrier()
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -81,13 +81,20 @@ def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
     for path in paths:
         records = read_records(path)
         trained = [r for r in records if 'loss' in r and 'iter' in r]
-        if not trained:
+        # A resumed run may begin with the validation that was not finished.
+        starts = [
+            r['step']
+            for r in records
+            # A test has none.
+            if any(map(name.search, r)) and r['step']
+        ][:1]
+        for first in trained[:1]:
+            step_name = 'epoch' if 'epoch' in first else 'iteration'
+            starts.append(first.get('epoch', first['iter']))
+            losses = [p for p in losses if p[0] < first['iter']]
+        if not starts:
             continue
-        first = trained[0]
-        step_name = 'epoch' if 'epoch' in first else 'iteration'
-        first_step = first.get('epoch', first['iter'])
-        losses = [p for p in losses if p[0] < first['iter']]
-        scores = [p for p in scores if p[0] < first_step]
+        scores = [p for p in scores if p[0] < min(starts)]
         losses += [(r['iter'], r['loss']) for r in trained]
         for record in records:
             for key, value in record.items():

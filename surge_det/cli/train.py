@@ -102,10 +102,14 @@ def _newest(work_dir: str) -> str | None:
     return str(path)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        The exit status: 0, or 143 after SIGTERM.
+    """
     from surge_det.datasets.classes import ClassesError
-    from surge_det.engine import NonFiniteError, WeightsError
+    from surge_det.engine import NonFiniteError, Terminated, WeightsError
 
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
@@ -117,3 +121,6 @@ def run(args: argparse.Namespace) -> None:
             runner.train()
     except (ClassesError, NonFiniteError, WeightsError) as error:
         fail(error)
+    except Terminated as end:
+        return end.code
+    return 0

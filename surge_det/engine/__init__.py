@@ -8,6 +8,8 @@ from .hooks import (
     SURGECheckpointHook,
     SURGEFiniteHook,
     SURGEProgressHook,
+    SURGESeedHook,
+    Terminated,
 )
 from .loaded_weights import WeightsError
 from .optim import (
@@ -33,5 +35,7 @@ __all__ = [
     'SURGEFiniteHook',
     'SURGEOptimWrapperConstructor',
     'SURGEProgressHook',
+    'SURGESeedHook',
+    'Terminated',
     'WeightsError',
 ]

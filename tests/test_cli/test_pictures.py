@@ -48,6 +48,8 @@ def test_resumed_run_continues_the_curve(tmp_path):
     _log(tmp_path, '20250101_000000', _epochs(1, 3))
     # Resumed from the checkpoint of epoch 2.
     _log(tmp_path, '20250102_000000', _epochs(3, 4, loss=2.0, score=0.7))
+    # Killed in validation, resumed with nothing but that to do.
+    _log(tmp_path, '20250102_100000', [{'pascal_voc/mAP': 0.7, 'step': 4}])
     # A test in the same folder logs no loss, and changes nothing.
     _log(tmp_path, '20250103_000000', [{'pascal_voc/mAP': 0.9, 'step': 0}])
     curves = plot.read_curves(tmp_path)

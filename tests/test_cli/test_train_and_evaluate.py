@@ -5,12 +5,15 @@ import os
 import pickle
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, run, tool
+from command_line import ROOT, TIMEOUT, environment, run, tool
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -107,6 +110,34 @@ def test_resume_goes_on_where_the_run_stopped(trained, root, tmp_path):
         assert not torch.equal(
             state[name + 'weight'], state[name + 'aux_weight']
         )
+
+
+def test_sigterm_writes_a_checkpoint_and_has_a_status(root, tmp_path):
+    log = tmp_path / 'log'
+    command = [sys.executable, '-m', 'surge_det', 'train', CONFIG]
+    command += ['--work-dir', tmp_path / 'work', '--cfg-options', *SMALL]
+    command += ['train_dataloader.num_workers=2', 'train_cfg.max_epochs=99']
+    with open(log, 'w') as output:
+        training = subprocess.Popen(
+            list(map(str, command)),
+            env=environment(root),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + TIMEOUT
+    while '[1][1/' not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # All processes of a job get it.
+    os.killpg(training.pid, signal.SIGTERM)
+    try:
+        assert training.wait(TIMEOUT) == 143, log.read_text()[-4000:]
+    finally:
+        training.kill()
+    (path,) = (tmp_path / 'work').glob('*.pth')
+    assert f'SIGTERM: training ends, --resume goes on from {path}' in (
+        log.read_text()
+    )
 
 
 def test_amp_keeps_ags(root, tmp_path):

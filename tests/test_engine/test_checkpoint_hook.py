@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from torch import nn
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 # isort: split
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
 from surge_det.compat.safe_load import safe_load
-from surge_det.engine import SURGECheckpointHook
+from surge_det.engine import SURGECheckpointHook, Terminated
+from surge_det.engine.hooks.checkpoint_hook import _start
 from surge_det.whole_files import newest_checkpoint, replacing
 
 
@@ -31,7 +34,17 @@ class _Model(BaseModel):
         self.layer = nn.Linear(1000, 2000)
 
     def forward(self, inputs, mode='tensor'):
+        if mode == 'predict':
+            return [0]
         return dict(loss=self.layer(inputs).square().mean())
+
+
+class _Nothing(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {'figure': 1.0}
 
 
 class _Report(Hook):
@@ -44,13 +57,18 @@ class _Report(Hook):
         self.said.value = runner.epoch + 1
 
 
-def _runner(folder, epochs, checkpoint, hooks=(), resume=None):
+def _runner(folder, epochs, checkpoint, hooks=(), resume=None, val=False):
     data = dict(
         dataset=[torch.ones(1000)],
         sampler=dict(type='DefaultSampler', shuffle=False),
         batch_size=1,
         num_workers=0,
     )
+    validation = {}
+    if val:
+        validation = dict(
+            val_dataloader=data, val_cfg={}, val_evaluator=[_Nothing()]
+        )
     return Runner(
         _Model(),
         str(folder),
@@ -64,6 +82,7 @@ def _runner(folder, epochs, checkpoint, hooks=(), resume=None):
         load_from=resume and str(resume),
         log_level='ERROR',
         experiment_name=f'{Path(folder).name}{time.monotonic_ns()}',
+        **validation,
     )
 
 
@@ -184,3 +203,84 @@ def test_of_epochs_and_iterations_the_later_file_is_newest(tmp_path):
         torch.save({}, path)
         os.utime(path, (0, 1000 - age))
     assert newest_checkpoint(tmp_path)[0].name == 'epoch_12.pth'
+
+
+def _sleep(begin=None):
+    if begin is not None:
+        begin(None, 0)
+    time.sleep(60)
+
+
+class _Fork(Hook):
+    """Ends a process by SIGTERM, as pools end theirs."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        process = multiprocessing.get_context('fork').Process(target=_sleep)
+        process.start()
+        process.terminate()
+        process.join(30)
+        self.status = process.exitcode
+        process.kill()
+
+
+def test_processes_that_training_starts_end_by_the_signal(tmp_path):
+    fork = _Fork()
+    hook = SURGECheckpointHook(interval=1)
+    _runner(tmp_path, 1, hook, [fork]).train()
+    assert fork.status == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_only_training_ends_its_data_loading():
+    context = multiprocessing.get_context('fork')
+    process = context.Process(target=_sleep, args=(_start,))
+    process.start()
+    status = Path(f'/proc/{process.pid}/status')
+    deadline = time.monotonic() + 30
+    # Until it blocks the signal.
+    while time.monotonic() < deadline:
+        blocked = status.read_text().split('SigBlk:')[1].split()[0]
+        if int(blocked, 16) & 1 << signal.SIGTERM - 1:
+            break
+    # As a scheduler does that signals all processes of a job.
+    subprocess.run(['kill', '-TERM', str(process.pid)], check=True)
+    process.join(0.5)
+    assert process.exitcode is None
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+class _Term(Hook):
+    """Sends SIGTERM in an iteration of validation."""
+
+    def after_val_iter(self, runner, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Count(Hook):
+    def __init__(self):
+        self.at = []
+
+    def after_val_epoch(self, runner, metrics):
+        self.at.append(runner.iter)
+
+
+@pytest.mark.parametrize('interval', [1, 9])
+def test_validation_that_was_not_finished_is_done_first(tmp_path, interval):
+    hook = SURGECheckpointHook(interval=interval, save_last=False)
+    with pytest.raises(Terminated) as end:
+        _runner(tmp_path, 2, hook, [_Term()], val=True).train()
+    assert end.value.code == 143
+    (path,) = tmp_path.glob('*.pth')
+    assert path.name == ('epoch_1.pth' if interval == 1 else 'iter_1.pth')
+    count = _Count()
+    hook = SURGECheckpointHook(interval=interval, save_last=False)
+    _runner(tmp_path, 2, hook, [count], path, val=True).train()
+    assert count.at == [1, 2]
+    # Of the last epoch, too: nothing else is left to be done.
+    hook = SURGECheckpointHook(interval=interval, save_last=False)
+    if interval == 1:
+        path = tmp_path / 'epoch_2.pth'
+        _runner(tmp_path, 2, hook, [count], path, val=True).train()
+        assert count.at == [1, 2, 2]

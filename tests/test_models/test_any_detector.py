@@ -312,7 +312,7 @@ def test_config_is_a_delta_over_the_stock_one(name, monkeypatch, tmp_path):
         assert cfg.optim_wrapper.get(key) == plain.optim_wrapper.get(key)
     hooks = plain.get('custom_hooks') or []
     added = ('AGSHook', 'SURGEProgressHook', 'BroadcastBuffersHook')
-    added += ('SURGECheckHook', 'SURGEFiniteHook')
+    added += ('SURGECheckHook', 'SURGEFiniteHook', 'SURGESeedHook')
     assert cfg.custom_hooks == [*hooks, *(dict(type=name) for name in added)]
     for key in ('param_scheduler', 'train_cfg', 'auto_scale_lr', 'tta_model'):
         assert cfg.get(key) == plain.get(key), key

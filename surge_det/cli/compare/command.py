@@ -14,10 +14,10 @@ another.
 A finished run is kept, recognised by the whole text of its config (method,
 seed, learning rate and ``--cfg-options`` included), so an interrupted
 comparison goes on where it stopped and one folder can hold several. A half
-run starts anew, because random states are not in a checkpoint and its figures
-would not be those of a whole one; ``--resume`` goes on from its last
-checkpoint all the same, for runs of days. Checkpoints may be deleted once
-their run is finished and, where a rate is chosen, evaluated.
+run starts anew; with ``--resume`` it goes on from its last checkpoint, to the
+same mAP (but where SURGESeedHook says otherwise) and with times of both
+parts. Checkpoints may be deleted once their run is finished and, where a rate
+is chosen, evaluated.
 
 Example::
 
@@ -100,8 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--resume',
         action='store_true',
-        help='go on with half runs from their last checkpoint; other random '
-        'numbers than in a whole run',
+        help='go on with half runs from their last checkpoint',
     )
     add(
         '--work-dir',

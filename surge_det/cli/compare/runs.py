@@ -30,7 +30,7 @@ from surge_det.whole_files import newest_checkpoint, read_json
 PROGRAM = [sys.executable, '-m', 'surge_det']
 LAST_LINES = 8
 # Seconds between two looks at a process, and that one has to end when asked.
-POLL, GRACE = 0.2, 10.0
+POLL, GRACE = 0.2, 25.0
 # What is printed may go to a file that is read while the runs go on.
 say = partial(print, flush=True)
 _PROGRESS = re.compile(

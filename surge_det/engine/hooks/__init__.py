@@ -3,9 +3,10 @@
 from .ags_hook import AGSHook
 from .broadcast_buffers_hook import BroadcastBuffersHook
 from .check_hook import SURGECheckHook
-from .checkpoint_hook import SURGECheckpointHook
+from .checkpoint_hook import SURGECheckpointHook, Terminated
 from .finite_hook import NonFiniteError, SURGEFiniteHook
 from .progress_hook import SURGEProgressHook
+from .seed_hook import SURGESeedHook
 
 __all__ = [
     'AGSHook',
@@ -15,4 +16,6 @@ __all__ = [
     'SURGECheckpointHook',
     'SURGEFiniteHook',
     'SURGEProgressHook',
+    'SURGESeedHook',
+    'Terminated',
 ]

@@ -1,18 +1,57 @@
 """Checkpoints that an interruption at any time leaves whole."""
 
+import os
+import signal
+import threading
 from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process
+import torch
+from mmengine.dist import (
+    all_reduce,
+    barrier,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
+from surge_det.engine.hooks.runner_info import optim_wrappers
+from surge_det.engine.hooks.seed_hook import DONE
 from surge_det.whole_files import replacing
 
 _BACKEND = 'surge_local'
+# Key of the `meta` of a checkpoint that a signal made: its own name.
+_INTERRUPTED = 'interrupted'
+
+
+# The hook that listens to the signal.
+_listening = None
+
+
+def _forget_signal() -> None:
+    # Pools of processes, as metrics have, end theirs by this signal.
+    if _listening is not None:
+        _listening.leave_signal()
+
+
+os.register_at_fork(after_in_child=_forget_signal)
+
+
+class Terminated(SystemExit):
+    """Training ended on SIGTERM, with a checkpoint.
+
+    The status is what shells give for a program that this signal ended, 128
+    and its number: neither that of success nor one of an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 @register_backend(_BACKEND)
@@ -48,10 +87,43 @@ class SURGECheckpointHook(CheckpointHook):
     writes under another name (``.part``), syncs, renames, then moves the
     pointer ``last_checkpoint``, and deletes what is outdated at the end.
 
+    On SIGTERM, which schedulers send before they kill, training ends after
+    the iteration, with a checkpoint ``iter_N.pth`` that is deleted once there
+    is a later one. With several processes it is enough that one gets it. In
+    validation it ends at once; the checkpoint is that before it.
+
+    A training that is resumed after an epoch (or iteration) for which
+    validation is due begins with that: whether it was done, no checkpoint
+    tells.
+
     Args:
         kwargs: As for mmengine's hook. An ``out_dir`` on another file system
             than the local one is written as mmengine does it.
+
+    Raises:
+        Terminated: After SIGTERM. It is a ``SystemExit`` with status 143.
     """
+
+    _terminated = False
+    # Iterations that the newest checkpoint has.
+    _saved: int | None = None
+    # Of the one that is resumed: batches of the running epoch, and its name if
+    # a signal made it.
+    _done = 0
+    _interrupted: str | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Keep data loading alive where all processes get the signal."""
+        for loop in (runner._train_loop, runner._val_loop):
+            if isinstance(loop, BaseLoop):
+                loader = loop.dataloader
+                loader.worker_init_fn = partial(_start, loader.worker_init_fn)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """See whether it is from inside an epoch, and made by a signal."""
+        meta = checkpoint.get('meta') or {}
+        self._done = meta.get(DONE, (0, 0))[0]
+        self._interrupted = meta.get(_INTERRUPTED)
 
     def before_train(self, runner: Runner) -> None:
         """Take the backend that writes whole files, where files are local."""
@@ -63,6 +135,69 @@ class SURGECheckpointHook(CheckpointHook):
         ):
             self.backend_args = {'backend': _BACKEND}
         super().before_train(runner)
+        self._terminated = False
+        # Only there can a handler be set.
+        if threading.current_thread() is threading.main_thread():
+            global _listening
+            # A training that ended by an error is still listening.
+            _forget_signal()
+            _listening = self
+            self._handler = signal.signal(signal.SIGTERM, self._terminate)
+        if runner.iter:
+            self._saved = runner.iter
+            if not self._done and _validation_is_due(runner):
+                runner.val_loop.run()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save as mmengine does, and end on SIGTERM."""
+        super().after_train_iter(runner, batch_idx, *args, **kwargs)
+        ends = torch.tensor(int(self._terminated))
+        if get_world_size() > 1:
+            all_reduce(ends, 'max')
+        # Gradients that are being accumulated are in no checkpoint.
+        wrappers = optim_wrappers(runner)
+        if ends.item() and all(w.should_update() for w in wrappers):
+            self._end(runner, runner.iter + 1, barrier)
+
+    def after_val_iter(
+        self, runner: Runner, *args: Any, **kwargs: Any
+    ) -> None:
+        """End on SIGTERM."""
+        if self._terminated:
+            self._end(runner, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Publish as mmengine does; leave the signal alone."""
+        super().after_train(runner)
+        if threading.current_thread() is threading.main_thread():
+            self.leave_signal()
+
+    def leave_signal(self) -> None:
+        """Leave SIGTERM to what it did before training."""
+        global _listening
+        _listening = None
+        signal.signal(signal.SIGTERM, self._handler)
+
+    def _terminate(self, *args: Any) -> None:
+        self._terminated = True
+
+    def _end(
+        self, runner: Runner, step: int, wait: Callable[[], None] | None = None
+    ) -> None:
+        if self._saved != step:
+            name = f'iter_{step}.pth'
+            meta = {'epoch': runner.epoch, 'iter': step, _INTERRUPTED: name}
+            self._write(runner, name, meta)
+        if wait is not None:
+            # Where one process ends, launchers kill the others.
+            wait()
+        path = self.last_ckpt or runner._load_from
+        runner.logger.warning(
+            f'SIGTERM: training ends, --resume goes on from {path}'
+        )
+        raise Terminated
 
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any]
@@ -77,6 +212,16 @@ class SURGECheckpointHook(CheckpointHook):
                 'keep_ckpt_ids', list(self.keep_ckpt_ids)
             )
         name = self.filename_tmpl.format(step)
+        outdated = [self.filename_tmpl.format(old) for old in outdated]
+        self._write(runner, name, meta, outdated)
+
+    def _write(
+        self,
+        runner: Runner,
+        name: str,
+        meta: dict[str, Any],
+        outdated: Iterable[str] = (),
+    ) -> None:
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
@@ -90,13 +235,18 @@ class SURGECheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
+        self._saved = meta['iter']
         if not is_main_process():
             return
         with replacing(Path(runner.work_dir, 'last_checkpoint')) as new:
             new.write_text(self.last_ckpt)
+        if self._interrupted:
+            outdated = [*outdated, self._interrupted]
+            self._interrupted = None
         for old in outdated:
-            name = self.filename_tmpl.format(old)
-            path = self.file_backend.join_path(self.out_dir, name)
+            if old == name:
+                continue
+            path = self.file_backend.join_path(self.out_dir, old)
             # Others than files are of another model's parallelism.
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
@@ -116,3 +266,38 @@ class SURGECheckpointHook(CheckpointHook):
             self.file_backend.waiting = None
         for path in waiting:
             self.file_backend.remove(path)
+
+
+def _validation_is_due(runner: Runner) -> bool:
+    # As the loops decide it.
+    loop = runner.train_loop
+    if runner.val_loop is None:
+        return False
+    loop._decide_current_val_interval()
+    if isinstance(loop, IterBasedTrainLoop):
+        done, last = loop.iter, loop.max_iters
+    else:
+        done, last = loop.epoch, loop.max_epochs
+    return done >= loop.val_begin and (
+        done % loop.val_interval == 0 or done == last
+    )
+
+
+def _start(init: Callable[[int], None] | None, worker: int) -> None:
+    """Start a process of data loading that SIGTERM does not end.
+
+    Training needs it for the iteration that it ends with. Training itself may
+    end it.
+    """
+    # Not everywhere can be seen who sent it.
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    if init is not None:
+        init(worker)
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
