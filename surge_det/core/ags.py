@@ -146,9 +146,10 @@ class AGS:
             self.last_eta = self.factor * self.eta
         eps = self.eps * torch.maximum(norm_a, norm_b).clamp(max=1)
         ratio = norm_b / (norm_a + eps).clamp(min=limits.tiny)
-        scale = self.last_eta * ratio
+        # An infinite one would make NaN of a factor of 0.
+        scale = self.last_eta * ratio.clamp(max=limits.max)
         self.last_norm_b, self.last_norm_a = norm_b, norm_a
-        # An infinite one would make NaN of a gradient of 0.
+        # And of a gradient of 0.
         self.last_scale = scale.clamp(max=limits.max)
         return self.last_scale
 

@@ -239,6 +239,12 @@ class VOCFormatDataset(CheckedImages, XMLDataset):
             raise FileNotFoundError(
                 f'{self.ann_file} lists {img_id!r}, but there is no {path}'
             ) from error
+        except (OSError, ValueError) as error:
+            # A name that is too long, or no name of a file.
+            raise ValueError(
+                f'{self.ann_file} lists {img_id!r}, but {path} cannot be '
+                f'read: {error}'
+            ) from error
         root = parse_annotation(content, path)
         img_path = self._image(img_id, text_of(root, 'filename'))
         try:
@@ -372,7 +378,8 @@ def parse_annotation(content: bytes, path: str) -> ET.Element:
     """
     try:
         root = ET.fromstring(content)
-    except (ET.ParseError, ValueError) as error:
+    except (ET.ParseError, ValueError, LookupError) as error:
+        # LookupError: an encoding that Python does not know.
         raise ValueError(f'{path} is no XML: {error}') from error
     if '}' in root.tag:
         for element in root.iter():

@@ -360,6 +360,7 @@ def test_scale_at_the_ends_of_each_type(dtype, size, eta):
             assert 0 <= ags.scale(*pair).item() < math.inf
     zeros = torch.zeros_like(huge)
     assert ags.scale(zeros, zeros).item() == 0
+    assert AGS(eta='auto').scale(huge, zeros, zeros).item() == 0
 
 
 def test_huge_gradients_under_autocast():
