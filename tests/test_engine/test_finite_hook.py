@@ -1,9 +1,12 @@
 """Training that goes wrong."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from processes import needs_gloo, run_processes
 from torch import nn
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
@@ -206,6 +209,41 @@ def test_gradients_of_fsg_are_looked_at(tmp_path):
     with pytest.raises(NonFiniteError, match=said):
         runner.train()
     assert found[0].isfinite().all()
+
+
+def _train_in_group(rank, world, folder):
+    os.environ['LOCAL_RANK'] = str(rank)
+    runner = _runner(
+        Path(folder, 'work'),
+        'image',
+        dict(optimizer=dict(type='SGD', lr=1e-3)),
+        launcher='pytorch',
+        cfg=dict(
+            model_wrapper_cfg=dict(
+                type='MMDistributedDataParallel', device_ids=None
+            )
+        ),
+    )
+    try:
+        runner.train()
+    except NonFiniteError as error:
+        Path(folder, f'{rank}.txt').write_text(str(error))
+
+
+@needs_gloo
+@on_cpu
+def test_each_process_tells_what_it_saw(tmp_path):
+    run_processes(_train_in_group, tmp_path)
+    first, second = ((tmp_path / f'{r}.txt').read_text() for r in (0, 1))
+    for text in (first, second):
+        assert text.startswith('iteration 2: gradients of ')
+    assert 'all outputs of process 0 are finite: it began in ano' in first
+    assert 'is that of body.0. Images: 5.jpg, 7.jpg; the batch is' in second
+    kept = torch.load(tmp_path / 'work' / 'non_finite_batch_1.pth')
+    assert kept['images'] == ['5.jpg', '7.jpg']
+    assert [p.name for p in (tmp_path / 'work').glob('iter*')] == [
+        'iter_1.pth'
+    ]
 
 
 def test_no_checkpoint_is_written_of_what_is_not_finite(tmp_path):

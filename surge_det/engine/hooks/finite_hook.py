@@ -145,6 +145,12 @@ class SURGEFiniteHook(Hook):
         where = self._first_output(of_all=True)
         if where or not names:
             pass
+        elif get_world_size() > 1:
+            # Gradients are everyone's.
+            where = (
+                f'; all outputs of process {get_rank()} are finite: it began '
+                'in another one, or in the backward pass'
+            )
         elif len(names) == len(gradients):
             # One such norm makes all gradients so when they are clipped.
             where = (
