@@ -6,11 +6,11 @@ import argparse
 import math
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from surge_det.cli.common import fail
 from surge_det.cli.plot_run import read_records
-from surge_det.core.figures import FIGURES
 
 # Iteration -> value, by the layer.
 Series = dict[str, dict[int, float]]
@@ -20,10 +20,17 @@ _LOGARITHMIC = {'scale', 'norm_b', 'norm_a'}
 _SHARES = {'clipped', 'flipped', 'outside'}
 _SIGNED = {'cosine', 'missed'}
 _GROWTH = 100
-_TITLES = {
-    **{key: f'{sign}: {text}' for key, (sign, text) in FIGURES.items()},
-    'slope': 'largest slope of each PReLU',
-}
+
+
+@cache
+def _titles() -> dict[str, str]:
+    # Not at the top: it imports torch.
+    from surge_det.core.figures import FIGURES
+
+    return {
+        **{key: f'{sign}: {text}' for key, (sign, text) in FIGURES.items()},
+        'slope': 'largest slope of each PReLU',
+    }
 
 
 def read_figures(work_dir: str | Path) -> dict[str, Series]:
@@ -56,7 +63,7 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
     for step, row in sorted(rows.items()):
         for key, value in row.items():
             _, figure, name = [*key.split('/', 2), '', ''][:3]
-            if key.startswith('ags/') and figure in _TITLES:
+            if key.startswith('ags/') and figure in _titles():
                 series = found.setdefault(figure, {})
                 series.setdefault(name, {})[step] = value
     if 'scale' not in found:
@@ -135,7 +142,7 @@ def draw(figures: dict[str, Series], out: Path, title: str) -> None:
     import numpy as np
     from matplotlib.colors import LogNorm, Normalize
 
-    shown = [figure for figure in _TITLES if figure in figures]
+    shown = [figure for figure in _titles() if figure in figures]
     rows = math.ceil(len(shown) / 2)
     most = max(map(len, figures.values()))
     fig, axes = plt.subplots(
@@ -171,7 +178,7 @@ def draw(figures: dict[str, Series], out: Path, title: str) -> None:
         fig.colorbar(image, ax=axis, pad=0.01)
         axis.invert_yaxis()
         axis.set_yticks(np.arange(len(series)) + 0.5, series, fontsize=6)
-        axis.set_title(_TITLES[figure], fontsize=10)
+        axis.set_title(_titles()[figure], fontsize=10)
         axis.set_xlabel('iteration', fontsize=8)
     for axis in axes.flat[len(shown) :]:
         axis.axis('off')
