@@ -10,7 +10,7 @@ model = dict(binarize_cfg=dict(include=['encoder.layers.*.ffn.*']))
 
 optim_wrapper = dict(
     type='AGSOptimWrapper',
-    ags=dict(eta=0.2),
+    ags=dict(eta=0.1),
     constructor='SURGEOptimWrapperConstructor',
 )
 custom_hooks = [

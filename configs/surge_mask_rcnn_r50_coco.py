@@ -11,7 +11,7 @@ model = dict(
 
 optim_wrapper = dict(
     type='AGSOptimWrapper',
-    ags=dict(eta=0.2),
+    ags=dict(eta=0.1),
     constructor='SURGEOptimWrapperConstructor',
 )
 custom_hooks = [

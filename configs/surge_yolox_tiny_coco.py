@@ -6,7 +6,7 @@ model = dict(binarize_cfg={})
 
 optim_wrapper = dict(
     type='AGSOptimWrapper',
-    ags=dict(eta=0.2),
+    ags=dict(eta=0.1),
     constructor='SURGEOptimWrapperConstructor',
 )
 custom_hooks = [

@@ -79,7 +79,7 @@ class Run:
     method: str
     layers: int
     seed: int
-    eta: float | str = 0.2
+    eta: float | str = 0.1
     aux_lr: float = 1.0
     aux_init: str = 'weight'
     scaler: str = 'ags'

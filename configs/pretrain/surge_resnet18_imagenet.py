@@ -70,7 +70,7 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='AGSOptimWrapper',
-    ags=dict(eta=0.2),
+    ags=dict(eta=0.1),
     constructor='SURGEOptimWrapperConstructor',
     optimizer=dict(type='Adam', lr=2.5e-3, weight_decay=0.0),
 )

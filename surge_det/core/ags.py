@@ -81,7 +81,7 @@ class AGS:
         ValueError: If ``eta`` or ``eps`` is out of range.
     """
 
-    def __init__(self, eta: float | str = 0.2, eps: float = 1e-8) -> None:
+    def __init__(self, eta: float | str = 0.1, eps: float = 1e-8) -> None:
         self.eta = eta
         self.factor = 1.0
         self.eps = checks.number('eps', eps, above=0)

@@ -53,7 +53,7 @@ class LayerConfig:
 
     activation_estimator: Any = None
     weight_estimator: Any = None
-    eta: float | str = 0.2
+    eta: float | str = 0.1
     compensate: bool = True
     binarize_weight: bool = True
     binarize_activation: bool = True

@@ -307,7 +307,7 @@ def test_config_is_a_delta_over_the_stock_one(name, monkeypatch, tmp_path):
     # Everything the trainer needs is still there.
     assert cfg.optim_wrapper.type == 'AGSOptimWrapper'
     assert cfg.optim_wrapper.constructor == 'SURGEOptimWrapperConstructor'
-    assert cfg.optim_wrapper.ags == dict(eta=0.2)
+    assert cfg.optim_wrapper.ags == dict(eta=0.1)
     for key in ('optimizer', 'paramwise_cfg', 'clip_grad'):
         assert cfg.optim_wrapper.get(key) == plain.optim_wrapper.get(key)
     hooks = plain.get('custom_hooks') or []
@@ -470,7 +470,7 @@ def test_one_step_moves_latent_and_auxiliary_weights(case):
         scale = float(m.ags.last_scale)
         assert 0 < scale < math.inf, name
         # The wrapper's eta, not the layer's own.
-        assert m.ags.eta == 0.2
+        assert m.ags.eta == 0.1
 
 
 def test_evaluation_save_and_strict_reload(case, tmp_path):

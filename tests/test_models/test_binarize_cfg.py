@@ -105,14 +105,14 @@ def test_what_a_part_says_of_itself_holds_beside_the_models_key():
     cfg = retinanet(binarize_cfg={})
     cfg['backbone']['binarize_cfg'] = None
     cfg['neck']['binarize_cfg'] = dict(
-        exclude=['lateral_convs.*'], layer_cfg=dict(eta=0.1)
+        exclude=['lateral_convs.*'], layer_cfg=dict(eta=0.3)
     )
     model = MMDET_MODELS.build(cfg)
     layers = dict(named_surge_layers(model))
     assert {name.split('.')[0] for name in layers} == {'neck', 'bbox_head'}
     assert not any('lateral' in name for name in layers)
     for name, layer in layers.items():
-        assert layer.ags.eta == (0.1 if name.startswith('neck') else 0.2)
+        assert layer.ags.eta == (0.3 if name.startswith('neck') else 0.1)
     # The real backbone keeps its ReLUs.
     assert isinstance(model.backbone.relu, nn.ReLU)
 

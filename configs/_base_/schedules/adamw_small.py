@@ -6,7 +6,7 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='AGSOptimWrapper',
-    ags=dict(eta=0.2),
+    ags=dict(eta=0.1),
     constructor='SURGEOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.0),
     clip_grad=dict(max_norm=10, norm_type=2),

@@ -6,7 +6,7 @@ test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='AGSOptimWrapper',
-    ags=dict(eta=0.2),
+    ags=dict(eta=0.1),
     constructor='SURGEOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.004, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(max_norm=35, norm_type=2),

@@ -284,7 +284,7 @@ class AGSOptimWrapper(AGSMixin, OptimWrapper):
     Example:
         >>> optim_wrapper = dict(
         ...     type='AGSOptimWrapper',
-        ...     ags=dict(eta=0.2, warmup_iters=500),
+        ...     ags=dict(eta=0.1, warmup_iters=500),
         ...     optimizer=dict(type='SGD', lr=0.01))
 
     Arguments as in :class:`AGSMixin`.
