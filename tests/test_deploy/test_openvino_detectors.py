@@ -280,7 +280,7 @@ def test_the_config_in_the_file_runs_nothing(exported, tmp_path):
     cfg, _, files = exported
     cfg = copy.deepcopy(cfg)
     # Its classes are others.
-    del cfg.test_dataloader
+    cfg.pop('test_dataloader', None)
     for file in files:
         shutil.copy(file, tmp_path)
     path, mark = tmp_path / 'net.xml', tmp_path / 'ran'
