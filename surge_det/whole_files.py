@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,20 +14,27 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     """Give a name to write to; what is written there becomes ``path``.
 
     So that an interruption leaves no half of a file under its name, and what
     was there until the new file is whole.
 
+    Args:
+        path: The file.
+        sync: Whether to wait until it is on the disk: for one of many
+            pictures that takes too long.
+
     Raises:
         OSError: If it cannot be written; names ``path``.
     """
-    new = path.with_name(f'{path.name}.part')
+    # With its suffix: some libraries choose by it what they write.
+    new = path.with_name(f'{path.stem}.part{path.suffix}')
     try:
         yield new
-        with new.open('rb') as file:
-            os.fsync(file.fileno())
+        if sync:
+            with new.open('rb') as file:
+                os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
         # A full disk's error names no file.
@@ -46,6 +54,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (RecursionError, ValueError) as error:
         raise ValueError(f'{path}: no JSON: {error}') from error
+
+
+def save(value: object, path: Path) -> None:
+    """Write as ``torch.save`` does, whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written; torch itself tells neither the file
+            nor that a disk is full.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with replacing(path) as new:
+        new.write_bytes(buffer.getbuffer())
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -250,8 +252,24 @@ def _image(source: Source, counter: _Counter) -> None:
     from .images import to_array
 
     results, picture = counter(source.name, to_array(source.name))
-    source.results.write_text(json.dumps(results))
-    picture.save(source.picture, quality=95)
+    with _replacing(source.results) as new:
+        new.write_text(json.dumps(results))
+    with _replacing(source.picture) as new:
+        picture.save(new, quality=95)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, so that no half of a file gets its own."""
+    new = path.with_name(f'{path.stem}.part{path.suffix}')
+    try:
+        yield new
+        os.replace(new, path)
+    except OSError as error:
+        # A full disk's error names no file.
+        raise type(error)(error.errno, error.strerror, str(path)) from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _opencv() -> Any:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from surge_det.cli.common import fail, file_or_address, positive_int
 from surge_det.cli.tables import print_table
+from surge_det.whole_files import save
 
 if TYPE_CHECKING:
     from surge_det.models.backbones.published import Conversion
@@ -111,7 +112,6 @@ def run(args: argparse.Namespace) -> None:
         fail(f'OUT {str(args.output)!r}: the name must end in .pth')
     if Path(args.input).resolve() == args.output.resolve():
         fail('OUT is IN; give another name')
-    import torch
     from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(conversion.state_dict, args.output)
+    save(conversion.state_dict, args.output)
     print(
         f'\nwrote {args.output}; in the config of the {name}: '
         f"init_cfg=dict(type='Pretrained', checkpoint='{args.output}')"

@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
 
 from surge_det.datasets import check_data
+from surge_det.whole_files import replacing
 
 # Images narrower than this are enlarged, so that labels are legible.
 _WIDTH = 440
@@ -200,10 +201,12 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
             visualizer, info, prediction, dataset.metainfo, score_thr
         )
         path = out / f'{Path(info["img_path"]).stem}.png'
-        mmcv.imwrite(pair[..., ::-1], str(path))
+        with replacing(path, sync=False) as new:
+            mmcv.imwrite(pair[..., ::-1], str(new))
         paths.append(path)
         if len(pairs) < _SHEET_PAIRS:
             pairs.append(pair)
     sheet = out / 'detections.png'
-    mmcv.imwrite(_sheet(pairs)[..., ::-1], str(sheet))
+    with replacing(sheet) as new:
+        mmcv.imwrite(_sheet(pairs)[..., ::-1], str(new))
     return sheet, paths

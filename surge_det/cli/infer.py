@@ -11,9 +11,11 @@ Example::
 from __future__ import annotations
 
 import argparse
+import os
 import warnings
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from surge_det.cli.common import (
     config_file,
@@ -110,6 +112,13 @@ def problem(path: Path) -> str | None:
     return faults[0].removeprefix(f'{path} ') if faults else None
 
 
+def _move(folder: Path, out: Path) -> None:
+    for file in [path for path in folder.rglob('*') if path.is_file()]:
+        target = out / file.relative_to(folder)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(file, target)
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from rich.progress import track
@@ -137,12 +146,17 @@ def run(args: argparse.Namespace) -> None:
         why = problem(image)
         if why is None:
             try:
-                result = inferencer(
-                    str(image),
-                    out_dir=str(args.out),
-                    pred_score_thr=args.score_thr,
-                    no_save_pred=False,
-                )
+                # Beside what is there, until all of it is written.
+                with TemporaryDirectory(dir=args.out) as folder:
+                    result = inferencer(
+                        str(image),
+                        out_dir=folder,
+                        pred_score_thr=args.score_thr,
+                        no_save_pred=False,
+                    )
+                    _move(Path(folder), args.out)
+            except OSError as error:
+                fail(f'{args.out} cannot be written: {error}')
             except Exception as error:
                 # Whatever a model of strangers raises.
                 why = f'{type(error).__name__}: {error}'

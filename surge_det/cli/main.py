@@ -9,6 +9,7 @@ status or None. Only the module of the chosen command is imported, so that
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -42,6 +43,13 @@ COMMANDS = {
 }
 # Those whose module is `command` in a package.
 PACKAGES = ('compare',)
+# What the system says where a file cannot be written.
+_UNWRITABLE = {
+    getattr(errno, name)
+    for name in ('EACCES', 'EDQUOT', 'EEXIST', 'EFBIG', 'EISDIR', 'ENOSPC')
+    + ('ENOTDIR', 'EPERM', 'EROFS')
+    if hasattr(errno, name)
+}
 # Those that may train or test in several processes.
 DISTRIBUTED = ('train', 'test', 'benchmark')
 
@@ -93,6 +101,10 @@ def main(argv: Sequence[object]) -> int:
     args = parse_args(argv)
     try:
         return args.run(args) or 0
+    except OSError as error:
+        if error.errno in _UNWRITABLE and error.filename:
+            fail(error)
+        raise
     except ModuleNotFoundError as error:
         if error.name in ('torch', 'mmengine', 'mmcv', 'mmdet'):
             fail(f'{error}; `surge-det doctor` says what to install')

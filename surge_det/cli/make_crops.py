@@ -18,6 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from surge_det.cli.common import fail, not_negative, positive_int
+from surge_det.whole_files import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +129,8 @@ def cut(
             )
             target = folder / name / f'{Path(path).stem}_{number}.png'
             target.parent.mkdir(parents=True, exist_ok=True)
-            image.crop(area).save(target)
+            with replacing(target, sync=False) as new:
+                image.crop(area).save(new)
             counts[name] += 1
     return counts
 

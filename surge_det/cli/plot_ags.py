@@ -11,6 +11,7 @@ from pathlib import Path
 
 from surge_det.cli.common import fail
 from surge_det.cli.plot_run import read_records
+from surge_det.whole_files import replacing
 
 # Iteration -> value, by the layer.
 Series = dict[str, dict[int, float]]
@@ -184,7 +185,8 @@ def draw(figures: dict[str, Series], out: Path, title: str) -> None:
         axis.axis('off')
     fig.suptitle(title)
     out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out)
+    with replacing(out) as new:
+        fig.savefig(new)
     plt.close(fig)
 
 

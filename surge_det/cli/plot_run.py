@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surge_det.cli.common import fail
+from surge_det.whole_files import replacing
 
 MAP = r'(bbox_)?mAP'
 _LOSS_COLOR, _MAP_COLOR = '#2a5d9f', '#c2571a'
@@ -196,7 +197,8 @@ def plot_run(
     fig.suptitle(work_dir.resolve().name)
     fig.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(out)
+    with replacing(out) as new:
+        fig.savefig(new)
     plt.close(fig)
     return out
 

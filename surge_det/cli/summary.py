@@ -25,6 +25,7 @@ from surge_det.cli.common import (
     positive_int,
 )
 from surge_det.cli.tables import print_table
+from surge_det.whole_files import replacing
 
 if TYPE_CHECKING:
     from surge_det.models.complexity import LayerCost, ModelCost
@@ -155,7 +156,10 @@ def write_csv(cost: ModelCost, path: Path) -> None:
     """Write every layer, and the totals in the last row."""
     from surge_det.models.complexity import TOTALS, total_cost
 
-    with open(path, 'w', newline='', encoding='utf-8') as file:
+    with (
+        replacing(path) as new,
+        open(new, 'w', newline='', encoding='utf-8') as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(
             ('part', 'layer', 'kind', 'weight_shape', 'output_shapes')
@@ -225,7 +229,8 @@ def draw(cost: ModelCost, title: str, path: Path) -> None:
         frameon=False,
     )
     figure.suptitle(title)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=130)
     plt.close(figure)
 
 

@@ -12,7 +12,9 @@ Example::
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surge_det.cli.common import (
@@ -25,6 +27,7 @@ from surge_det.cli.common import (
     load_config,
     prepare_run,
 )
+from surge_det.whole_files import replacing
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -100,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
     from mmengine.config import ConfigDict
+    from mmengine.dist import is_main_process
 
     from surge_det.datasets.classes import ClassesError
     from surge_det.deploy import format_of
@@ -130,11 +134,12 @@ def run(args: argparse.Namespace) -> None:
     except LoadError as error:
         fail(error)
     build_data(runner, 'test')
-    if args.out:
-        runner.test_evaluator.metrics.append(
-            DumpDetResults(out_file_path=args.out)
-        )
-    try:
-        runner.test()
-    except ClassesError as error:
-        fail(error)
+    writes = args.out and is_main_process()
+    with replacing(Path(args.out)) if writes else nullcontext('.pkl') as out:
+        if args.out:
+            metric = DumpDetResults(out_file_path=str(out))
+            runner.test_evaluator.metrics.append(metric)
+        try:
+            runner.test()
+        except ClassesError as error:
+            fail(error)

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,11 +254,12 @@ def test_a_changed_byte_is_refused(which, trained, exported, tmp_path):
 def test_an_interruption_leaves_nothing(trained, tmp_path, monkeypatch):
     model = PTH.load(trained[2], trained[0])
 
-    def interrupted(value, path):
-        path.write_bytes(b'half')
+    def interrupted(path, value):
+        with open(path, 'wb') as file:
+            file.write(bytes(value)[:99])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, 'save', interrupted)
+    monkeypatch.setattr(Path, 'write_bytes', interrupted)
     with pytest.raises(KeyboardInterrupt):
         PTH.save(model, tmp_path / 'x.pth')
     assert not list(tmp_path.iterdir())

@@ -215,8 +215,11 @@ class _Fork(Hook):
     """Ends a process by SIGTERM, as pools end theirs."""
 
     def after_train_iter(self, runner, *args, **kwargs):
-        process = multiprocessing.get_context('fork').Process(target=_sleep)
+        context = multiprocessing.get_context('fork')
+        runs = context.Event()
+        process = context.Process(target=_sleep, args=(lambda *_: runs.set(),))
         process.start()
+        runs.wait(30)
         process.terminate()
         process.join(30)
         self.status = process.exitcode

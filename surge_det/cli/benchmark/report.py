@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from surge_det.cli.tables import markdown_table, print_table
+from surge_det.whole_files import replacing
 
 
 class Table(NamedTuple):
@@ -71,10 +72,15 @@ def publish(
         print()
     if not args.out:
         return
-    (args.out / f'{name}.md').write_text('\n\n'.join(texts) + '\n')
-    with open(args.out / f'{name}.csv', 'w', newline='') as file:
+    with replacing(args.out / f'{name}.md') as new:
+        new.write_text('\n\n'.join(texts) + '\n')
+    with (
+        replacing(args.out / f'{name}.csv') as new,
+        open(new, 'w', newline='') as file,
+    ):
         csv.writer(file).writerows([records.header, *records.rows])
-    draw(args.out / f'{name}.png')
+    with replacing(args.out / f'{name}.png') as new:
+        draw(new)
     print(f'Tables, CSV and picture: {args.out}')
 
 

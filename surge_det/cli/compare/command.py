@@ -43,6 +43,7 @@ from surge_det.cli.common import (
     number,
     positive_int,
 )
+from surge_det.whole_files import replacing
 
 if TYPE_CHECKING:
     from surge_det.cli.compare.candidates import Candidate
@@ -162,10 +163,12 @@ def write_report(
 
     head = 'method' if args.methods else 'config'
     text = report.table(candidates, args.seeds, args.baseline, head)
-    (args.out / 'table.md').write_text(text + '\n')
+    with replacing(args.out / 'table.md') as new:
+        new.write_text(text + '\n')
     if any(each.evaluations for each in candidates):
         text = report.grid_table(candidates, args.lr_grid, head)
-        (args.out / 'lr_grid.md').write_text(text + '\n')
+        with replacing(args.out / 'lr_grid.md') as new:
+            new.write_text(text + '\n')
     data = candidates[0].runs[0][0].cfg.val_dataloader.dataset
     split = args.split or Path(data.get('ann_file') or '').stem
     file = args.out / 'runs.csv'

@@ -16,6 +16,7 @@ from scipy.optimize import isotonic_regression
 
 from surge_det import paired
 from surge_det.paired import estimate
+from surge_det.whole_files import replacing
 
 from .candidates import Candidate
 
@@ -75,7 +76,8 @@ def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
     axes.margins(x=0.02)
     if ends:
         _label_ends(axes, ends)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=130)
     plt.close(figure)
 
 
@@ -148,5 +150,6 @@ def draw_differences(
         f'mAP minus {baseline}: mean with 95 % interval; below, each seed',
         fontsize=8,
     )
-    figure.savefig(path, dpi=130)
+    with replacing(path) as new:
+        figure.savefig(new, dpi=130)
     plt.close(figure)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from surge_det.cli.tables import markdown_table
 from surge_det.paired import estimate, plus_minus
+from surge_det.whole_files import replacing
 
 from .candidates import Candidate
 from .runs import Evaluation, Run
@@ -150,7 +151,7 @@ def write_csv(
     titles += ['lr_split_mAP', 's_per_iter', 'memory_mib', 'cuda_memory_mib']
     titles += ['minutes', 'resumed']
     titles += [f'mAP_{step_name}_{step}' for step in steps]
-    with open(path, 'w', newline='') as file:
+    with replacing(path) as new, open(new, 'w', newline='') as file:
         writer = csv.DictWriter(file, titles)
         writer.writeheader()
         writer.writerows(rows)

@@ -25,7 +25,7 @@ from typing import IO, ClassVar
 from mmengine.config import Config
 
 from surge_det.cli.plot_run import MAP, read_curves
-from surge_det.whole_files import newest_checkpoint, read_json
+from surge_det.whole_files import newest_checkpoint, read_json, replacing
 
 PROGRAM = [sys.executable, '-m', 'surge_det']
 LAST_LINES = 8
@@ -146,10 +146,8 @@ class Task:
                     )
                 minutes = (time.monotonic() - start) / 60
                 result = self._read_result(minutes, memory)
-                # Never half a file.
-                half = self.result_file.with_suffix('.half')
-                half.write_text(json.dumps(asdict(result), indent=1))
-                half.replace(self.result_file)
+                with replacing(self.result_file) as new:
+                    new.write_text(json.dumps(asdict(result), indent=1))
                 self.result = result
             except (OSError, RuntimeError, ValueError) as error:
                 self.failure = f'{error}{self._last_lines()}'

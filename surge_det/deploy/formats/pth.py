@@ -8,7 +8,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, load_state_dict
 from torch import nn
@@ -25,7 +24,7 @@ from surge_det.deploy.trained import (
 )
 from surge_det.engine.loaded_weights import BINARIZED
 from surge_det.version import __version__
-from surge_det.whole_files import replacing
+from surge_det.whole_files import save
 
 from .base import Format
 from .digest import DAMAGED, digest
@@ -63,8 +62,7 @@ class PthFormat(Format):
             BINARIZED: binarization_of(model),
         }
         meta['digest'] = digest(state, meta)
-        with replacing(path) as new:
-            torch.save({'meta': meta, 'state_dict': state}, new)
+        save({'meta': meta, 'state_dict': state}, path)
         return [path]
 
     def _read(self, path: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class SURGECheckpointHook(CheckpointHook):
     mmengine's writes a checkpoint under its final name, and deletes an old
     one before it writes the new one. So a process that is killed meanwhile
     leaves half a file, and with ``max_keep_ckpts=1`` nothing else. This one
-    writes under another name (``.part``), syncs, renames, then moves the
+    writes under another name (``.part.pth``), syncs, renames, then moves the
     pointer ``last_checkpoint``, and deletes what is outdated at the end.
 
     On SIGTERM, which schedulers send before they kill, training ends after
