@@ -124,7 +124,18 @@ def test_layers_are_the_formula(application, ties):
 # What may stand where something else is asked for; none is large.
 junk = st.sampled_from(
     [-1, 0, 1, 2, 3, True, False, None, 0.5, 2.0, -0.0, math.nan, math.inf]
-    + ['', 'same', 'valid', 'zeros', 'reflect', '3', 'float32', 'cpu', 'x:1']
+    + [
+        '',
+        'auto',
+        'same',
+        'valid',
+        'zeros',
+        'reflect',
+        '3',
+        'float32',
+        'cpu',
+        'x',
+    ]
     + [(), (1,), (2, 2), [1, 1], (1, 0), (2, -1), (1.0, 1.0), (1, 1, 1)]
     + [
         [[1]],
@@ -140,7 +151,7 @@ junk = st.sampled_from(
 configs = st.builds(
     dict,
     st.dictionaries(
-        st.sampled_from(['clip', 'o_end', 'm', 't', 'eta']), junk, max_size=2
+        st.sampled_from(['clip', 'leak', 'o_end', 'm', 't']), junk, max_size=2
     ),
     type=st.sampled_from(['STE', 'ReSTE', 'EDE', 'ApproxSign', 'IRNet']),
 )
