@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
-    """Turn ``--amp``, ``--auto-scale-lr``, ``--resume`` into settings."""
+    """Turn flags into settings; take the checkpoint hook that is safe."""
     if args.amp:
         wrapper = cfg.optim_wrapper
         kind = wrapper.get('type', 'OptimWrapper')
@@ -74,6 +74,10 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             fail('--auto-scale-lr: the config has no auto_scale_lr')
         cfg.auto_scale_lr.enable = True
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if checkpoint.get('type') == 'CheckpointHook':
+        # An interruption leaves half a file of mmengine's own.
+        checkpoint.type = 'SURGECheckpointHook'
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = (

@@ -125,3 +125,15 @@ def test_resume_says_what_it_goes_on_from(tmp_path, capsys):
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_1.pth')
     assert _newest(str(tmp_path)) is None
     assert 'last_checkpoint names' in capsys.readouterr().out
+
+
+def test_train_takes_the_checkpoint_hook_that_is_safe():
+    from surge_det.cli.train import apply_flags
+
+    cfg = Config.fromfile(ROOT / 'configs' / f'{NAME}.py')
+    hook = dict(type='CheckpointHook', interval=3)
+    cfg.default_hooks.checkpoint = hook
+    apply_flags(cfg, parse_args(['train', NAME]))
+    assert cfg.default_hooks.checkpoint == hook | dict(
+        type='SURGECheckpointHook'
+    )
