@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What torch takes a file for a zip by.
+ZIP = b'PK\x03\x04'
+
 
 @contextmanager
 def replacing(path: Path, sync: bool = True) -> Iterator[Path]:

@@ -18,7 +18,6 @@ import logging
 import os
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from surge_det.whole_files import fault
+from surge_det.whole_files import ZIP, fault
 
 _BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -58,14 +57,14 @@ def _refuse(source):
         return
     with open(source, 'rb') as file:
         # The metadata stand first, behind eight bytes of length.
-        packed = _PACKED in file.read(100)
-    if packed or str(source).endswith(_EXPORTED):
+        start = file.read(100)
+    if _PACKED in start or str(source).endswith(_EXPORTED):
         raise ValueError(
             f'{source} is an exported detector, no checkpoint: it is read by '
             'surge_det.deploy.load_detector and surge_det.deploy.'
             'DetInferencer, and by surge-det test and infer'
         )
-    if zipfile.is_zipfile(source) and (reason := fault(Path(source))):
+    if start.startswith(ZIP) and (reason := fault(Path(source))):
         raise ValueError(f'{source}: {reason}')
 
 

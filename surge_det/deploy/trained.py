@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import zipfile
 from pathlib import Path
 
 from mmdet.registry import MODELS
@@ -21,6 +20,7 @@ from surge_det.datasets.classes import (
     difference,
     metainfo_of_config,
 )
+from surge_det.whole_files import ZIP
 
 
 def build_detector(cfg: Config) -> nn.Module:
@@ -130,7 +130,7 @@ def check_is_checkpoint(path: str | Path) -> None:
     if '://' in str(path):
         return
     with open(path, 'rb') as file:
-        # torch before 1.6 wrote bare pickles.
-        is_pickle = file.read(1) == b'\x80'
-    if not is_pickle and not zipfile.is_zipfile(path):
+        start = file.read(len(ZIP))
+    # torch before 1.6 wrote bare pickles.
+    if start != ZIP and not start.startswith(b'\x80'):
         raise ValueError(f'{path}: no checkpoint, or a part of one')

@@ -243,11 +243,13 @@ def test_any_change_of_an_export_is_refused(trained, exported, tmp_path):
 def test_a_changed_byte_is_refused(which, trained, exported, tmp_path):
     whole = (exported if which == 'exported' else trained[2]).read_bytes()
     path = tmp_path / 'x.pth'
-    for place in range(len(whole) // 30, len(whole), len(whole) // 5):
+    places = range(len(whole) // 30, len(whole), len(whole) // 5)
+    # The last one says that there are more disks.
+    for place in (*places, -23):
         damaged = bytearray(whole)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r'x\.pth: damaged in'):
+        with pytest.raises(ValueError, match=r'x\.pth: (damaged in|half)'):
             PTH.load(path, trained[0])
 
 
