@@ -208,7 +208,7 @@ def test_of_epochs_and_iterations_the_later_file_is_newest(tmp_path):
 def _sleep(begin=None):
     if begin is not None:
         begin(None, 0)
-    time.sleep(60)
+    time.sleep(200)
 
 
 class _Fork(Hook):
@@ -219,9 +219,9 @@ class _Fork(Hook):
         runs = context.Event()
         process = context.Process(target=_sleep, args=(lambda *_: runs.set(),))
         process.start()
-        runs.wait(30)
+        runs.wait(120)
         process.terminate()
-        process.join(30)
+        process.join(120)
         self.status = process.exitcode
         process.kill()
 
@@ -239,7 +239,7 @@ def test_only_training_ends_its_data_loading():
     process = context.Process(target=_sleep, args=(_start,))
     process.start()
     status = Path(f'/proc/{process.pid}/status')
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     # Until it blocks the signal.
     while time.monotonic() < deadline:
         blocked = status.read_text().split('SigBlk:')[1].split()[0]
@@ -250,7 +250,7 @@ def test_only_training_ends_its_data_loading():
     process.join(0.5)
     assert process.exitcode is None
     process.terminate()
-    process.join(30)
+    process.join(120)
     assert process.exitcode == 0
 
 
