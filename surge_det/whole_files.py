@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# MS-DOS's mark of a folder.
+_FOLDER = 0x10
 # What torch takes a file for a zip by.
 ZIP = b'PK\x03\x04'
 
@@ -121,9 +123,18 @@ def fault(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             # Torch compresses nothing; so no small file becomes a large one.
-            sizes = [info.file_size for info in file.infolist()]
-            if sum(sizes) > path.stat().st_size:
-                return 'no archive of torch: holds more than its size'
+            # What is marked as a folder it does not read, and goes on with
+            # whatever is in memory.
+            entries = file.infolist()
+            if sum(entry.file_size for entry in entries) > (
+                path.stat().st_size
+            ) or any(
+                entry.compress_size != entry.file_size
+                or entry.external_attr & _FOLDER
+                or entry.is_dir()
+                for entry in entries
+            ):
+                return 'damaged, or no archive of torch'
             damaged = file.testzip()
     # A damaged archive leads to whatever comes.
     except Exception as error:

@@ -281,6 +281,28 @@ def test_plain_safetensors_are_torchs(tmp_path):
         assert safe_load(path)['layer.bias'].tolist() == [1, 1]
 
 
+def test_no_byte_of_an_archives_directory_leads_elsewhere(tmp_path):
+    path = tmp_path / 'x.pth'
+    weights = torch.arange(3.0)
+    torch.save({'state_dict': {'w': weights}}, path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(1, 400):
+        for bits in (1, 16, 128):
+            damaged = bytearray(whole)
+            damaged[-place] ^= bits
+            path.write_bytes(damaged)
+            try:
+                found = safe_load(path)['state_dict']['w']
+            except UnicodeError:
+                raise
+            except (RuntimeError, ValueError):
+                refused += 1
+            else:
+                # Not what happened to be in memory.
+                assert torch.equal(found, weights), (place, bits)
+    assert refused > 600
+
+
 class _Changed:
     """Pickles as a NumPy type whose state is set."""
 
