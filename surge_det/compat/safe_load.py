@@ -18,6 +18,7 @@ import logging
 import os
 import pickle
 import re
+import reprlib
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,10 @@ def _refuse(source):
         raise ValueError(f'{source}: {reason}')
 
 
+# Lists in lists of a small file may be more text than fits into memory.
+_short = reprlib.repr
+
+
 class _Named:
     """A stand-in under the name of the object it replaces in a pickle.
 
@@ -80,21 +85,38 @@ class _Named:
         self.__qualname__ = self.__name__
         self.target = target
 
+    def __setstate__(self, state):
+        # It would hold for all files that are read later.
+        raise pickle.UnpicklingError(
+            f'Unsupported global: GLOBAL {self.__module__}.{self.__name__}, '
+            'changed'
+        )
+
 
 class _NamedFunction(_Named):
     def __call__(self, *args):
         return self.target(*args)
 
 
+class _NamedType(_Named):
+    """A type that a pickle names and gives states, but does not call.
+
+    torch asks by ``==`` whether an object's type is an allowed one.
+    """
+
+    def __eq__(self, other):
+        return other is self or other is self.target
+
+    __hash__ = _Named.__hash__
+
+
 def _allowed_getattr(owner, name):
     for path, names in _GETATTR_NAMES.items():
-        wanted = owner is _load_class(path) or (
-            isinstance(owner, _Named) and owner.target == path
-        )
-        if wanted and name in names:
+        if owner is _allowed_globals()[path] and name in names:
             return getattr(_load_class(path), name)
     raise pickle.UnpicklingError(
-        f'Unsupported global: GLOBAL builtins.getattr({owner}, {name!r})'
+        'Unsupported global: GLOBAL builtins.getattr('
+        f'{_short(owner)}, {_short(name)})'
     )
 
 
@@ -110,11 +132,40 @@ def _load_class(path):
     return OneCycleParamScheduler
 
 
+def _buffer_class():
+    """Return what stands for `HistoryBuffer` while a file is read.
+
+    The statistics in a file would replace those of all buffers, and an
+    argument could be lists in lists, an array of more than the memory.
+    """
+    cls = _load_class(_BUFFER)
+
+    class Buffer(cls):
+        def __init__(self, *args, **kwargs):
+            raise pickle.UnpicklingError(
+                f'Unsupported global: GLOBAL {_BUFFER}(...)'
+            )
+
+        def __setstate__(self, state):
+            kept = {
+                key: value
+                for key, value in state.items()
+                if not key.endswith('statistics_methods')
+            }
+            super().__setstate__(kept)
+            self.__class__ = cls
+
+    Buffer.__module__, Buffer.__qualname__ = cls.__module__, cls.__name__
+    Buffer.__name__ = cls.__name__
+    return Buffer
+
+
 def _encode_latin1(text, encoding):
     # How pickle protocol 2 writes bytes.
     if encoding != 'latin1':
         raise pickle.UnpicklingError(
-            f'Unsupported global: GLOBAL _codecs.encode(..., {encoding!r})'
+            'Unsupported global: GLOBAL _codecs.encode(..., '
+            f'{_short(encoding)})'
         )
     return text.encode('latin1')
 
@@ -138,7 +189,7 @@ def _dtype(code, align=False, copy=False):
         # Not a copy, whose fields could be changed.
         return np.dtype(code)
     raise pickle.UnpicklingError(
-        f'Unsupported global: GLOBAL numpy.dtype({code!r})'
+        f'Unsupported global: GLOBAL numpy.dtype({_short(code)})'
     )
 
 
@@ -149,10 +200,19 @@ def _scalar(dtype, data):
     return multiarray.multiarray.scalar(dtype, data)
 
 
+def _reconstruct(kind, shape, code):
+    # An empty array of bytes, whose state comes next. NumPy's own would take
+    # any type, and the file would say where an object lies in the memory.
+    if kind == np.ndarray:
+        return np.empty(0, 'b')
+    raise pickle.UnpicklingError(
+        'Unsupported global: GLOBAL numpy._core.multiarray._reconstruct('
+        f'{_short(kind)})'
+    )
+
+
 @functools.lru_cache(maxsize=1)
 def _allowed_globals() -> dict:
-    multiarray = getattr(np, '_core', None) or np.core
-    multiarray = multiarray.multiarray
     functions = {
         'builtins.getattr': _allowed_getattr,
         'numpy.dtype': _dtype,
@@ -162,7 +222,7 @@ def _allowed_globals() -> dict:
     for package in ('numpy.core', 'numpy._core'):
         # NumPy 1 and 2 name the same functions differently.
         path = f'{package}.multiarray'
-        functions[f'{path}._reconstruct'] = multiarray._reconstruct
+        functions[f'{path}._reconstruct'] = _reconstruct
         functions[f'{path}.scalar'] = _scalar
     allowed = {
         path: _NamedFunction(path, target)
@@ -170,7 +230,8 @@ def _allowed_globals() -> dict:
     }
     # Only named, never built: a token that cannot be called.
     allowed[_ONE_CYCLE] = _Named(_ONE_CYCLE, _ONE_CYCLE)
-    classes = [np.ndarray, _TextType, _load_class(_BUFFER)]
+    allowed['numpy.ndarray'] = _NamedType('numpy.ndarray', np.ndarray)
+    classes = [_TextType, _buffer_class()]
     classes += {type(np.dtype(code)) for code in _DTYPE_CODES}
     allowed.update({_path_of(cls): cls for cls in classes})
     return allowed
@@ -320,11 +381,14 @@ def _storage(data):
 
 
 _PLAIN = {
-    '_codecs.encode': _encode_latin1,
-    'collections.OrderedDict': OrderedDict,
-    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-    'torch.storage._load_from_bytes': _storage,
+    path: _NamedFunction(path, target)
+    for path, target in {
+        '_codecs.encode': _encode_latin1,
+        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        'torch.storage._load_from_bytes': _storage,
+    }.items()
 }
+_PLAIN['collections.OrderedDict'] = OrderedDict
 
 
 def safe_load_url(url, *args, **kwargs):

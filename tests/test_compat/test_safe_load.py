@@ -3,7 +3,10 @@ import inspect
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -20,7 +23,9 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from surge_det import compat
 from surge_det.compat.safe_load import (
+    _PLAIN,
     UnsafeCheckpointError,
+    _allowed_globals,
     load_predictions,
     safe_load,
 )
@@ -391,3 +396,133 @@ def test_arrays_of_texts_are_refused_in_one_line(tmp_path):
     path = _write(tmp_path / 'file.pth', np.array(['a', 'b']))
     with pytest.raises(UnsafeCheckpointError, match='file.pth'):
         _load(path)
+
+
+# Reads files, and each value in them, in a process that may die of it.
+READS = """
+import pickle, resource, sys
+import numpy as np
+import surge_det  # first, as the README says
+from mmengine.logging import HistoryBuffer
+from surge_det.compat.safe_load import (
+    _PLAIN, _allowed_globals, load_predictions, safe_load
+)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def guards():
+    found = {**_allowed_globals(), **_PLAIN}
+    states = [vars(each) for each in found.values()]
+    return repr((states, HistoryBuffer._statistics_methods, vars(np.dtype)))
+
+HistoryBuffer()  # fills its statistics
+guarded = guards()
+for path in sys.stdin.read().split():
+    load = load_predictions if path.endswith('.pkl') else safe_load
+    before = peak()
+    try:
+        print(path, 'loaded', repr(repr(load(path)))[:99], flush=True)
+    except Exception as error:
+        print(path, 'refused', type(error).__name__, flush=True)
+    assert guards() == guarded, path
+    assert peak() - before < 100, (path, peak() - before)
+"""
+
+
+def _reads(paths):
+    done = subprocess.run(
+        [sys.executable, '-c', READS],
+        input='\n'.join(map(str, paths)),
+        capture_output=True,
+        text=True,
+    )
+    lines = [line.split(' ', 2) for line in done.stdout.splitlines()]
+    last = lines[-1] if lines else 'the first file'
+    assert done.returncode == 0, f'{last}, or the next: {done.stderr[-900:]}'
+    return {path: (what, found) for path, what, found in lines}
+
+
+def _opcodes(value):
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def _file(path, opcodes):
+    """Write a pickle: predictions, or a checkpoint of the older format."""
+    if path.suffix == '.pkl':
+        path.write_bytes(b'\x80\x02](}' + opcodes + b'X\x01\0\0\0xrse.')
+        return
+    head = (0x1950A86A20F9469CFC6C, 1001, {})
+    path.write_bytes(
+        b''.join(pickle.dumps(each, 2) for each in head)
+        + (b'\x80\x02}X\x01\0\0\0x' + opcodes + b's.')
+        + pickle.dumps([], 2)
+    )
+
+
+def _nested(depth):
+    value = [0.0, 0.0]
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+_POINTER = b'A' * 8
+_CALLS = [
+    (),
+    ('O',),
+    ('U999999999',),
+    (_POINTER,),
+    (2**40,),
+    ((1,), 'O', _POINTER),
+    ((2**40,), 'f8', _POINTER),
+    (np.ndarray, (1,), 'O'),
+    (np.ndarray, (2**40,), b'f8'),
+    (np.dtype('f8'), b''),
+    (np.dtype('f8'), [1.0]),
+    (np.dtype('f8'), np.zeros(3)),
+    (HistoryBuffer, '__setstate__'),
+    (_nested(24), _nested(24)),
+    ([1.0], [1]),
+    (torch.zeros(2), 0, (9,), (1,), False, {}),
+    (None, None, None, None, None, None),
+]
+_STATES = [
+    {'target': OrderedDict},
+    (None, {'target': OrderedDict}),
+    (None, {'__defaults__': (1,), '__name__': 'x'}),
+    {'statistics_methods': {'mean': OrderedDict}},
+    {'_statistics_methods': {'mean': OrderedDict}},
+    (1, (1,), np.dtype('f8'), False, b''),
+    (1, (2**40,), np.dtype('f8'), False, b'A' * 8),
+    (3, '|', None, None, None, 4000, 4, 8),
+]
+
+
+def test_allowed_names_with_other_arguments_and_states(tmp_path):
+    names = sorted({*_allowed_globals(), *_PLAIN})
+    ends = {
+        **{f'R{i}': _opcodes(args) + b'R' for i, args in enumerate(_CALLS)},
+        **{f'N{i}': _opcodes(args) + b'\x81' for i, args in enumerate(_CALLS)},
+        **{f'B{i}': _opcodes(each) + b'b' for i, each in enumerate(_STATES)},
+        # Made without arguments, then changed.
+        **{
+            f'{how}B{i}': b')' + code + _opcodes(each) + b'b'
+            for how, code in (('R', b'R'), ('N', b'\x81'))
+            for i, each in enumerate(_STATES)
+        },
+    }
+    paths = []
+    for number, name in enumerate(names):
+        for end, opcodes in ends.items():
+            for suffix in ('.pth', '.pkl'):
+                paths.append(tmp_path / f'{number}{end}{suffix}')
+                start = 'c{}\n{}\n'.format(*name.rsplit('.', 1)).encode()
+                _file(paths[-1], start + opcodes)
+    found = _reads(paths)
+    assert len(found) == len(paths)
+    assert 'loaded' in {what for what, _ in found.values()}
+    array = names.index('numpy.ndarray')
+    for path, (what, _) in found.items():
+        if os.path.basename(path).startswith((f'{array}R', f'{array}N')):
+            assert what == 'refused', path
