@@ -154,8 +154,16 @@ def _problems(
 def _other_layers(model: nn.Module, checkpoint: dict) -> str | None:
     mine = binarization_of(model)
     meta = checkpoint.get('meta') or {}
-    # Files without are of other tools, which binarize nothing.
-    trained = meta.get(BINARIZED) or {}
+    trained = meta.get(BINARIZED)
+    if trained is None:
+        # Files without are of other tools, which binarize nothing, or of
+        # versions of this one that did not write it down.
+        ours = re.search('SURGE|binarize_cfg', str(meta.get('cfg'))) or any(
+            name.endswith('.aux_weight') for name in _tensors(checkpoint)
+        )
+        if ours:
+            return None
+        trained = {}
     other = [
         f'{name} {trained.get(name, "real")} there, '
         f'{mine.get(name, "real")} here'

@@ -17,7 +17,7 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 # isort: split
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
@@ -162,6 +162,24 @@ def test_the_best_is_deleted_after_the_better_one_is_there(
     assert newest_checkpoint(tmp_path)[0].name == 'epoch_2.pth'
 
 
+def test_the_best_may_have_the_old_ones_name(tmp_path):
+    hook = SURGECheckpointHook(interval=1, save_best='mAP')
+    runner = _runner(tmp_path / 'a', 1, hook)
+    runner.train()
+    hook.after_val_epoch(runner, {'mAP': 0.1})
+    # As it is where a resumed training validates again, by another way.
+    (tmp_path / 'b').symlink_to(tmp_path / 'a')
+    hook = SURGECheckpointHook(interval=1, save_best='mAP')
+    path = tmp_path / 'b' / 'epoch_1.pth'
+    runner = _runner(tmp_path / 'b', 1, hook, resume=path)
+    runner.train()
+    hook.after_val_epoch(runner, {'mAP': 0.2})
+    (best,) = tmp_path.glob('a/best_*')
+    assert best.name == 'best_mAP_epoch_1.pth'
+    saved = safe_load(best, 'cpu')['message_hub']['runtime_info']
+    assert saved['best_score'] == 0.2
+
+
 def test_what_is_broken_is_passed_over(tmp_path):
     assert newest_checkpoint(tmp_path) == (None, [])
     for epoch in (2, 9, 10, 11):
@@ -259,6 +277,29 @@ class _Term(Hook):
 
     def after_val_iter(self, runner, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_validation_that_ends_saves_no_averaged_weights(tmp_path):
+    class Stop(_Term):
+        def after_train_iter(self, runner, *args, **kwargs):
+            self.weights = runner.model.layer.weight.detach().clone()
+
+        def after_val_iter(self, runner, *args, **kwargs):
+            # In the first iteration the average is what is trained.
+            if runner.iter == 2:
+                super().after_val_iter(runner)
+
+    stop = Stop()
+    hook = SURGECheckpointHook(interval=9, save_last=False)
+    ema = EMAHook(momentum=0.5)
+    runner = _runner(tmp_path, 2, hook, [ema, stop], val=True)
+    with pytest.raises(Terminated):
+        runner.train()
+    saved = safe_load(tmp_path / 'iter_2.pth', 'cpu')
+    # EMAHook has the averaged ones in the place of the trained ones.
+    trained = saved['ema_state_dict']['module.layer.weight']
+    assert torch.equal(trained, stop.weights)
+    assert not torch.equal(trained, saved['state_dict']['layer.weight'])
 
 
 class _Count(Hook):

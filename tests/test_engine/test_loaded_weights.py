@@ -133,6 +133,35 @@ def test_a_float_model_is_a_start(make_model, start, tmp_path):
     assert 'body.1 real there, 1-bit, ScaledSign here' in line
 
 
+@pytest.mark.parametrize(
+    ('compensate', 'cfg'),
+    [(False, "neck = dict(type='SURGEFPN')"), (True, '')],
+)
+@pytest.mark.parametrize('resume', [False, True])
+def test_files_of_earlier_versions_are_taken(
+    make_model, make_runner, start, compensate, cfg, resume
+):
+    runner = make_runner(make_model(compensate=compensate), work_dir='old')
+    runner.train()
+    path = Path(runner.work_dir) / 'epoch_1.pth'
+    old = torch.load(path, weights_only=False)
+    assert 'binarized' not in old['meta']
+    old['meta']['cfg'] = cfg
+    torch.save(old, path)
+    assert start(make_model(compensate=compensate), str(path), resume) == []
+
+
+def test_a_float_training_is_not_resumed_with_1_bit_layers(
+    make_model, make_runner, start
+):
+    model = make_model(compensate=False)
+    runner = make_runner(model, work_dir='float')
+    runner.train()
+    path = f'{runner.work_dir}/epoch_1.pth'
+    with pytest.raises(WeightsError, match='body.1 real there, 1-bit'):
+        start(make_model(compensate=False), path, resume=True)
+
+
 def test_nothing_is_said_of_what_fits(make_model, start, trained):
     # The method may be another one, with another estimator.
     model = make_model(activation_estimator={'type': 'ApproxSign'})

@@ -1,5 +1,6 @@
 """Checkpoints that an interruption at any time leaves whole."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ from mmengine.dist import (
     is_main_process,
 )
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
@@ -165,8 +166,13 @@ class SURGECheckpointHook(CheckpointHook):
         self, runner: Runner, *args: Any, **kwargs: Any
     ) -> None:
         """End on SIGTERM."""
-        if self._terminated:
-            self._end(runner, runner.iter)
+        if not self._terminated:
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                # Until then the model has the averaged weights.
+                hook.after_val_epoch(runner)
+        self._end(runner, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
         """Publish as mmengine does; leave the signal alone."""
@@ -264,8 +270,18 @@ class SURGECheckpointHook(CheckpointHook):
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend.waiting = None
+        if not waiting:
+            return
+        # mmengine has one attribute for one metric, another for several.
+        if len(self.key_indicators) == 1:
+            best = [self.best_ckpt_path]
+        else:
+            best = self.best_ckpt_path_dict.values()
+        best = {Path(path).resolve() for path in best if path}
         for path in waiting:
-            self.file_backend.remove(path)
+            # The new one may have the old one's name.
+            if Path(path).resolve() not in best:
+                self.file_backend.remove(path)
 
 
 def _validation_is_due(runner: Runner) -> bool:
@@ -298,6 +314,8 @@ def _start(init: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    # A fork server is the parent to the system.
+    training = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
         pass
     os._exit(0)
