@@ -31,7 +31,8 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
             pictures that takes too long.
 
     Raises:
-        OSError: If it cannot be written; names ``path``.
+        OSError: If it cannot be written; names ``path``. One of another file
+            is raised as it is.
     """
     # With its suffix: some libraries choose by it what they write.
     new = path.with_name(f'{path.stem}.part{path.suffix}')
@@ -42,6 +43,9 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
+        # Not one of what else is done inside.
+        if error.errno is None or error.filename not in (None, str(new)):
+            raise
         # A full disk's error names no file.
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
@@ -80,14 +84,16 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """Find what a training goes on from.
 
     Looks at the files themselves: the pointer ``last_checkpoint`` may be
-    older than the newest of them, or gone.
+    older than the newest of them, or gone. What is older than the file that
+    it names may be of an earlier training in the same folder.
 
     Args:
         folder: Work folder of a training.
 
     Returns:
         The checkpoint of most epochs or iterations that is whole, if there is
-        one, and why each later one is not.
+        one, and why each later one is not. Those older than the pointer's
+        come last.
 
     Raises:
         ValueError: If there are checkpoints, and none of them is whole.
@@ -99,8 +105,15 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         for path in folder.glob('*.pth')
         if (found := re.fullmatch(r'(epoch|iter)_(\d+)\.pth', path.name))
     }
-    if len({path.name[0] for path in steps}) == 1:
-        steps = {path: step[1:] for path, step in steps.items()}
+    pointer = folder / 'last_checkpoint'
+    # Its name alone: the folder may have been moved.
+    text = pointer.read_text() if pointer.is_file() else ''
+    since = steps.get(folder / Path(text).name, (0,))[0]
+    mixed = len({path.name[0] for path in steps}) > 1
+    steps = {
+        path: (time >= since, time if mixed else 0, step)
+        for path, (time, step) in steps.items()
+    }
     broken = []
     for path in sorted(steps, key=steps.__getitem__, reverse=True):
         if reason := fault(path):

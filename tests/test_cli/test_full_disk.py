@@ -82,6 +82,19 @@ def test_weights(tmp_path):
     assert torch.load(path)['weights'].sum() == 9999
 
 
+@pytest.mark.parametrize(
+    'error',
+    [
+        FileNotFoundError(2, 'No such file or directory', '/data/img.jpg'),
+        OSError('Caught OSError in DataLoader worker process 0.'),
+    ],
+)
+def test_errors_of_other_files_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as raised, replacing(tmp_path / 'out.pkl'):
+        raise error
+    assert raised.value is error
+
+
 def test_a_table(tmp_path):
     path = tmp_path / 'table.csv'
     path.write_text('old')

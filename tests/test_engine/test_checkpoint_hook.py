@@ -223,6 +223,24 @@ def test_of_epochs_and_iterations_the_later_file_is_newest(tmp_path):
     assert newest_checkpoint(tmp_path)[0].name == 'epoch_12.pth'
 
 
+@pytest.mark.parametrize('others', ['epoch', 'iter'])
+def test_what_an_earlier_training_left_is_not_newest(tmp_path, others):
+    ages = {f'{others}_3': 3, f'{others}_2': 4, 'epoch_1': 1}
+    for name, age in ages.items():
+        torch.save({}, tmp_path / f'{name}.pth')
+        os.utime(tmp_path / f'{name}.pth', (0, 1000 - age))
+    (tmp_path / 'last_checkpoint').write_text('/moved/epoch_1.pth')
+    assert newest_checkpoint(tmp_path) == (tmp_path / 'epoch_1.pth', [])
+    # Killed before the pointer was moved.
+    torch.save({}, tmp_path / 'epoch_2.pth')
+    assert newest_checkpoint(tmp_path)[0].name == 'epoch_2.pth'
+    for epoch in (1, 2):
+        (tmp_path / f'epoch_{epoch}.pth').write_bytes(b'')
+        os.utime(tmp_path / f'epoch_{epoch}.pth', (0, 1000))
+    path, broken = newest_checkpoint(tmp_path)
+    assert (path.name, len(broken)) == (f'{others}_3.pth', 2)
+
+
 def _sleep(begin=None):
     if begin is not None:
         begin(None, 0)

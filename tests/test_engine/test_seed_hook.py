@@ -23,6 +23,7 @@ from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear, method_cfg
 from surge_det.engine import Terminated
+from surge_det.engine.hooks import seed_hook
 from surge_det.engine.hooks.seed_hook import _PlacedBatches, seed_all
 from surge_det.whole_files import newest_checkpoint
 
@@ -345,6 +346,16 @@ def test_what_a_model_draws_leaves_images_alone(tmp_path):
         assert torch.equal(images, other.images[iteration])
 
 
+def test_an_index_that_comes_twice_has_two_draws(monkeypatch):
+    inner = torch.utils.data.BatchSampler([3, 3], 2, drop_last=False)
+    draws = set()
+    for rank in (0, 1):
+        monkeypatch.setattr(seed_hook, 'get_rank', lambda rank=rank: rank)
+        (batch,) = _PlacedBatches(inner)
+        draws |= {random.random() for _ in batch}
+    assert len(draws) == 4
+
+
 def test_batches_are_those_of_the_whole_epoch():
     inner = torch.utils.data.BatchSampler(range(10), 3, drop_last=False)
     batches = _PlacedBatches(inner)
@@ -352,10 +363,10 @@ def test_batches_are_those_of_the_whole_epoch():
     assert len(batches) == 4
     taken = list(batches)
     assert [list(b) for b in taken] == [[6, 7, 8], [9]]
-    assert [b.place for b in taken] == [(1, 22), (1, 23)]
+    assert [b.place for b in taken] == [(1, 0, 22), (1, 0, 23)]
     # As a data loading process meets it.
     draws = []
     for _ in taken[0]:
         draws.append((random.random(), np.random.rand(), torch.rand(())))
-    seed_all('sample', 1, 22, 7)
+    seed_all('sample', 1, 0, 22, 1, 7)
     assert draws[1] == (random.random(), np.random.rand(), torch.rand(()))

@@ -30,8 +30,8 @@ class SURGESeedHook(Hook):
 
     - before each training iteration by seed, rank and iteration, for what
       the model draws, such as the boxes that a RoI head samples;
-    - before each sample is loaded by seed, iteration and index, for what its
-      pipeline draws, in whatever process.
+    - before each sample is loaded by seed, rank, iteration, place in the batch
+      and index, for what its pipeline draws, in whatever process.
 
     So neither the number of data loading processes nor what a model draws
     changes what images look like: methods that are compared see the same.
@@ -155,7 +155,7 @@ class _PlacedBatches(BatchSampler):
 
     def __iter__(self) -> Iterator[_PlacedBatch]:
         for indices in self.batches:
-            place = self.seed, self.iteration
+            place = self.seed, get_rank(), self.iteration
             self.iteration += 1
             if self.skip:
                 self.skip -= 1
@@ -176,6 +176,7 @@ class _PlacedBatch:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Any]:
-        for index in self.indices:
-            seed_all('sample', *self.place, index)
+        # The same index may come twice.
+        for number, index in enumerate(self.indices):
+            seed_all('sample', *self.place, number, index)
             yield index
