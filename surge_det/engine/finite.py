@@ -20,12 +20,22 @@ def is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def all_finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all of floating tensors are finite; one number is waited for.
+def all_finite(values: Iterable[Any]) -> bool:
+    """Whether all numbers and tensors are finite.
 
-    Sparse tensors, and None, are passed over.
+    One number is waited for. Sparse tensors, and what is no number, are
+    passed over.
     """
-    dense = [t for t in tensors if t is not None and not t.is_sparse]
+    values = list(values)
+    dense = [
+        value
+        for value in values
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not value.is_sparse
+    ]
+    if not all(is_finite(v) for v in values if isinstance(v, float)):
+        return False
     if not dense:
         return True
     norms = torch.stack(torch._foreach_norm(dense))

@@ -288,6 +288,26 @@ def test_a_skipped_step_leaves_all_as_it_was(make_model, eta):
 
 
 @on_cpu
+def test_a_first_step_that_is_skipped_keeps_what_was_resumed(make_model):
+    first = AGSAmpOptimWrapper(
+        optimizer=sgd(model := make_model(eta='auto')), ags={'eta': 'auto'}
+    )
+    step(first, model, batch(0))
+    known = model.head.ags.estimate.clone()
+    wrapper = AGSAmpOptimWrapper(
+        optimizer=sgd(model := make_model(eta='auto')), ags={'eta': 'auto'}
+    )
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127)
+    wrapper.load_state_dict(first.state_dict())
+    large = batch(1)
+    large['inputs'] *= 1e4
+    step(wrapper, model, large)
+    torch.testing.assert_close(
+        model.head.ags.estimate.float(), known, rtol=0, atol=0
+    )
+
+
+@on_cpu
 @pytest.mark.parametrize(
     ('saver', 'loader'),
     [

@@ -77,14 +77,11 @@ class SURGEFiniteHook(Hook):
     ) -> None:
         """Look at the loss, and whether a gradient scaler still steps."""
         outputs = outputs if isinstance(outputs, dict) else {}
-        losses = [
-            key
-            for key, value in outputs.items()
-            if 'loss' in key and not is_finite(value)
-        ]
-        if losses:
+        losses = {key: v for key, v in outputs.items() if 'loss' in key}
+        if not all_finite(losses.values()):
+            names = [key for key, v in losses.items() if not is_finite(v)]
             raise NonFiniteError(
-                f'iteration {runner.iter + 1}: not finite: {some(losses)}'
+                f'iteration {runner.iter + 1}: not finite: {some(names)}'
                 f'{self._describe(self._first_output())}'
             )
         wrappers = optim_wrappers(runner)

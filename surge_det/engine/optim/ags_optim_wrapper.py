@@ -168,14 +168,20 @@ class AGSMixin:
         Where a gradient scaler skips the step, estimates are again those of
         the step before.
         """
-        scaler = getattr(self, 'loss_scaler', None)
         following = [ags for ags in self._ags.values() if ags.follows]
-        if not following or scaler is None or not scaler.is_enabled():
+        if not following:
             super().step(**kwargs)
             return
-        before = scaler.get_scale()
-        super().step(**kwargs)
-        if scaler.get_scale() < before:
+        # What a scaler decides can be seen here without waiting for it.
+        stepped = []
+        handle = self.optimizer.register_step_pre_hook(
+            lambda *_: stepped.append(True)
+        )
+        try:
+            super().step(**kwargs)
+        finally:
+            handle.remove()
+        if not stepped:
             for ags in following:
                 ags.estimate = self._kept_estimates.get(ags)
         self._kept_estimates = {ags: ags.estimate for ags in following}
@@ -252,7 +258,9 @@ class AGSMixin:
         for name in self._saved_estimates.keys() & self._ags.keys():
             values = self._saved_estimates.pop(name)
             # In double precision they are what they were.
-            self._ags[name].estimate = torch.tensor(values, dtype=torch.double)
+            estimate = torch.tensor(values, dtype=torch.double)
+            self._ags[name].estimate = estimate
+            self._kept_estimates[self._ags[name]] = estimate
 
     def _share_estimates(self) -> None:
         """Give all processes the mean of their estimates.
