@@ -128,11 +128,11 @@ def run(args: argparse.Namespace) -> None:
         state = read(args.input)
         try:
             state = unwrap(state)
+            layout = args.layout
+            if layout == 'auto':
+                layout = detect_layout(state)
         except ValueError as error:
             raise ValueError(f'{args.input}: {error}') from error
-        layout = args.layout
-        if layout == 'auto':
-            layout = detect_layout(state)
         name, depth = default_backbone(layout)
         name = args.backbone or name
         if MODELS.get(name) is None:

@@ -275,6 +275,9 @@ def _explaining(source):
     # What a stand-in of ours cannot be used for is a TypeError of NumPy's.
     except (pickle.UnpicklingError, TypeError) as error:
         raise UnsafeCheckpointError(_refusal(source, str(error))) from None
+    # A stream of opcodes that is none, or states of another kind.
+    except (AttributeError, LookupError) as error:
+        raise ValueError(f'{source}: no checkpoint: {error!r}') from error
     # Of the archive's names, which no checksum is of.
     except UnicodeError as error:
         raise ValueError(f'{source}: damaged: {error}') from None

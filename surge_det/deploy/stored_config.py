@@ -21,6 +21,7 @@ from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 from torch import nn
 from torch.nn.modules.module import (
+    register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 from torch.nn.parameter import is_lazy
@@ -92,6 +93,8 @@ _NAMES = {
 _WORD = re.compile(r'[\w-]{0,64}(\.\d\w*)?', re.ASCII)
 _PATTERN = re.compile(r'[\w.*?!\[\]-]{0,256}', re.ASCII)
 _TYPE = re.compile(r'((mmdet|mmengine)\.)?\w{1,64}', re.ASCII)
+# Large detectors have two thousand. A thousand takes a second.
+_MODULES = 10_000
 # Pixels, anchors, and any other whole number: what is computed from them
 # has to fit into memory.
 _LARGEST = {r'data_preprocessor|\w+_generator|pipeline': 8192, r'\w+': 100_000}
@@ -164,8 +167,9 @@ def stored_config(text: str, source: str | Path) -> Config:
 def bounded(source: str | Path, size: int | None) -> Iterator[None]:
     """Build what :func:`stored_config` returned: errors of one kind, bounds.
 
-    A config of a few characters can ask for more memory than there is. The
-    parameters of a detector stand in its file, 1-bit ones as bits.
+    A config of a few characters can ask for more memory than there is, or
+    for days. The parameters of a detector stand in its file, 1-bit ones as
+    bits.
 
     Args:
         source: Name of the file, for messages.
@@ -182,8 +186,19 @@ def bounded(source: str | Path, size: int | None) -> Iterator[None]:
         if left < 0:
             raise ValueError('it has more parameters than the file can hold')
 
-    # Before an initializer touches the memory.
-    hook = register_module_parameter_registration_hook(count)
+    modules = 0
+
+    def count_modules(module: nn.Module, name: str, value: Any) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > _MODULES:
+            raise ValueError(f'it has more than {_MODULES:,} modules')
+
+    hooks = [
+        # Before an initializer touches the memory.
+        register_module_parameter_registration_hook(count),
+        register_module_module_registration_hook(count_modules),
+    ]
     try:
         yield
     except Exception as error:
@@ -192,7 +207,8 @@ def bounded(source: str | Path, size: int | None) -> Iterator[None]:
             f'{type(error).__name__}: {shortened(error)}'
         ) from error
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _dataset(dataset: Mapping[str, Any], source: str | Path) -> dict[str, Any]:

@@ -161,6 +161,13 @@ def shared_lists(path, payload):
     torch.save({'state_dict': {}, 'meta': meta}, path)
 
 
+def shared_values(path, payload):
+    # Four gigabytes, in a file of a kilobyte.
+    state = {'w': torch.zeros(1).expand(10**9)}
+    meta = {'surge_det_version': '0.1.0', 'digest': 'x'}
+    torch.save({'state_dict': state, 'meta': meta}, path)
+
+
 def torchscript(path, payload):
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), str(path))
 
@@ -172,6 +179,7 @@ CHECKPOINTS = [
     compressed,
     claims_much,
     shared_lists,
+    shared_values,
     torchscript,
 ]
 

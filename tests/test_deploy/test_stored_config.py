@@ -193,6 +193,7 @@ def test_anything_else_is_refused(case, model, mark, tmp_path):
     ('key', 'value', 'said'),
     [
         ('backbone.base_channels', 8_000, 'more parameters than the file'),
+        ('rpn_head.num_convs', 9_000, 'more than 10,000 modules'),
         ('backbone.more', 1, 'TypeError.*more'),
         ('neck.num_outs', 'x', 'TypeError'),
     ],

@@ -32,7 +32,8 @@ def digest(tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -> str:
 
     Raises:
         TypeError: If JSON cannot hold the entries.
-        ValueError: If they are too long.
+        ValueError: If they are too long, or if tensors share values, which
+            may be many more than a file holds.
     """
     found, left = hashlib.sha256(), _CHARACTERS
     for text in json.JSONEncoder(sort_keys=True).iterencode(entries):
@@ -40,8 +41,13 @@ def digest(tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -> str:
         if left < 0:
             raise ValueError(f'more than {_CHARACTERS:,} characters')
         found.update(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+    values = {name: each.detach().cpu() for name, each in tensors.items()}
+    storages = [each.untyped_storage() for each in values.values()]
+    held = sum({each.data_ptr(): each.nbytes() for each in storages}.values())
+    if sum(each.nbytes for each in values.values()) > held:
+        raise ValueError('tensors that share their values')
+    for name in sorted(values):
+        value = values[name].contiguous()
         found.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
