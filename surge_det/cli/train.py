@@ -60,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
     """Turn flags into settings; take the checkpoint hook that is safe."""
+    from mmengine.hooks import CheckpointHook
+    from mmengine.registry import HOOKS
+
     if args.amp:
         wrapper = cfg.optim_wrapper
         kind = wrapper.get('type', 'OptimWrapper')
@@ -74,10 +77,16 @@ def apply_flags(cfg: Config, args: argparse.Namespace) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             fail('--auto-scale-lr: the config has no auto_scale_lr')
         cfg.auto_scale_lr.enable = True
-    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if checkpoint.get('type') == 'CheckpointHook':
-        # An interruption leaves half a file of mmengine's own.
-        checkpoint.type = 'SURGECheckpointHook'
+    # An interruption leaves half a file of mmengine's own, which it also takes
+    # where a config names none.
+    hooks = cfg.get('default_hooks') or {}
+    hook = hooks.get('checkpoint', {'type': 'CheckpointHook', 'interval': 1})
+    kind = hook and hook.get('type')
+    if kind is CheckpointHook or (
+        isinstance(kind, str) and HOOKS.get(kind) is CheckpointHook
+    ):
+        hook = {**hook, 'type': 'SURGECheckpointHook'}
+        cfg.default_hooks = {**hooks, 'checkpoint': hook}
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = (

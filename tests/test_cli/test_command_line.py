@@ -127,12 +127,17 @@ def test_resume_says_what_it_goes_on_from(tmp_path, capsys):
     assert 'last_checkpoint names' in capsys.readouterr().out
 
 
-def test_train_takes_the_checkpoint_hook_that_is_safe():
+@pytest.mark.parametrize('kind', ['', 'mmengine.', None])
+def test_train_takes_the_checkpoint_hook_that_is_safe(kind):
     from surge_det.cli.train import apply_flags
 
     cfg = Config.fromfile(ROOT / 'configs' / f'{NAME}.py')
-    hook = dict(type='CheckpointHook', interval=3)
+    hook = dict(type=f'{kind}CheckpointHook', interval=3)
     cfg.default_hooks.checkpoint = hook
+    if kind is None:
+        # mmengine takes one of its own then.
+        cfg.pop('default_hooks')
+        hook['interval'] = 1
     apply_flags(cfg, parse_args(['train', NAME]))
     assert cfg.default_hooks.checkpoint == hook | dict(
         type='SURGECheckpointHook'
