@@ -31,7 +31,7 @@ def _threads():
 def quick(monkeypatch):
     # All modules of a test session are looked through each time.
     monkeypatch.setattr('gc.collect', lambda: 0)
-    monkeypatch.setattr(layers, 'draw_bars', lambda *args: None)
+    monkeypatch.setattr(layers, 'draw_bars', lambda _, path: path.touch())
 
 
 def bench(*args):
