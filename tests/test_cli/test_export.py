@@ -264,7 +264,7 @@ def test_evaluation_refuses_what_is_damaged(packed, trained, tmp_path, capsys):
     [
         ('renamed.pth', 'renamed.pth: no checkpoint of this config: '),
         ('text.pth', 'text.pth: no checkpoint, or a part of one'),
-        ('part.pth', 'part.pth: no checkpoint'),
+        ('part.pth', 'part.pth: half a file, or none of torch'),
     ],
 )
 def test_evaluation_refuses_a_checkpoint_of_something_else(
