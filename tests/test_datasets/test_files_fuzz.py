@@ -6,6 +6,7 @@ import math
 import xml.etree.ElementTree as ET
 
 import pytest
+from coco_content import content
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -189,31 +190,10 @@ def test_voc_list(folder, content):
 
 
 def coco():
-    return dict(
-        info=dict(year=2026),
-        images=[
-            dict(
-                id=i,
-                file_name=f'{i}.jpg',
-                width=SIZE[0],
-                height=SIZE[1],
-            )
-            for i in (1, 2)
-        ],
-        annotations=[
-            dict(
-                id=i + 1,
-                image_id=1 + i // 2,
-                category_id=1 + i % 2,
-                bbox=[10, 20 + i, 30, 40],
-                area=1200,
-                iscrowd=0,
-                segmentation=[[1, 2, 30, 2, 30, 40]],
-            )
-            for i in range(4)
-        ],
-        categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
-    )
+    data = content(info=dict(year=2026))
+    for annotation in data['annotations']:
+        annotation['segmentation'] = [[1, 2, 30, 2, 30, 40]]
+    return data
 
 
 scalars = (
