@@ -33,7 +33,9 @@ SHOWN = 12.0
 def has_setting(run: Run, name: str) -> bool:
     """Tell whether the method of a run has one of the ``SETTINGS``."""
     if name in REPLICA_SETTINGS:
-        return method_cfg(run.method)['compensate']
+        keywords = method_cfg(run.method)
+        # A method may set eta itself.
+        return keywords['compensate'] and name not in keywords
     return run.uses_fsg if name in FAST_NET_SETTINGS else True
 
 

@@ -155,7 +155,7 @@ def build(run: Run) -> nn.Module:
     """
     keywords = method_cfg(run.method)
     if keywords['compensate']:
-        keywords['eta'] = run.eta
+        keywords.setdefault('eta', run.eta)
     # No method draws random numbers from the global generator, so all of
     # them start from the same weights.
     torch.manual_seed(run.seed)
@@ -175,7 +175,7 @@ def build(run: Run) -> nn.Module:
         if run.aux_init != 'weight':
             _start_replica(layer, run.aux_init)
         if run.scaler != 'ags':
-            layer.ags = SCALERS[run.scaler](run.eta)
+            layer.ags = SCALERS[run.scaler](keywords['eta'])
     return model
 
 

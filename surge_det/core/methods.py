@@ -37,13 +37,14 @@ METHODS: dict[str, dict[str, Any]] = {
     # `surge_det.core.fsg.FSG`.
     'fsg': {},
     'surge': {'compensate': True},
+    'surge_auto': {'compensate': True, 'eta': 'auto'},
 }
 for _keywords in METHODS.values():
     _keywords.setdefault('compensate', False)
 
 _PREFIX = 'surge+'
 # What SURGE has nothing to add to.
-_ALONE = {'float', 'surge'}
+_ALONE = {'float', 'surge', 'surge_auto'}
 
 
 def method_cfg(name: str) -> dict[str, Any]:

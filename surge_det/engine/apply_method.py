@@ -19,7 +19,8 @@ from surge_det.core.methods import METHODS, method_cfg
 # steps), unless the method is about that.
 _BINARIZES = ('binarize_weight', 'binarize_activation')
 _DECIDED = {key for keywords in METHODS.values() for key in keywords}
-_DECIDED -= set(_BINARIZES)
+# A config's `eta` is for all methods with a replica but the one that sets it.
+_DECIDED -= {*_BINARIZES, 'eta'}
 
 # Wrappers without FSG -> their twins with it.
 _FSG_TWINS = {
@@ -71,8 +72,10 @@ def apply_method(cfg: Config, name: str) -> Config:
     in the ``layer_cfg`` of every ``binarize_cfg``. Other keywords of the
     layers (``eta``, ``shift``) stay, and so do ``binarize_weight`` and
     ``binarize_activation`` for all methods but ``'float'``, which drops
-    ``pad_value`` besides. ``'fsg'`` takes ``FSGOptimWrapper`` as well, with
-    blocks of 1024 weights where the config's ``fsg`` has no ``slow``.
+    ``pad_value`` besides. ``'surge_auto'`` sets ``eta``, and takes it out of
+    the ``ags`` of the optimizer wrapper; ``overrides`` there stay.
+    ``'fsg'`` takes ``FSGOptimWrapper`` as well, with blocks of 1024 weights
+    where the config's ``fsg`` has no ``slow``.
     ``SURGEProgressHook`` is added where there is none.
 
     Args:
@@ -99,6 +102,8 @@ def apply_method(cfg: Config, name: str) -> Config:
         )
     for where, place in places:
         _replace(place, keywords, where, name)
+    if 'eta' in keywords:
+        ((cfg.get('optim_wrapper') or {}).get('ags') or {}).pop('eta', None)
     if name.removeprefix('surge+') == 'fsg':
         _use_fsg(cfg)
     else:

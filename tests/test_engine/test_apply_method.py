@@ -20,7 +20,11 @@ from surge_det.engine.apply_method import apply_method
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 ALL = [
     *METHODS,
-    *(f'surge+{n}' for n in METHODS if n not in ('float', 'surge')),
+    *(
+        f'surge+{n}'
+        for n in METHODS
+        if n not in ('float', 'surge', 'surge_auto')
+    ),
 ]
 
 
@@ -106,6 +110,20 @@ def test_a_method_replaces_what_the_config_has_of_another():
     # Only what is binarized can be padded with -1.
     place = apply_method(cfg, 'float').model.backbone.conv_cfg
     assert place == dict(type='SURGEConv2d', eta=0.1, **method_cfg('float'))
+
+
+def test_surge_auto_sets_eta_and_the_others_keep_the_configs():
+    cfg = small()
+    cfg.model.neck.conv_cfg.eta = 0.3
+    cfg.optim_wrapper.ags = dict(eta=0.05, overrides={'neck.*': 0.02})
+    for name in ('surge', 'surge+reste'):
+        found = apply_method(cfg, name)
+        assert found.optim_wrapper.ags == cfg.optim_wrapper.ags
+        assert found.model.neck.conv_cfg.eta == 0.3
+    auto = apply_method(cfg, 'surge_auto')
+    assert auto.optim_wrapper.ags == dict(overrides={'neck.*': 0.02})
+    layers = named_surge_layers(build(auto))
+    assert {layer.ags.eta for _, layer in layers} == {'auto'}
 
 
 @pytest.mark.parametrize('detector', ['faster_rcnn_r18', 'ssd300_vgg16'])
