@@ -163,7 +163,9 @@ CROSSED = {
     'aux_lr': "factor on the replicas' learning rate; 0 freezes them",
     'aux_init': 'where the replicas start',
     'scaler': 'ags: SURGE; clipped (compensate only where STE clips), '
-    'direction, length (take only that from SURGE): experiments',
+    'direction, length (take only that from SURGE), per_sample, per_channel '
+    '(norms), smoothed, warmup, decay (lambda), early, late (layers that are '
+    'compensated): experiments',
     'fast_net': "FSG's fast network; linear: as published",
     'fast_lr': "learning rate of FSG's fast network",
 }

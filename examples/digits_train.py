@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from digits_scalers import DEPTHS, SCALERS, SCHEDULES
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ class Run:
             weights; ``'random'``, another draw from their distribution;
             ``'binary'``, the 1-bit weights with their scale; ``'zeros'``.
         scaler: ``'ags'``, the method itself, or one of the experiments in
-            ``SCALERS``.
+            ``digits_scalers.py``.
         weight_lr: Learning rate of the latent weights over that of the rest;
             0 freezes them.
         fast_net: FSG's fast network, one of ``FAST_NETS``.
@@ -169,13 +170,15 @@ def build(run: Run) -> nn.Module:
         nn.Flatten(),
         nn.Linear(run.width, 10),
     )
-    for _, layer in named_surge_layers(model):
+    for depth, (_, layer) in enumerate(named_surge_layers(model)):
         if not layer.compensate:
             continue
         if run.aux_init != 'weight':
             _start_replica(layer, run.aux_init)
-        if run.scaler != 'ags':
+        if run.scaler in SCALERS:
             layer.ags = SCALERS[run.scaler](keywords['eta'])
+        if run.scaler in DEPTHS:
+            layer.ags.factor = DEPTHS[run.scaler](depth / run.layers)
     return model
 
 
@@ -193,63 +196,9 @@ def _start_replica(layer: SURGEConv2d, how: str) -> None:
     layer.aux_weight.copy_(other)
 
 
-class ClippedOnly(AGS):
-    """Experiment: compensate only where STE passes no gradient.
-
-    For STE alone, whose derivative is exactly 0 there. The replica's own
-    gradient differs by ``lambda`` only.
-    """
-
-    def scale(
-        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
-    ) -> Tensor:
-        """Zero ``grad_a`` in place where ``grad_b`` is not 0."""
-        grad_a.masked_fill_(grad_b != 0, 0)
-        return super().scale(grad_b, grad_a, dropped)
-
-
-class DirectionOnly(AGS):
-    """Experiment: SURGE's input gradient, as long as STE's."""
-
-    def scale(
-        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
-    ) -> Tensor:
-        """Shorten both in place."""
-        factor = super().scale(grad_b, grad_a, dropped)
-        growth = _growth(grad_b, grad_a, factor)
-        grad_b.div_(growth)
-        grad_a.div_(growth)
-        return factor
-
-
-class LengthOnly(AGS):
-    """Experiment: STE's input gradient, as long as SURGE's."""
-
-    def scale(
-        self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
-    ) -> Tensor:
-        """Lengthen ``grad_b`` and zero ``grad_a``, both in place."""
-        factor = super().scale(grad_b, grad_a, dropped)
-        grad_b.mul_(_growth(grad_b, grad_a, factor))
-        grad_a.zero_()
-        return factor
-
-
-def _growth(grad_b: Tensor, grad_a: Tensor, factor: Tensor) -> Tensor:
-    norm, tiny = torch.linalg.vector_norm, torch.finfo(grad_b.dtype).tiny
-    longer = norm(grad_b + factor * grad_a)
-    return longer.clamp_min(tiny) / norm(grad_b).clamp_min(tiny)
-
-
-SCALERS = {
-    'ags': AGS,
-    'clipped': ClippedOnly,
-    'direction': DirectionOnly,
-    'length': LengthOnly,
-}
 CHOICES = {
     'aux_init': ('weight', 'random', 'binary', 'zeros'),
-    'scaler': tuple(SCALERS),
+    'scaler': ('ags', *SCALERS, *SCHEDULES, *DEPTHS),
     'fast_net': tuple(FAST_NETS),
     'optimizer': ('sgd', 'adam'),
 }
@@ -280,7 +229,8 @@ def train(run: Run) -> dict[str, Any]:
     aux, main = [], []
     for name, param in model.named_parameters():
         (aux if name.endswith('aux_weight') else main).append(param)
-    latent = [layer.weight for _, layer in named_surge_layers(model)]
+    layers = [layer for _, layer in named_surge_layers(model)]
+    latent = [layer.weight for layer in layers]
     known = {id(param) for param in latent}
     groups = [
         {'params': [p for p in main if id(p) not in known], 'lr': run.lr},
@@ -312,6 +262,9 @@ def train(run: Run) -> dict[str, Any]:
         shuffled = ours[torch.randperm(TRAIN_IMAGES, generator=generator)]
         for batch in shuffled.split(run.batch):
             set_progress(model, step / steps)
+            if run.scaler in SCHEDULES:
+                for layer in layers:
+                    layer.ags.factor = SCHEDULES[run.scaler](step / steps)
             if fsg is not None:
                 fsg.begin(optimizer)
             loss = F.cross_entropy(model(images[batch]), labels[batch])

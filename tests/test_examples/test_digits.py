@@ -16,6 +16,7 @@ pytest.importorskip('matplotlib', reason='draws a picture')
 import digits
 import digits_report as report
 import digits_train as bed
+from digits_scalers import SCALERS
 from torch import nn
 
 from surge_det.core import AGS
@@ -103,7 +104,7 @@ def gradients(scaler, seed=0):
         layer.aux_weight.normal_()
     kept = {}
 
-    class Spy(bed.SCALERS[scaler]):
+    class Spy(SCALERS.get(scaler, AGS)):
         def scale(self, grad_b, grad_a, dropped=None):
             kept.update(b=grad_b.clone(), a=grad_a.clone())
             kept['factor'] = super().scale(grad_b, grad_a)
@@ -141,17 +142,67 @@ def test_direction_and_length_share_what_surge_does(scaler):
     torch.testing.assert_close(aux_grad, full_aux)
 
 
-@pytest.mark.parametrize('scaler', ['direction', 'length'])
+@pytest.mark.parametrize(
+    ('scaler', 'dims'), [('per_sample', (1, 2, 3)), ('per_channel', (0, 2, 3))]
+)
+def test_each_part_has_a_lambda_of_its_own(scaler, dims):
+    kept, x, aux_grad = gradients(scaler)
+    norm_b, norm_a = (
+        kept[key].square().sum(dims, keepdim=True).sqrt() for key in 'ba'
+    )
+    expected = kept['b'] + 0.5 * norm_b / norm_a * kept['a']
+    torch.testing.assert_close(x.grad, expected)
+    _, full, full_aux = gradients('ags')
+    assert (x.grad - full.grad).norm() > 0.01 * full.grad.norm()
+    torch.testing.assert_close(aux_grad, full_aux)
+
+
+def test_smoothed_takes_the_mean_of_the_passes():
+    scaler = SCALERS['smoothed'](0.5)
+    one = torch.ones(1, 1, 1, 1)
+    found = [scaler.scale(b * one, one).item() for b in (2.0, 4.0, 0.0)]
+    means = [2.0, (0.95 * 2 + 4) / 1.95, (0.95**2 * 2 + 0.95 * 4) / 2.8525]
+    assert found == pytest.approx([0.5 * mean for mean in means])
+
+
+def test_where_and_when_there_is_compensation(monkeypatch):
+    def etas(scaler, epochs=1):
+        run = bed.Run(
+            'surge', 4, 0, eta=0.2, scaler=scaler, epochs=epochs, batch=40
+        )
+        model, seen = bed.build(run), []
+        monkeypatch.setattr(bed, 'build', lambda _: model)
+        step = torch.optim.SGD.step
+        layers = [layer for _, layer in named_surge_layers(model)]
+
+        def spy(self, *args, **kwargs):
+            seen.append([float(layer.ags.last_eta) for layer in layers])
+            return step(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.SGD, 'step', spy)
+        bed.train(run)
+        monkeypatch.undo()
+        return seen
+
+    assert etas('early') == [[0.2, 0.2, 0.0, 0.0]] * 10
+    assert etas('late') == [[0.0, 0.0, 0.2, 0.2]] * 10
+    warm = [0.0, 0.1, *[0.2] * 8]
+    assert etas('warmup') == [pytest.approx([eta] * 4) for eta in warm]
+    cosine = [0.1 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+    assert etas('decay') == [pytest.approx([eta] * 4) for eta in cosine]
+
+
+@pytest.mark.parametrize('scaler', [*SCALERS])
 def test_experiments_stand_gradients_of_zero(scaler):
-    zeros = torch.zeros(3, 2), torch.zeros(3, 2)
-    bed.SCALERS[scaler](0.2).scale(*zeros)
+    zeros = torch.zeros(3, 2, 1, 1), torch.zeros(3, 2, 1, 1)
+    SCALERS[scaler](0.2).scale(*zeros)
     assert not torch.cat(zeros).any()
 
 
 def test_experiment_replaces_ags_of_every_layer():
     model = bed.build(bed.Run('surge', 2, 0, eta=0.3, scaler='length'))
     found = [layer.ags for _, layer in named_surge_layers(model)]
-    assert [type(ags) for ags in found] == [bed.LengthOnly] * 2
+    assert [type(ags) for ags in found] == [SCALERS['length']] * 2
     assert [ags.eta for ags in found] == [0.3, 0.3]
     plain = bed.build(bed.Run('surge', 1, 0))
     assert type(plain[3].conv.ags) is AGS
