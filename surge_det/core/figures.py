@@ -43,8 +43,8 @@ def layer_figures(
         for key in FIGURES
         if getattr(ags, f'last_{key}', None) is not None
     }
-    if 'eta' in known:
-        known['eta'] = torch.as_tensor(known['eta'], device=weight.device)
+    if not isinstance(known.get('eta', weight), Tensor):
+        known['eta'] = weight.new_full((), known['eta'])
     signs = weight >= 0
     if before is not None:
         known['flipped'] = (signs != before).float().mean()

@@ -222,6 +222,8 @@ def test_growth_a_hundredfold_is_warned_of_once(make_model, compensate):
     hook.before_train(runner)
     # What counts is the first iteration, which does not log.
     assert step(0, 1e-3, 0.5) == []
+    # As it is where a gradient scaler's scale was too large.
+    assert step(1, math.inf, -24.0) == []
     # The slope has grown from 0.25, where it began.
     assert step(1, 0.099, -24.0) == []
     wanted = ['slope of act has grown from 0.25 to 26: is the learning rate']

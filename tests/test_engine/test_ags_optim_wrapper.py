@@ -251,12 +251,16 @@ def test_loss_scale_does_not_change_lambda(make_model):
 
 
 @on_cpu
+@pytest.mark.parametrize('fused', [False, True])
 @pytest.mark.parametrize('eta', [0.4, 'auto'])
-def test_a_skipped_step_leaves_all_as_it_was(make_model, eta):
+def test_a_skipped_step_leaves_all_as_it_was(make_model, eta, fused):
+    # A scaler calls a fused optimizer in any case.
     model, twin = make_model(eta=eta), make_model(eta=eta)
     for each in (model, twin):
         wrapper = AGSAmpOptimWrapper(
-            optimizer=torch.optim.SGD(each.parameters(), 0.1, momentum=0.9)
+            optimizer=torch.optim.SGD(
+                each.parameters(), 0.1, momentum=0.9, fused=fused
+            )
         )
         wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
         step(wrapper, each, batch(0))
@@ -288,15 +292,19 @@ def test_a_skipped_step_leaves_all_as_it_was(make_model, eta):
 
 
 @on_cpu
-def test_a_first_step_that_is_skipped_keeps_what_was_resumed(make_model):
-    first = AGSAmpOptimWrapper(
-        optimizer=sgd(model := make_model(eta='auto')), ags={'eta': 'auto'}
-    )
+@pytest.mark.parametrize('fused', [False, True])
+def test_a_first_step_that_is_skipped_keeps_what_was_resumed(
+    make_model, fused
+):
+    def make():
+        model = make_model(eta='auto')
+        optimizer = torch.optim.SGD(model.parameters(), 1.0, fused=fused)
+        return model, AGSAmpOptimWrapper(optimizer=optimizer)
+
+    model, first = make()
     step(first, model, batch(0))
     known = model.head.ags.estimate.clone()
-    wrapper = AGSAmpOptimWrapper(
-        optimizer=sgd(model := make_model(eta='auto')), ags={'eta': 'auto'}
-    )
+    model, wrapper = make()
     wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127)
     wrapper.load_state_dict(first.state_dict())
     large = batch(1)

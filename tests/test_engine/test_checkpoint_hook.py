@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from processes import needs_gloo, run_processes
 
 from surge_det.compat.safe_load import safe_load
 from surge_det.engine import SURGECheckpointHook, Terminated
+from surge_det.engine.hooks import checkpoint_hook
 from surge_det.engine.hooks.checkpoint_hook import _start
 from surge_det.whole_files import newest_checkpoint, replacing
 
@@ -57,9 +60,11 @@ class _Report(Hook):
         self.said.value = runner.epoch + 1
 
 
-def _runner(folder, epochs, checkpoint, hooks=(), resume=None, val=False):
+def _runner(
+    folder, epochs, checkpoint, hooks=(), resume=None, val=False, length=1
+):
     data = dict(
-        dataset=[torch.ones(1000)],
+        dataset=[torch.ones(1000)] * length,
         sampler=dict(type='DefaultSampler', shuffle=False),
         batch_size=1,
         num_workers=0,
@@ -346,3 +351,35 @@ def test_validation_that_was_not_finished_is_done_first(tmp_path, interval):
         path = tmp_path / 'epoch_2.pth'
         _runner(tmp_path, 2, hook, [count], path, val=True).train()
         assert count.at == [1, 2, 2]
+
+
+class _Signal(Hook):
+    """Sends SIGTERM to its own process in the second iteration."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _train_in_group(rank, world, folder):
+    for kind, length in (('cpu', 30), ('cuda', 30), ('cuda', 7)):
+        # Tensors stay on the CPU; what counts is how often it is asked.
+        checkpoint_hook.get_comm_device = partial(torch.device, kind)
+        hook = SURGECheckpointHook(interval=99)
+        signals = [_Signal()] * (rank == 1)
+        name = f'{folder}/{kind}{length}'
+        runner = _runner(name, 1, hook, signals, length=length * world)
+        with pytest.raises(Terminated):
+            runner.train()
+        assert Path(name, f'iter_{runner.iter + 1}.pth').is_file()
+        Path(f'{name}-{rank}-{runner.iter + 1}').touch()
+
+
+@needs_gloo
+def test_processes_end_together(tmp_path):
+    run_processes(_train_in_group, tmp_path)
+    # At once, every ten iterations, or before a validation.
+    at = {'cpu30': 2, 'cuda30': 10, 'cuda7': 7}
+    assert {path.name for path in tmp_path.glob('*-*')} == {
+        f'{name}-{rank}-{step}' for name, step in at.items() for rank in (0, 1)
+    }

@@ -242,7 +242,9 @@ class AGSHook(Hook):
     def _warn_grown(self, runner: Runner, sizes: dict[str, float]) -> None:
         for key, value in sizes.items():
             first = self._first.get(key, math.inf)
-            if value >= _GROWTH * first and key not in self._warned_of:
+            # An infinite one is of a step that a gradient scaler skips.
+            grown = _GROWTH * first <= value < math.inf
+            if grown and key not in self._warned_of:
                 self._warned_of.add(key)
                 runner.logger.warning(
                     f'{key} has grown from {first:.3g} to {value:.3g}: is the '

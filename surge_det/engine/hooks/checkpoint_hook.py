@@ -14,6 +14,7 @@ import torch
 from mmengine.dist import (
     all_reduce,
     barrier,
+    get_comm_device,
     get_world_size,
     is_main_process,
 )
@@ -29,6 +30,9 @@ from surge_det.whole_files import replacing
 _BACKEND = 'surge_local'
 # Key of the `meta` of a checkpoint that a signal made: its own name.
 _INTERRUPTED = 'interrupted'
+# Iterations after which processes tell one another of signals, where that
+# makes them wait for their GPUs.
+_INTERVAL = 10
 
 
 # The hook that listens to the signal.
@@ -90,8 +94,9 @@ class SURGECheckpointHook(CheckpointHook):
 
     On SIGTERM, which schedulers send before they kill, training ends after
     the iteration, with a checkpoint ``iter_N.pth`` that is deleted once there
-    is a later one. With several processes it is enough that one gets it. In
-    validation it ends at once; the checkpoint is that before it.
+    is a later one. With several processes it is enough that one gets it; on
+    GPUs they tell one another every ten iterations. In validation it ends at
+    once; the checkpoint is that before it.
 
     A training that is resumed after an epoch (or iteration) for which
     validation is due begins with that: whether it was done, no checkpoint
@@ -106,6 +111,8 @@ class SURGECheckpointHook(CheckpointHook):
     """
 
     _terminated = False
+    # Whether all processes know that one is.
+    _ends = False
     # Iterations that the newest checkpoint has.
     _saved: int | None = None
     # Of the one that is resumed: batches of the running epoch, and its name if
@@ -136,7 +143,7 @@ class SURGECheckpointHook(CheckpointHook):
         ):
             self.backend_args = {'backend': _BACKEND}
         super().before_train(runner)
-        self._terminated = False
+        self._terminated = self._ends = False
         # Only there can a handler be set.
         if threading.current_thread() is threading.main_thread():
             global _listening
@@ -154,13 +161,24 @@ class SURGECheckpointHook(CheckpointHook):
     ) -> None:
         """Save as mmengine does, and end on SIGTERM."""
         super().after_train_iter(runner, batch_idx, *args, **kwargs)
-        ends = torch.tensor(int(self._terminated))
-        if get_world_size() > 1:
-            all_reduce(ends, 'max')
+        self._share_signal(runner, batch_idx)
         # Gradients that are being accumulated are in no checkpoint.
         wrappers = optim_wrappers(runner)
-        if ends.item() and all(w.should_update() for w in wrappers):
+        if self._ends and all(w.should_update() for w in wrappers):
             self._end(runner, runner.iter + 1, barrier)
+
+    def _share_signal(self, runner: Runner, batch_idx: int) -> None:
+        if get_world_size() == 1:
+            self._ends = self._terminated
+        elif (
+            get_comm_device().type == 'cpu'
+            or self.every_n_train_iters(runner, _INTERVAL)
+            # Validation may follow.
+            or self.end_of_epoch(runner.train_dataloader, batch_idx)
+        ):
+            ends = torch.tensor(int(self._terminated))
+            all_reduce(ends, 'max')
+            self._ends = bool(ends)
 
     def after_val_iter(
         self, runner: Runner, *args: Any, **kwargs: Any

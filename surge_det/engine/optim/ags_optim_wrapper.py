@@ -172,18 +172,27 @@ class AGSMixin:
         if not following:
             super().step(**kwargs)
             return
-        # What a scaler decides can be seen here without waiting for it.
-        stepped = []
+        # What a scaler decides can be seen here without waiting for it. Fused
+        # optimizers are called in any case, and told by a tensor.
+        calls = []
         handle = self.optimizer.register_step_pre_hook(
-            lambda *_: stepped.append(True)
+            lambda optimizer, *_: calls.append(
+                getattr(optimizer, 'found_inf', None)
+            )
         )
         try:
             super().step(**kwargs)
         finally:
             handle.remove()
-        if not stepped:
-            for ags in following:
-                ags.estimate = self._kept_estimates.get(ags)
+        for ags in following:
+            kept = self._kept_estimates.get(ags)
+            if not calls:
+                ags.estimate = kept
+            elif calls[0] is not None and ags.estimate is not None:
+                new = ags.estimate
+                # Nothing seen is a weight of 0.
+                kept = new.new_zeros(2) if kept is None else kept.to(new)
+                ags.estimate = torch.where(calls[0] > 0, kept, new)
         self._kept_estimates = {ags: ags.estimate for ags in following}
 
     def state_dict(self) -> dict:

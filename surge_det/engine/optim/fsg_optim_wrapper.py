@@ -115,12 +115,14 @@ class FSGMixin:
         scale, overflow = 1.0, False
         scaler = getattr(self, 'loss_scaler', None)
         if scaler is not None and scaler.is_enabled():
-            scale = scaler.get_scale()
+            # What waits for the backward pass comes first; then the scale,
+            # which is known by then, is no wait.
             overflow = not all_finite(
                 param.grad
                 for group in self.param_groups
                 for param in group['params']
             )
+            scale = scaler.get_scale()
         if overflow:
             self.fsg.discard()
         else:
