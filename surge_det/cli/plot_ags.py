@@ -93,7 +93,8 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
         return len(values) > 1 and values[-1] == values[-2] == 0
 
     def grown(values):
-        start = statistics.median(values[: max(len(values) // 4, 1)])
+        values = [value for value in values if math.isfinite(value)]
+        start = statistics.median(values[: max(len(values) // 4, 1)] or [0])
         return start > 0 and values[-1] >= _GROWTH * start
 
     yield from told(
@@ -111,8 +112,8 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
     yield from told(
         'scale',
         lambda values: not all(map(math.isfinite, values)),
-        'λ was not finite: the learning rate is too high, or an image holds '
-        'such numbers',
+        'λ was not finite: in a step that mixed precision skips; else the '
+        'learning rate is too high, or an image holds such numbers',
     )
     yield from told(
         'clipped',

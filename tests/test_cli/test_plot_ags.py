@@ -59,6 +59,7 @@ def test_a_run_and_what_it_resumed(tmp_path):
         ('scale', [0.01, 0.1, 1.1], 'λ has grown a hundredfold'),
         ('scale', [0.01, 1.1, 0.1], None),
         ('scale', [0.1, math.nan, 0.1], 'λ was not finite'),
+        ('scale', [0.1, 0.1, math.inf], 'λ was not finite'),
         ('clipped', [0.1, 0.5, 0.995], 'the estimator clips the whole'),
         ('clipped', [0.995, 0.5, 0.1], None),
         ('flipped', [0.0, 0.0, 0.0], 'no weight has changed its sign'),

@@ -565,3 +565,16 @@ def test_a_copy_after_a_step_has_its_own_scaler():
     step(twin, x)
     assert torch.equal(layer.ags.last_scale, scale)
     assert relative_error(twin.ags.last_scale, 3 * scale) < 1e-5
+
+
+@pytest.mark.parametrize('large', ['weight', 'aux_weight'])
+def test_a_scaler_sees_a_gradient_that_overflows_in_float16(large):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(8, 8, 3, eta='auto').half()
+    x = torch.randn(1, 8, 9, 9).half()
+    assert step(layer, x).isfinite().all()
+    known = layer.ags.estimate
+    with torch.no_grad():
+        getattr(layer, large).mul_(1000)
+    assert not step(layer, x, 1000).isfinite().all()
+    assert torch.equal(layer.ags.estimate, known)

@@ -13,9 +13,13 @@ _COMMANDS = dict(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a command for each benchmark."""
-    commands = parser.add_subparsers(
-        required=True, metavar='|'.join(_COMMANDS)
+    parser.add_argument(
+        '--cuda-check',
+        action='store_true',
+        help='instead of these: see that all works on a GPU, in a report',
     )
+    parser.set_defaults(benchmark=None)
+    commands = parser.add_subparsers(metavar='|'.join(_COMMANDS))
     for name, module in _COMMANDS.items():
         head, _, rest = (module.__doc__ or '').partition('\n')
         command = commands.add_parser(
@@ -29,7 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(benchmark=module.run)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Run the benchmark that was asked for."""
+    if args.cuda_check == (args.benchmark is not None):
+        args.error(f'one of {", ".join(_COMMANDS)} or --cuda-check')
+    if args.cuda_check:
+        from . import cuda_check
+
+        return cuda_check.run()
     arguments.prepare(args)
     args.benchmark(args)
+    return None

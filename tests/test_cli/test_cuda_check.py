@@ -1,0 +1,100 @@
+"""The check of a GPU, on a CPU; on a GPU, see tests/cuda."""
+
+import pytest
+import torch
+from small_detector import small_config
+
+pytest.importorskip('mmdet', reason='needs the toolbox')
+pytest.importorskip('rich', reason='the benchmark shows its progress')
+
+# isort: split
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+
+from surge_det.cli.benchmark import cuda_check
+from surge_det.cli.main import main
+
+CPU = torch.device('cpu')
+pytestmark = pytest.mark.skipif(
+    get_device() != 'cpu', reason='mmengine trains on the accelerator here'
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    MMLogger.get_current_instance().setLevel('ERROR')
+    cfg = small_config()
+    cfg.model.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=50)
+    monkeypatch.setattr(cuda_check, '_config', lambda: cfg)
+    # All modules of a test session are looked through each time.
+    monkeypatch.setattr('gc.collect', lambda: 0)
+
+
+def test_without_a_gpu_one_line_says_so(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['benchmark', '--cuda-check'])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    (line,) = printed.err.splitlines()
+    assert '--cuda-check: needs a CUDA GPU' in line
+
+
+@pytest.mark.parametrize('argv', [[], ['--cuda-check', 'layers']])
+def test_it_is_one_or_the_other(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['benchmark', *argv])
+    assert end.value.code == 2
+    assert 'or --cuda-check' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'check', cuda_check.CHECKS, ids=lambda check: check.__name__
+)
+def test_all_checks_pass_on_a_cpu(check, small):
+    if check is cuda_check.fsg:
+        pytest.importorskip('mambapy')
+    rows = list(check(CPU))
+    assert rows
+    assert [row for row in rows if not row.passed] == []
+
+
+def test_a_wrong_gradient_is_found(monkeypatch):
+    apply = cuda_check._apply
+
+    def wrong(layer, x, grad, device, dtype=torch.float32, **kwargs):
+        if layer.ags:
+            layer.ags.factor = 1.001 if dtype == torch.float32 else 1
+        return apply(layer, x, grad, device, dtype, **kwargs)
+
+    monkeypatch.setattr(cuda_check, '_apply', wrong)
+    rows = cuda_check.run_checks(CPU, [cuda_check.gradients])
+    # The one without a replica stays.
+    assert [row.passed for row in rows].count(True) == 1
+
+
+def test_an_error_is_a_row(capsys):
+    def broken(device):
+        yield cuda_check.Row('first', '1', '1', True)
+        raise RuntimeError('no kernel | for it\nmore')
+
+    rows = cuda_check.run_checks(CPU, [broken])
+    assert rows[-1] == cuda_check.Row(
+        'broken', 'RuntimeError: no kernel / for it', 'no error', False
+    )
+    assert 'more' in capsys.readouterr().err
+
+
+def test_the_report_has_costs_of_layers_and_steps(small):
+    costs = [
+        *cuda_check.layer_costs(CPU, shrink=30, rounds=1),
+        cuda_check.step_costs(CPU, (64, 64), rounds=1),
+    ]
+    rows = [cuda_check.Row('one', '2', '1', False)]
+    text = cuda_check.report(CPU, rows, *costs)
+    assert '### Checks: 0 of 1 passed' in text
+    assert '| one | 2 | 1 | **no** |' in text
+    assert text.count('| SURGEConv2d / reference SURGE | time') == 2
+    for dtype in ('float32', 'autocast'):
+        for method in cuda_check.METHODS:
+            assert f'| {dtype} | {method} |' in text
