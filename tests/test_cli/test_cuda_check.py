@@ -1,5 +1,7 @@
 """The check of a GPU, on a CPU; on a GPU, see tests/cuda."""
 
+from functools import partial
+
 import pytest
 import torch
 from small_detector import small_config
@@ -86,15 +88,32 @@ def test_an_error_is_a_row(capsys):
 
 
 def test_the_report_has_costs_of_layers_and_steps(small):
-    costs = [
-        *cuda_check.layer_costs(CPU, shrink=30, rounds=1),
-        cuda_check.step_costs(CPU, (64, 64), rounds=1),
-    ]
-    rows = [cuda_check.Row('one', '2', '1', False)]
-    text = cuda_check.report(CPU, rows, *costs)
-    assert '### Checks: 0 of 1 passed' in text
-    assert '| one | 2 | 1 | **no** |' in text
+    costs = {
+        'of layers': partial(cuda_check.layer_costs, shrink=30, rounds=1),
+        'of steps': partial(cuda_check.step_costs, size=(64, 64), rounds=1),
+    }
+    good = cuda_check.Row('one', '2', '2', True)
+    text, all_good = cuda_check.report(CPU, [good], costs)
+    assert all_good
+    assert '### Checks: 1 of 1 passed' in text
     assert text.count('| SURGEConv2d / reference SURGE | time') == 2
     for dtype in ('float32', 'autocast'):
         for method in cuda_check.METHODS:
             assert f'| {dtype} | {method} |' in text
+
+
+def test_a_report_with_a_fault_says_so(capsys):
+    bad = cuda_check.Row('one', '2', '1', False)
+    text, good = cuda_check.report(CPU, [bad], {})
+    assert not good
+    assert '### Checks: 0 of 1 passed' in text
+    assert '| one | 2 | 1 | **no** |' in text
+
+    def too_large(device):
+        raise torch.OutOfMemoryError('out of memory')
+        yield ''
+
+    text, good = cuda_check.report(CPU, [], {'of steps': too_large})
+    assert not good
+    assert text.endswith('**Not measured**: OutOfMemoryError: out of memory')
+    assert capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import date
 from functools import partial
@@ -394,12 +394,15 @@ def run_checks(
         try:
             rows += check(device)
         except Exception as error:  # what a GPU does is not known yet
-            traceback.print_exc()
-            text = str(error).partition('\n')[0]
             name = check.__name__.replace('_', ' ')
-            found = f'{type(error).__name__}: {text}'.replace('|', '/')
-            rows.append(Row(name, found, 'no error', False))
+            rows.append(Row(name, _told(error), 'no error', False))
     return rows
+
+
+def _told(error: Exception) -> str:
+    traceback.print_exception(error)
+    text = str(error).partition('\n')[0].replace('|', '/')
+    return f'{type(error).__name__}: {text}'
 
 
 def _config() -> Config:
@@ -454,7 +457,7 @@ def step_costs(
     device: torch.device,
     size: tuple[int, int] | None = None,
     rounds: int = 10,
-) -> str:
+) -> Iterator[str]:
     """Compare a detector's training steps by method; Markdown."""
     cfg = _config()
     rows = []
@@ -486,11 +489,24 @@ def step_costs(
             )
         del trainers
     header = ['type', 'method', 'ms / step', '/ float', '/ ste']
-    return markdown_table(header + ['peak, MiB', '/ ste'], rows)
+    yield markdown_table(header + ['peak, MiB', '/ ste'], rows)
 
 
-def report(device: torch.device, rows: Sequence[Row], *costs: str) -> str:
-    """Write the report, in Markdown."""
+def report(
+    device: torch.device,
+    rows: Sequence[Row],
+    costs: Mapping[str, Callable[[torch.device], Iterator[str]]],
+) -> tuple[str, bool]:
+    """Measure costs and write the report.
+
+    Args:
+        device: What was checked.
+        rows: What the checks found.
+        costs: What measures, under what stands above it.
+
+    Returns:
+        The report in Markdown, and whether all is as it should be.
+    """
     machine = 'CPU'
     if device.type == 'cuda':
         machine = (
@@ -502,26 +518,41 @@ def report(device: torch.device, rows: Sequence[Row], *costs: str) -> str:
         [row.check, row.found, row.allowed, 'yes' if row.passed else '**no**']
         for row in rows
     ]
-    return '\n\n'.join(
-        [
-            f'## {machine}',
-            f'Date: {date.today()}; torch {torch.__version__}. Command: '
-            f'`{COMMAND}`.',
-            f'### Checks: {passed} of {len(rows)} passed',
-            'Distances are from the same layer in float64 on the CPU, by the '
-            'largest value of each output and gradient.',
-            markdown_table(['check', 'found', 'allowed', 'passed'], cells),
-            '### Cost of training',
-            *costs,
-        ]
-    )
+    parts = [
+        f'## {machine}',
+        f'Date: {date.today()}; torch {torch.__version__}. Command: '
+        f'`{COMMAND}`.',
+        f'### Checks: {passed} of {len(rows)} passed',
+        'Distances are from the same layer in float64 on the CPU, by the '
+        'largest value of each output and gradient.',
+        markdown_table(['check', 'found', 'allowed', 'passed'], cells),
+        '### Cost of training',
+    ]
+    good = passed == len(rows)
+    for text, measure in costs.items():
+        parts.append(text)
+        try:
+            parts += measure(device)
+        except Exception as error:  # such as too little memory
+            parts.append(f'**Not measured**: {_told(error)}')
+            good = False
+    return '\n\n'.join(parts), good
+
+
+COSTS = {
+    f'Layers {", ".join(LAYERS)} of Faster R-CNN R18 at 1000×600, batch 2; '
+    'times are medians of paired turns.': layer_costs,
+    f'Training step of {CONFIG}, two images of noise at 1000×600; float32 '
+    "convolves in TF32 where the GPU can (torch's default), autocast is in "
+    'float16, with a scaler, as `train --amp`.': step_costs,
+}
 
 
 def run() -> int:
-    """Check, measure and print; 1 if a check fails.
+    """Check, measure and print.
 
     Returns:
-        The exit status.
+        The exit status: 1 if a check fails, or something is not measured.
     """
     if not torch.cuda.is_available():
         fail(
@@ -529,15 +560,6 @@ def run() -> int:
             f'{torch.__version__} sees none'
         )
     device = torch.device('cuda', torch.cuda.current_device())
-    rows = run_checks(device)
-    costs = [
-        f'Layers {", ".join(LAYERS)} of Faster R-CNN R18 at 1000×600, batch '
-        '2; times are medians of paired turns.',
-        *layer_costs(device),
-        f'Training step of {CONFIG}, two images of noise at 1000×600; '
-        "float32 convolves in TF32 where the GPU can (torch's default), "
-        'autocast is in float16, with a scaler, as `train --amp`.',
-        step_costs(device),
-    ]
-    print(report(device, rows, *costs))
-    return int(not all(row.passed for row in rows))
+    text, good = report(device, run_checks(device), COSTS)
+    print(text)
+    return int(not good)
