@@ -13,9 +13,10 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from small_detector import small_config
+from small_detector import small_config, small_one_stage
 
 from surge_det.engine import AGSOptimWrapper, SURGECheckpointHook
+from surge_det.engine.apply_method import apply_method
 
 pytestmark = pytest.mark.skipif(
     get_device() != 'cpu', reason='mmengine trains on the accelerator here'
@@ -53,8 +54,9 @@ def test_hooks_wait_twice_an_iteration_for_numbers_to_be_finite(
     }
 
 
-def test_a_detectors_step_waits_for_nothing_of_ours():
-    cfg = small_config(eta='auto')
+@pytest.mark.parametrize('make', [small_config, small_one_stage])
+def test_a_detectors_step_waits_for_nothing_of_ours(make):
+    cfg = apply_method(make(), 'surge_auto')
     cfg.model.backbone.pop('init_cfg', None)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).train()

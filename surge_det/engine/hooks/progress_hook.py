@@ -100,8 +100,10 @@ class SURGEProgressHook(Hook):
             handle.remove()
         self._handles.clear()
         for name, tensors in self._seen.items():
-            mean = torch.stack([t.double().cpu() for t in tensors]).mean()
-            values[f'train/indicator/{name}'] = mean.item()
+            # One transfer for all of them.
+            device = tensors[0].device
+            numbers = torch.stack([t.to(device) for t in tensors]).cpu()
+            values[f'train/indicator/{name}'] = numbers.double().mean().item()
         self._seen.clear()
         runner.message_hub.update_scalars(values)
 
