@@ -13,10 +13,12 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from surge_det.cli.cfg_options import setting
+from surge_det.cli.logs import shorten
 from surge_det.shipped import shipped_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from mmengine.logging import MMLogger
     from mmengine.runner import Runner
 
 
@@ -124,6 +126,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='job launcher',
     )
+    add(
+        '--verbose',
+        action='store_true',
+        help='show environment, config and hooks on the terminal too, and not '
+        'in the log file only',
+    )
     # torch.distributed.launch passes this one.
     add(
         '--local_rank',
@@ -152,10 +160,12 @@ def read_config(
         ValueError: If that fails, for whatever reason: a config is a program.
     """
     from mmengine.config import Config
+    from mmengine.logging import MMLogger
 
     from surge_det.cli.config_checks import check_types, warnings
     from surge_det.datasets.root import merge_options, use_data_root
 
+    shorten(MMLogger.get_current_instance())
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
@@ -229,8 +239,14 @@ def prepare_run(args: argparse.Namespace, cfg: Config) -> None:
         )
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for, with hooks that check it."""
+def build_runner(cfg: Config, verbose: bool = False) -> Runner:
+    """Build the runner that the config asks for, with hooks that check it.
+
+    Args:
+        cfg: The whole config.
+        verbose: Whether the terminal gets all of the log, which it gets from
+            a config's own kind of runner anyway.
+    """
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
@@ -240,8 +256,17 @@ def build_runner(cfg: Config) -> Runner:
         SURGESeedHook,
     )
 
+    class Shortened(Runner):
+        def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+            logger = super().build_logger(*args, **kwargs)
+            shorten(logger)
+            logger.info(f'Environment and config: {logger.log_file}')
+            return logger
+
     runner = (
-        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        RUNNERS.build(cfg)
+        if 'runner_type' in cfg
+        else (Runner if verbose else Shortened).from_cfg(cfg)
     )
     for kind in (SURGECheckHook, SURGEFiniteHook, SURGESeedHook):
         if not any(isinstance(hook, kind) for hook in runner.hooks):

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     if args.tta:
         apply_tta(cfg)
     try:
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, args.verbose)
     except LoadError as error:
         fail(error)
     build_data(runner, 'test')

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
     apply_flags(cfg, args)
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, args.verbose)
     build_data(runner, 'train', 'val')
     try:
         with loading_weights(cfg):

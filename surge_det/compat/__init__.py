@@ -8,6 +8,7 @@ imported, then:
 - registries find our parts at their first lookup (`registration`);
 - configs may have ours as base (`config_base`);
 - mmdet's ``SSDHead`` predicts (`ssd_head`);
+- functions are looked for in mmdet's scope without a warning (`functions`);
 - pictures are drawn with any palette (`palette`);
 - OpenCV reads no image of more pixels than Pillow would;
 - the warning about ``pkg_resources`` that mmengine's imports set off is
@@ -30,6 +31,7 @@ _MENDED_BY = {
     'mmengine.config.config': 'config_base',
     'mmengine.registry.root': 'registration',
     'mmengine.runner.checkpoint': 'safe_load',
+    'mmdet.registry': 'functions',
     'mmdet.models.dense_heads.ssd_head': 'ssd_head',
     'mmdet.visualization.local_visualizer': 'palette',
     'mmdet.visualization.palette': 'palette',

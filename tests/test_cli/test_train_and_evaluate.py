@@ -56,6 +56,51 @@ def final_map(out):
     return re.findall(r'pascal_voc/mAP: ([\d.]+)', out)[-1]
 
 
+# Blocks of the log of a training or test.
+BLOCKS = ('System environment:', 'Config:\n', 'Hooks will be executed')
+
+
+def test_config_and_environment_are_in_the_file_only(trained):
+    work_dir, out = trained
+    (path,) = work_dir.glob('*/*.log')
+    log = path.read_text()
+    assert f'Environment and config: {path}' in out
+    for block in BLOCKS:
+        assert block in log
+        assert block not in out
+    assert 'Using env variable' not in out
+    assert len(out.splitlines()) < 50
+    for news in ('param_scheduler.0.end=100', 'Epoch(val)', 'pascal_voc/mAP'):
+        assert news in out
+        assert news in log
+
+
+def test_what_only_looks_says_what_was_asked(trained, root, tmp_path):
+    work_dir, _ = trained
+    images = root / 'shapes' / 'JPEGImages'
+    args = [images, '--model', work_dir / 'epoch_1.pth', '--out', tmp_path]
+    out = tool('infer.py', *args, root=root)
+    assert 'mmengine - ' not in out
+    assert 'detections with score above 0.3 in 14 image(s)' in out
+    # But a box without area, which is left out, is told.
+    copy = tmp_path / 'shapes'
+    shutil.copytree(root / 'shapes', copy)
+    name = (copy / 'ImageSets/Main/train.txt').read_text().split()[0]
+    boxes = copy / 'Annotations' / f'{name}.xml'
+    text = re.sub(
+        r'<xmin>\d+(</xmin>.*?<xmax>)(\d+)',
+        r'<xmin>\2\1\2',
+        boxes.read_text(),
+        count=1,
+        flags=re.S,
+    )
+    boxes.write_text(text)
+    out = tool('preflight.py', CONFIG, root=tmp_path)
+    assert out.count('mmengine - ') == 1
+    assert 'mmengine - WARNING' in out
+    assert '1 without area' in out
+
+
 def test_training_logs_ags(trained):
     work_dir, out = trained
     assert 'AGS lambda of 25 layers' in out
@@ -73,11 +118,12 @@ def test_evaluation_gives_trainings_figure(trained, root, tmp_path):
     predictions = tmp_path / 'predictions.pkl'
     tested = tool(
         *('test.py', CONFIG, work_dir / 'epoch_1.pth', '--out', predictions),
-        *('--work-dir', tmp_path, '--show-dir', 'shown'),
+        *('--work-dir', tmp_path, '--show-dir', 'shown', '--verbose'),
         *('--cfg-options', *SMALL),
         root=root,
     )
     assert final_map(tested) == final_map(out)
+    assert all(block in tested for block in BLOCKS)
     with open(predictions, 'rb') as file:
         assert len(pickle.load(file)) == 6
     assert len(list(tmp_path.glob('*/shown/*'))) == 6
@@ -147,7 +193,8 @@ def test_amp_keeps_ags(root, tmp_path):
         root=root,
     )
     assert 'AGS lambda of 25 layers' in out
-    assert 'AGSAmpOptimWrapper' in out
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'AGSAmpOptimWrapper' in log.read_text()
     assert 'not finite' not in out
 
 

@@ -1,0 +1,34 @@
+"""What of mmengine's log is for the file and not for the terminal."""
+
+from __future__ import annotations
+
+import logging
+
+# How messages about the environment, the whole config and the order of hooks
+# begin: hundreds of lines in front of the first loss.
+_CHATTER = (
+    'Using env variable `',
+    f'\n{"-" * 60}\nSystem environment:',
+    'Config:\n',
+    'Hooks will be executed in the following order:',
+    'Distributed training is not used, all SyncBatchNorm',
+)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a record is for the terminal; warnings always are."""
+    return record.levelno > logging.INFO or not record.getMessage().startswith(
+        _CHATTER
+    )
+
+
+def shorten(logger: logging.Logger) -> None:
+    """Keep from the terminal what is no news; files have all of it.
+
+    Args:
+        logger: One of mmengine's, which has its own handlers.
+    """
+    for handler in logger.handlers:
+        # A file's handler is a stream's too.
+        if type(handler) is logging.StreamHandler:
+            handler.addFilter(is_news)
