@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from surge_det.datasets.classes import ClassesError
     from surge_det.engine import NonFiniteError, Terminated, WeightsError
+    from surge_det.models.distillation import TeacherError
 
     cfg = load_config(args, ('train', 'val'))
     prepare_run(args, cfg)
@@ -132,7 +133,12 @@ def run(args: argparse.Namespace) -> int:
     try:
         with loading_weights(cfg):
             runner.train()
-    except (ClassesError, NonFiniteError, WeightsError) as error:
+    except (
+        ClassesError,
+        NonFiniteError,
+        TeacherError,
+        WeightsError,
+    ) as error:
         fail(error)
     except Terminated as end:
         return end.code

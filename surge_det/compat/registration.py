@@ -21,6 +21,7 @@ LOCATIONS = {
     'OPTIM_WRAPPER_CONSTRUCTORS': 'surge_det.engine',
 }
 BINARIZE_CFG = 'binarize_cfg'
+DISTILL_CFG = 'distill_cfg'
 
 
 def install(module: ModuleType) -> None:
@@ -33,7 +34,7 @@ def install(module: ModuleType) -> None:
         return
     for name, location in LOCATIONS.items():
         _add_location(getattr(module, name), location)
-    _build_binarized(module.MODELS)
+    _build_by_keys(module.MODELS)
 
 
 def _add_location(registry: Any, location: str) -> None:
@@ -61,22 +62,29 @@ def _add_location(registry: Any, location: str) -> None:
         _add_location(child, location)
 
 
-def _build_binarized(registry: Any) -> None:
-    if not hasattr(registry.build_func, 'binarizes'):
-        registry.build_func = _binarizing(registry.build_func)
+def _build_by_keys(registry: Any) -> None:
+    if not hasattr(registry.build_func, 'knows_our_keys'):
+        registry.build_func = _by_keys(registry.build_func)
     # A child has copied its parent's function when it was made.
     for child in registry.children.values():
-        _build_binarized(child)
+        _build_by_keys(child)
 
 
-def _binarizing(build: Callable) -> Callable:
+def _by_keys(build: Callable) -> Callable:
     @functools.wraps(build)
-    def build_and_binarize(cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(cfg, dict) or BINARIZE_CFG not in cfg:
+    def build_by_keys(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(cfg, dict):
             return build(cfg, *args, **kwargs)
-        from surge_det.models.binarize_cfg import build_binarized
+        # The teacher of a student that is binarized first.
+        if DISTILL_CFG in cfg:
+            from surge_det.models.distillation import build_distilled
 
-        return build_binarized(build, cfg, *args, **kwargs)
+            return build_distilled(build_by_keys, cfg, *args, **kwargs)
+        if BINARIZE_CFG in cfg:
+            from surge_det.models.binarize_cfg import build_binarized
 
-    build_and_binarize.binarizes = True
-    return build_and_binarize
+            return build_binarized(build, cfg, *args, **kwargs)
+        return build(cfg, *args, **kwargs)
+
+    build_by_keys.knows_our_keys = True
+    return build_by_keys

@@ -28,6 +28,7 @@ _CHARACTERS = 1_000_000
 def inference_part(cfg: Config) -> dict[str, Any]:
     """Return what inference needs of a config, as plain values."""
     values = cfg.to_dict()
+    (values.get('model') or {}).pop('distill_cfg', None)
     return {key: values[key] for key in _KEYS if key in values}
 
 

@@ -35,6 +35,7 @@ from surge_det.deploy.trained import shortened
 # Keys of training, wherever they stand, and of how files are read.
 _LEFT_OUT = {
     *('train_cfg', 'init_cfg', 'pretrained', 'assigner', 'sampler'),
+    'distill_cfg',
     *('backend_args', 'file_client_args'),
     # Of bases in another package; the default scope finds all that is listed.
     '_scope_',

@@ -62,6 +62,10 @@ def _remove_fsg(cfg: Config) -> None:
     wrapper.pop('fsg', None)
 
 
+# With the teacher that the config names.
+_DISTILLED = '+kd'
+
+
 def apply_method(cfg: Config, name: str) -> Config:
     """Return a config that trains the same detector by another method.
 
@@ -78,20 +82,31 @@ def apply_method(cfg: Config, name: str) -> Config:
     where the config's ``fsg`` has no ``slow``.
     ``SURGEProgressHook`` is added where there is none.
 
+    ``NAME+kd`` learns from the teacher of the config's ``distill_cfg``, all
+    others learn without one.
+
     Args:
         cfg: A whole config; it is not changed.
-        name: As :func:`surge_det.core.methods.method_cfg` takes it.
+        name: As :func:`surge_det.core.methods.method_cfg` takes it, or with
+            ``'+kd'`` behind it.
 
     Raises:
         ValueError: If there is no such method, the model has no place for
-            it, the config binarizes nothing in one of the places, a
-            ``binarize_cfg`` has ``overrides`` of what a method decides, the
-            optimizer wrapper has no twin that the method needs, or a setting
-            of FSG is out of range.
+            it or no ``distill_cfg`` where one is needed, the config binarizes
+            nothing in one of the places, a ``binarize_cfg`` has ``overrides``
+            of what a method decides, the optimizer wrapper has no twin that
+            the method needs, or a setting of FSG is out of range.
         ImportError: For ``'fsg'`` without mambapy.
     """
-    keywords = method_cfg(name)
+    keywords = method_cfg(name.removesuffix(_DISTILLED))
     cfg = copy.deepcopy(cfg)
+    if not name.endswith(_DISTILLED):
+        (cfg.get('model') or {}).pop('distill_cfg', None)
+    elif not (cfg.get('model') or {}).get('distill_cfg'):
+        raise ValueError(
+            f'method {name!r}: the config names no teacher; give it '
+            'model.distill_cfg'
+        )
     places = list(_places(cfg.get('model'), 'model'))
     if not places:
         raise ValueError(
@@ -104,7 +119,7 @@ def apply_method(cfg: Config, name: str) -> Config:
         _replace(place, keywords, where, name)
     if 'eta' in keywords:
         ((cfg.get('optim_wrapper') or {}).get('ags') or {}).pop('eta', None)
-    if name.removeprefix('surge+') == 'fsg':
+    if name.removeprefix('surge+').removesuffix(_DISTILLED) == 'fsg':
         _use_fsg(cfg)
     else:
         _remove_fsg(cfg)

@@ -1,6 +1,6 @@
 """Parts of detectors, registered with mmdet; one folder per role."""
 
-from . import binarize_cfg, registered_layers  # noqa: F401
+from . import binarize_cfg, distillation, registered_layers  # noqa: F401
 from .backbones import SURGESSDVGG, SURGEResNet
 from .classifiers import SURGEImageClassifier
 from .dense_heads import SURGERPNHead

@@ -61,9 +61,12 @@ class SURGECheckHook(Hook):
         check_classes(runner.model, _datasets(runner).items())
 
     def before_train(self, runner: Runner) -> None:
-        """Warn of schedules that the training is too short for."""
+        """Warn of schedules that are too long; load a teacher."""
         for text in late_schedules(runner):
             runner.logger.warning(text)
+        model = _unwrapped(runner.model)
+        if distiller := getattr(model, 'distiller', None):
+            distiller.teacher_of(model)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare with the model, and with what it was trained for."""

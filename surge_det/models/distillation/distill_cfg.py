@@ -1,0 +1,239 @@
+"""The config key ``distill_cfg``: a detector learns from another one, too.
+
+It stands in the whole model's dict, beside ``binarize_cfg`` or not::
+
+    model = dict(
+        distill_cfg=dict(
+            teacher_config='float_faster_rcnn_r18_bccd',
+            teacher_ckpt='work_dirs/float_faster_rcnn_r18_bccd/epoch_4.pth',
+            losses=[dict(type='LogitsDistillLoss')]))
+
+The student stays what it is, with the same names of layers: the teacher is
+no part of it, so it is neither in checkpoints nor exported, and nothing but
+training needs its files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from surge_det.compat.registration import DISTILL_CFG as KEY
+from surge_det.core import checks
+from surge_det.core.layers import named_surge_layers
+from surge_det.shipped import shipped_config
+
+from .losses import DistillLoss
+from .seen import Seen, head_of, second_stage, watch
+
+_KEYS = ('teacher_config', 'teacher_ckpt', 'losses')
+
+
+class TeacherError(ValueError):
+    """A teacher cannot be had, or is not one for this student."""
+
+
+class Distiller:
+    """A frozen teacher and losses between it and its student.
+
+    Args:
+        teacher_config: File of the teacher's config, or the name of a shipped
+            one.
+        teacher_ckpt: File or address of its weights.
+        losses: Dicts of losses, by ``type``.
+
+    Raises:
+        ValueError: If a loss is unknown or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        teacher_config: str,
+        teacher_ckpt: str,
+        losses: list[Mapping[str, Any]],
+    ) -> None:
+        for name, value in (
+            ('teacher_config', teacher_config),
+            ('teacher_ckpt', teacher_ckpt),
+        ):
+            if not isinstance(value, (str, Path)):
+                checks.refuse(name, value, 'the name of a file')
+        self.teacher_config = str(teacher_config)
+        self.teacher_ckpt = str(teacher_ckpt)
+        if not isinstance(losses, (list, tuple)) or not losses:
+            checks.refuse('losses', losses, 'a list of dicts with a type')
+        self.losses = [_build_loss(loss) for loss in losses]
+        self._teacher: nn.Module | None = None
+
+    def __deepcopy__(self, memo: dict) -> Distiller:
+        """Return itself: copies of a student (as for EMA) share a teacher."""
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any loss has a weight above 0."""
+        return any(loss.weight > 0 for loss in self.losses)
+
+    def teacher_of(self, student: nn.Module) -> nn.Module:
+        """Return the teacher, on the student's device; load it first.
+
+        Raises:
+            TeacherError: If config or weights cannot be read, or are not of
+                each other, or the teacher wants images that are normalized
+                otherwise.
+        """
+        if self._teacher is None:
+            # What is drawn here would shift what the student draws.
+            with torch.random.fork_rng(devices=[]):
+                self._teacher = self._load(student)
+        device = next(student.parameters()).device
+        return self._teacher.to(device)
+
+    def __call__(
+        self, student: nn.Module, seen: Seen, inputs: Tensor, samples: list
+    ) -> dict[str, Tensor]:
+        """Return weighted losses of a batch, by name.
+
+        Args:
+            student: In training.
+            seen: What it computed of the batch.
+            inputs: (N, 3, H, W), preprocessed.
+            samples: mmdet's data samples, of N.
+        """
+        teacher = self.teacher_of(student)
+        on = [loss for loss in self.losses if loss.weight > 0]
+        with torch.no_grad(), watch(teacher) as theirs:
+            features = teacher.extract_feat(inputs)
+            if any(loss.needs_heads for loss in on):
+                _run_heads(teacher, features, seen.rois)
+        for each in (seen, theirs):
+            each.sizes = [sample.img_shape for sample in samples]
+            each.shape = tuple(inputs.shape[-2:])
+        return {
+            f'loss_distill_{name}': loss.weight * value
+            for loss in on
+            for name, value in loss(seen, theirs).items()
+        }
+
+    def _load(self, student: nn.Module) -> nn.Module:
+        where = f'{KEY}: teacher_config={self.teacher_config!r}'
+        path = Path(self.teacher_config)
+        try:
+            path = path if path.is_file() else shipped_config(str(path))
+            model = MODELS.build(Config.fromfile(path).model)
+        except Exception as error:
+            # A config is a program, and may fail in any way.
+            raise TeacherError(
+                f'{where}: {type(error).__name__}: {error}'
+            ) from error
+        for _, layer in named_surge_layers(model):
+            layer.strip()
+        try:
+            load_checkpoint(
+                model, self.teacher_ckpt, 'cpu', strict=True, logger='silent'
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            text = ' '.join(str(error).split())[:300]
+            raise TeacherError(
+                f'{KEY}: teacher_ckpt={self.teacher_ckpt!r} has not the '
+                f'weights of {self.teacher_config}: {text}'
+            ) from error
+        ours, theirs = (_normalization(m) for m in (student, model))
+        if ours != theirs:
+            raise TeacherError(
+                f'{where}: it was trained with data_preprocessor {theirs}, '
+                f'the student gets {ours}: they must be the same'
+            )
+        return model.eval().requires_grad_(False)
+
+
+def _build_loss(cfg: Any) -> DistillLoss:
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
+        checks.refuse('losses', cfg, 'dicts with a type')
+    cls = MODELS.get(cfg['type'])
+    if not (isinstance(cls, type) and issubclass(cls, DistillLoss)):
+        names = [kind.__name__ for kind in DistillLoss.__subclasses__()]
+        checks.refuse('losses: type', cfg['type'], f'one of {names}')
+    try:
+        return cls(**{k: v for k, v in cfg.items() if k != 'type'})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{cls.__name__}: {error}') from error
+
+
+def _normalization(model: nn.Module) -> dict[str, Any]:
+    own = model.data_preprocessor
+    return {
+        name: value.flatten().tolist() if isinstance(value, Tensor) else value
+        for name in ('mean', 'std', '_channel_conversion')
+        if (value := getattr(own, name, None)) is not None
+    }
+
+
+def _run_heads(
+    teacher: nn.Module, features: tuple[Tensor, ...], rois: Tensor | None
+) -> None:
+    if (head := head_of(teacher)) is not None:
+        head(features)
+    if rois is not None and (second := second_stage(teacher)) is not None:
+        extractor, head = second
+        pooled = extractor(features[: extractor.num_inputs], rois)
+        if getattr(teacher.roi_head, 'with_shared_head', False):
+            pooled = teacher.roi_head.shared_head(pooled)
+        head(pooled)
+
+
+class _Distilled:
+    """Mixed into a detector's class: its losses, and the teacher's."""
+
+    distiller: Distiller
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list) -> dict:
+        """Compute the detector's own losses and what the teacher adds."""
+        if not self.distiller.is_on:
+            return super().loss(batch_inputs, batch_data_samples)
+        with watch(self) as seen:
+            losses = super().loss(batch_inputs, batch_data_samples)
+        more = self.distiller(self, seen, batch_inputs, batch_data_samples)
+        return {**losses, **more}
+
+
+def build_distilled(
+    build: Callable, cfg: dict, *args: Any, **kwargs: Any
+) -> nn.Module:
+    """Build a detector whose config has the key.
+
+    Args:
+        build: What the registry builds without the key with.
+        cfg: Of the detector; not changed.
+        args: For ``build``.
+        kwargs: For ``build``.
+
+    Raises:
+        ValueError: If the key's value is not allowed.
+    """
+    cfg = cfg.copy()
+    settings = cfg.pop(KEY)
+    model = build(cfg, *args, **kwargs)
+    if settings is None:
+        return model
+    try:
+        if not hasattr(model, 'extract_feat'):
+            raise ValueError('only a whole detector takes this key')
+        if not isinstance(settings, Mapping) or {*settings} != {*_KEYS}:
+            raise ValueError(f'None or a dict of {[*_KEYS]} is allowed')
+        distiller = Distiller(**settings)
+    except ValueError as error:
+        name = type(model).__name__
+        raise ValueError(f'{name}: {KEY}={settings!r}: {error}') from error
+    # The same class but for its loss: the names of layers stay, too.
+    cls = type(model)
+    model.__class__ = type(cls.__name__, (_Distilled, cls), {})
+    model.distiller = distiller
+    return model

@@ -1,0 +1,347 @@
+"""Losses between what a student and its teacher compute of the same images."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from surge_det.core import checks
+
+from .seen import Seen
+
+_EPS = 1e-6
+
+
+class DistillLoss:
+    """A loss that has nothing to learn itself.
+
+    Args:
+        weight: Factor >= 0; with 0 it is not computed.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    # Whether it reads what heads emit, too.
+    needs_heads: ClassVar[bool] = True
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = checks.number('weight', weight, low=0)
+
+    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+        """Return losses by name, ``weight`` not included.
+
+        Raises:
+            ValueError: If the two have nothing that can be compared.
+        """
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class LogitsDistillLoss(DistillLoss):
+    r"""What the heads emit: scores and box deltas of the same anchors.
+
+    With the teacher's probabilities :math:`p_i` at anchor ``i``, the
+    student's :math:`q_i`, and :math:`w_i` the teacher's probability of an
+    object there (the largest of its classes),
+
+    .. math::
+
+        L_{cls} = \frac{\sum_i w_i KL(p_i \| q_i)}{\sum_i w_i}
+        + \frac{\sum_i (1 - w_i) KL(p_i \| q_i)}{\sum_i (1 - w_i)}, \quad
+        L_{box} = \frac{\sum_i w_i \|t_i - s_i\|_1}{4 \sum_i w_i}
+
+    with ``t`` and ``s`` the deltas: objects and the rest count as much as
+    each other, as in the samples that an RPN learns from. Sigmoid scores are
+    Bernoulli variables, one for each class. In the second stage, where the
+    teacher looks at the student's RoIs, :math:`L_{cls}` is the mean of
+    :math:`KL(p_i \| q_i)`, and deltas by class have each class's own weight.
+
+    Source: Hinton et al. (arXiv 1503.02531), at temperature 1; for detectors
+    Chen et al. (NeurIPS 2017, "Learning efficient object detection models
+    with knowledge distillation"), which weigh by classes instead.
+
+    Args:
+        weight: As in :class:`DistillLoss`.
+    """
+
+    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+        """As the base class says."""
+        losses = {}
+        if student.head is not None:
+            levels = [
+                _dense(student, teacher, level)
+                for level in range(len(student.dense[0]))
+            ]
+            kl, apart, found = (torch.cat(each) for each in zip(*levels))
+            losses['dense_cls'] = _mean(kl, found) + _mean(kl, 1 - found)
+            losses['dense_box'] = _mean(apart, found)
+        if student.roi is not None:
+            losses |= _roi(student.roi, teacher.roi)
+        if not losses:
+            raise ValueError(_no_head(self))
+        return losses
+
+
+def _no_head(loss: DistillLoss) -> str:
+    return (
+        f'{type(loss).__name__}: the student has no head with anchors or '
+        'points; take PearsonDistillLoss'
+    )
+
+
+def _dense(
+    student: Seen, teacher: Seen, level: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return divergence, distance and weight of a level's anchors."""
+    pairs = [
+        (each.dense[0][level], each.dense[1][level])
+        for each in (student, teacher)
+    ]
+    _check_shapes(*pairs, 'head')
+    anchors = student.head.prior_generator.num_base_priors[level]
+    scores, deltas = (
+        [_by_anchor(x, anchors) for x in each] for each in zip(*pairs)
+    )
+    if getattr(student.head, 'use_sigmoid_cls', True):
+        kl = _bernoulli_kl(*scores)
+        found = scores[1].sigmoid().amax(-1)
+    else:
+        kl = _categorical_kl(*scores)
+        # Background is the last class.
+        found = scores[1].softmax(-1)[:, :-1].amax(-1)
+    return kl.sum(-1), (deltas[0] - deltas[1]).abs().mean(-1), found
+
+
+def _mean(x: Tensor, weight: Tensor) -> Tensor:
+    return (x * weight).sum() / weight.sum().clamp(min=_EPS)
+
+
+def _by_anchor(x: Tensor, anchors: int) -> Tensor:
+    """(N, A·K, H, W) to (N·A·H·W, K)."""
+    n, _, h, w = x.shape
+    x = _exact(x).reshape(n, anchors, -1, h, w)
+    return x.movedim(2, -1).flatten(0, -2)
+
+
+def _roi(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    _check_shapes(student, teacher, 'second stage')
+    scores = [_exact(each[0]) for each in (student, teacher)]
+    kl = _categorical_kl(*scores).sum() / max(len(scores[0]), 1)
+    found = scores[1].softmax(-1)[:, :-1]
+    apart = (_exact(student[1]) - _exact(teacher[1])).abs()
+    apart = apart.view(len(apart), -1, 4).mean(-1)
+    if apart.shape[1] != found.shape[1]:
+        # Deltas for all classes together.
+        found = found.amax(-1, keepdim=True)
+    return {'roi_cls': kl, 'roi_box': _mean(apart, found)}
+
+
+def _exact(x: Tensor) -> Tensor:
+    # Autocast's types are too narrow for sums.
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    p = teacher.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student, p, reduction='none')
+    own = F.binary_cross_entropy_with_logits(teacher, p, reduction='none')
+    return cross - own
+
+
+def _categorical_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div(
+        student.log_softmax(-1),
+        teacher.log_softmax(-1),
+        reduction='none',
+        log_target=True,
+    )
+
+
+def _check_shapes(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], where: str
+) -> None:
+    ours, theirs = (
+        [tuple(x.shape) for x in pair] for pair in (student, teacher)
+    )
+    if ours != theirs:
+        raise ValueError(
+            f"LogitsDistillLoss: the student's {where} emits {ours}, the "
+            f"teacher's {theirs}: classes and anchors must be the same"
+        )
+
+
+@MODELS.register_module()
+class PearsonDistillLoss(DistillLoss):
+    r"""Features of the neck, each channel by its correlation (PKD).
+
+    .. math:: L = \frac{1}{L} \sum_l \frac{1}{C} \sum_c (1 - r_{lc})
+
+    with :math:`r_{lc}` Pearson's correlation of the student's and the
+    teacher's channel ``c`` of level ``l``, over all images and positions. It
+    is half the mean squared difference of what both are once each channel
+    has mean 0 and variance 1.
+
+    Where the teacher has other channels, see :func:`adapted`.
+
+    Source: Cao et al., PKD (arXiv 2207.02039), eq. 4 to 6.
+
+    Args:
+        weight: As in :class:`DistillLoss`.
+    """
+
+    needs_heads = False
+
+    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+        """As the base class says."""
+        losses = []
+        for s, t in _feature_pairs('PearsonDistillLoss', student, teacher):
+            s, t = _standardized(adapted(s, t)), _standardized(t)
+            losses.append((s - t).square().mean() / 2)
+        return {'features': torch.stack(losses).mean()}
+
+
+def _standardized(x: Tensor) -> Tensor:
+    x = x - x.mean((0, 2, 3), keepdim=True)
+    power = x.square().mean((0, 2, 3), keepdim=True)
+    return x / (power + _EPS * power.detach().mean() + 1e-12).sqrt()
+
+
+@MODELS.register_module()
+class IDaDistillLoss(DistillLoss):
+    r"""Features where student and teacher differ most (IDa-Det).
+
+    Objects that either detector proposes are pairs of patches
+    :math:`R^s_n, R^t_n`, cut from the same place of both necks, 7×7 from
+    each level. A pair's discrepancy is
+
+    .. math::
+
+        \epsilon_n = \frac{1}{C} \sum_c
+        \frac{\|R^s_{nc} - R^t_{nc}\|^2}{49 \sigma_{nc}^2}
+
+    with :math:`\sigma_{nc}^2` the variance of channel ``c`` in both patches
+    together, which makes it a number from 0 to 4. The loss of a level is the
+    mean of :math:`\epsilon_n` over the share ``keep`` of pairs with the
+    largest one, where :math:`\sigma` counts as constant. It is 0 where
+    nothing is proposed.
+
+    Source: Xu et al., IDa-Det (arXiv 2210.03477, ECCV 2022): the pairs, the
+    discrepancy, and the choice of pairs by it, with ``keep`` (there gamma),
+    ``score`` and ``iou`` as in its code. Its entropy loss is the squared
+    difference over a covariance, plus that one's logarithm, which the paper
+    does not say how to keep positive; its code has one learned number for
+    it. Here it is the variance of the discrepancy: the loss distills what the
+    choice is made by.
+
+    Where the teacher has other channels, see :func:`adapted`.
+
+    Args:
+        weight: As in :class:`DistillLoss`.
+        keep: Share of the pairs, 0 to 1; one pair is always kept.
+        score: The least score of a proposal.
+        iou: Of two proposals that overlap more, one is left out.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        keep: float = 0.6,
+        score: float = 0.85,
+        iou: float = 0.1,
+    ) -> None:
+        super().__init__(weight)
+        self.keep = checks.number('keep', keep, low=0, high=1)
+        self.score = checks.number('score', score, low=0, high=1)
+        self.iou = checks.number('iou', iou, low=0, high=1)
+
+    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+        """As the base class says."""
+        if student.head is None:
+            raise ValueError(_no_head(self))
+        pairs = _feature_pairs('IDaDistillLoss', student, teacher)
+        boxes = [
+            torch.cat(both)
+            for both in zip(
+                *(
+                    each.proposals(self.score, self.iou)
+                    for each in (student, teacher)
+                )
+            )
+        ]
+        losses = []
+        for s, t in pairs:
+            if not any(map(len, boxes)):
+                losses.append(0 * s.sum())
+                continue
+            # Both axes have one scale but for rounding.
+            scale = t.shape[-1] / student.shape[1]
+            cut = dict(output_size=7, spatial_scale=scale, aligned=True)
+            patch_s = roi_align(adapted(s, t), boxes, **cut)
+            patch_t = roi_align(t, boxes, **cut)
+            both = torch.stack([patch_s, patch_t]).detach()
+            spread = both.var((0, 3, 4), unbiased=False)[..., None, None]
+            spread = spread + _EPS * spread.mean() + 1e-12
+            apart = ((patch_s - patch_t).square() / spread).mean((1, 2, 3))
+            count = max(1, round(self.keep * len(apart)))
+            losses.append(apart.topk(count).values.mean())
+        return {'regions': torch.stack(losses).mean()}
+
+
+def _feature_pairs(
+    name: str, student: Seen, teacher: Seen
+) -> list[tuple[Tensor, Tensor]]:
+    ours, theirs = (
+        [(len(x), *x.shape[2:]) for x in seen.features]
+        for seen in (student, teacher)
+    )
+    if ours != theirs:
+        raise ValueError(
+            f"{name}: the student's features are {ours} (images, height, "
+            f"width), the teacher's {theirs}: they must be the same"
+        )
+    return [
+        (_exact(s), _exact(t))
+        for s, t in zip(student.features, teacher.features)
+    ]
+
+
+def adapted(student: Tensor, teacher: Tensor) -> Tensor:
+    """Map a student's channels to its teacher's, where their number differs.
+
+    The map is linear, the same at all positions (a 1×1 convolution): the
+    one with the least squares on this very batch, so there is nothing to
+    train or to keep. As it is the best one, a squared difference has the
+    same gradient whether the map counts as constant or not; it does.
+
+    Args:
+        student: (N, C, H, W).
+        teacher: (N, D, H, W).
+
+    Returns:
+        (N, D, H, W); ``student`` itself where D is C.
+    """
+    if student.shape[1] == teacher.shape[1]:
+        return student
+    with torch.no_grad():
+        ours, theirs = (
+            torch.cat([x, torch.ones_like(x[:, :1])], 1)
+            .movedim(1, -1)
+            .flatten(0, -2)
+            .double()
+            for x in (student, teacher)
+        )
+        power = ours.T @ ours
+        ridge = 1e-4 * power.diagonal().mean() + 1e-12
+        power.diagonal().add_(ridge)
+        best = torch.linalg.solve(power, ours.T @ theirs[:, :-1])
+        best = best.to(student.dtype)
+    weight = best[:-1].T[:, :, None, None]
+    return F.conv2d(student, weight, best[-1])
