@@ -38,6 +38,19 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, std, factor * std / count**0.5)
 
 
+def ratio(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+    """Return the ratio of two sums of pairs, with its 95 % interval.
+
+    The interval is that of the mean residual, values minus ratio times
+    baseline, in units of the baseline's mean.
+    """
+    mean = statistics.mean(values) / statistics.mean(baseline)
+    rest = [v - mean * b for v, b in zip(values, baseline, strict=True)]
+    unit = abs(statistics.mean(baseline))
+    _, std, half = estimate(rest)
+    return Estimate(mean, std / unit, half / unit)
+
+
 def paired_differences(
     values: Mapping[Hashable, float], baseline: Mapping[Hashable, float]
 ) -> list[float]:

@@ -142,6 +142,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def table_and_picture(out: Path, stem: str) -> tuple[Path, Path]:
+    """Return names of a CSV and of a picture, in a folder that is made.
+
+    Args:
+        out: One of them, or a folder.
+        stem: Of both names in a folder.
+    """
+    if out.suffix not in ('.csv', '.png'):
+        out = out / f'{stem}.csv'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_suffix('.csv'), out.with_suffix('.png')
+
+
 # What commands do with a config.
 
 # Those in which errors come from weights that are being loaded.

@@ -31,6 +31,7 @@ COMMANDS = {
     'compare': 'train one detector by several methods, side by side',
     'plot-run': 'draw loss and mAP of a training',
     'plot-ags': 'draw what AGS did in every layer, and say what looks wrong',
+    'probe': 'measure what compensation does to the loss, layer by layer',
     'show-detections': 'draw detections beside the ground truth',
     'export': 'write a trained detector as a file that runs',
     'infer': 'draw the detections of a model in images',

@@ -23,6 +23,7 @@ from surge_det.cli.common import (
     fail,
     load_config,
     positive_int,
+    table_and_picture,
 )
 from surge_det.cli.tables import print_table
 from surge_det.whole_files import replacing
@@ -234,13 +235,6 @@ def draw(cost: ModelCost, title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _outputs(out: Path, stem: str) -> tuple[Path, Path]:
-    if out.suffix not in ('.csv', '.png'):
-        out = out / f'{stem}.csv'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.with_suffix('.csv'), out.with_suffix('.png')
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
@@ -290,7 +284,7 @@ def run(args: argparse.Namespace) -> None:
         print(textwrap.fill(note[0].upper() + note[1:], 79))
     if args.out:
         try:
-            table, picture = _outputs(args.out, args.config.stem)
+            table, picture = table_and_picture(args.out, args.config.stem)
             write_csv(cost, table)
             draw(cost, args.config.stem, picture)
         except OSError as error:

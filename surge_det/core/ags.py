@@ -162,9 +162,7 @@ class AGS:
         new = torch.stack([bounded, torch.ones_like(r)])
         new = torch.lerp(new, known, _KEPT)
         self.estimate = torch.where(r.isfinite(), new, known)
-        total, weight = self.estimate
-        mean = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-        return (_GAIN * mean).clamp(0, 1)
+        return eta_of(self.estimate)
 
     def skip(self, grad: Tensor) -> None:
         """Remember a backward pass without compensation."""
@@ -177,6 +175,13 @@ class AGS:
 
     def __repr__(self) -> str:
         return f'AGS(eta={self.eta!r}, eps={self.eps})'
+
+
+def eta_of(estimate: Tensor) -> Tensor:
+    """Return the ``eta`` that ``'auto'`` makes of :attr:`AGS.estimate`."""
+    total, weight = estimate
+    mean = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    return (_GAIN * mean).clamp(0, 1)
 
 
 def check_eta(

@@ -23,14 +23,15 @@ from surge_det.datasets.classes import (
 from surge_det.whole_files import ZIP
 
 
-def build_detector(cfg: Config) -> nn.Module:
+def build_detector(cfg: Config, replicas: bool = False) -> nn.Module:
     """Build the detector of a config for inference, weights as they come.
 
     Args:
         cfg: A whole config; not changed.
+        replicas: Whether layers keep theirs.
 
     Returns:
-        The detector in eval mode, without replicas; ``cfg`` is its ``cfg``.
+        The detector in eval mode; ``cfg`` is its ``cfg``.
 
     Raises:
         ValueError: If the config has no model.
@@ -47,8 +48,9 @@ def build_detector(cfg: Config) -> nn.Module:
         model = MODELS.build(copy.deepcopy(cfg.model))
     finally:
         logger.setLevel(level)
-    for _, layer in named_surge_layers(model):
-        layer.strip()
+    if not replicas:
+        for _, layer in named_surge_layers(model):
+            layer.strip()
     # Only a group of processes can run SyncBN.
     model = revert_sync_batchnorm(model).eval()
     model.cfg = cfg

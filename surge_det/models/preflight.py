@@ -98,7 +98,7 @@ def preflight(model: nn.Module, batch: dict) -> list[LayerReport]:
     }
     if not counts:
         raise ValueError('model has no layer that binarizes its input')
-    with torch.enable_grad(), _kept_random_state(), _first_iteration():
+    with torch.enable_grad(), kept_random_state(), first_iteration():
         batch = copy.deepcopy(batch)
         if not _is_preprocessed(batch['inputs']):
             batch = model.data_preprocessor(batch, True)
@@ -157,7 +157,8 @@ class _Count:
 
 
 @contextmanager
-def _kept_random_state() -> Iterator[None]:
+def kept_random_state() -> Iterator[None]:
+    """Give the random generators their state back at the end."""
     # mmdet's samplers and augmentations draw from all three.
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -169,7 +170,8 @@ def _kept_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def _first_iteration() -> Iterator[None]:
+def first_iteration() -> Iterator[None]:
+    """Say that a training is at its first iteration, if none says more."""
     # mmdet's batch augmentations ask for the runner's iteration.
     hub = MessageHub.get_current_instance()
     missing = [key for key in ('iter', 'epoch') if hub.get_info(key) is None]

@@ -139,7 +139,8 @@ class Format:
             path: What :meth:`save` wrote.
             config: A whole config to build the detector from; by default the
                 one in the file, as far as :func:`.stored_config` allows it.
-            options: ``threads`` for OpenVINO's number of threads.
+            options: ``threads`` for OpenVINO's number of threads;
+                ``replicas`` for a checkpoint's replicas to be kept.
 
         Returns:
             mmdet's model in eval mode, on the CPU, with ``cfg`` and

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from surge_det.compat.safe_load import UnsafeCheckpointError
-from surge_det.core.layers import binarization_of
+from surge_det.core.layers import binarization_of, named_surge_layers
 from surge_det.datasets.classes import metainfo_of_config
 from surge_det.deploy.config import checked_meta, config_text, meta_text
 from surge_det.deploy.trained import (
+    build_detector,
     check_binarization,
     check_is_checkpoint,
     shortened,
@@ -89,6 +91,34 @@ class PthFormat(Format):
             'dataset_meta': checked_meta(_stored_meta(meta), path),
             'state_dict': state,
         }
+
+    def _build(
+        self,
+        config: Config,
+        stored: Any,
+        path: str,
+        building: AbstractContextManager,
+        replicas: bool = False,
+    ) -> nn.Module:
+        with building:
+            model = build_detector(config, replicas)
+        self._restore(model, stored, path)
+        with_replica = [
+            (name, layer)
+            for name, layer in named_surge_layers(model)
+            if layer.ags is not None
+        ]
+        # Where a file has none they stay as they are built.
+        missing = [
+            n for n, layer in with_replica if not layer.aux_weight.any()
+        ]
+        if missing:
+            raise ValueError(
+                f'{path}: has no replica for {len(missing)} of '
+                f'{len(with_replica)} layers, such as {missing[0]}; give a '
+                'checkpoint of a training with replicas, not an export'
+            )
+        return model
 
     def _restore(self, model: nn.Module, stored: Any, path: str) -> None:
         state = stored['state_dict']
