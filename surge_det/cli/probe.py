@@ -403,7 +403,7 @@ def draw(
         )
         left.plot(
             columns.clip(-0.5),
-            [y + 0.38 for _, y in at],
+            [y + 0.28 for _, y in at],
             '^',
             ms=4,
             color='k',
