@@ -121,7 +121,11 @@ def load_model(cfg: Config, checkpoint: Path) -> nn.Module:
 
 
 def load_state(checkpoint: Path) -> tuple[int, dict[str, float]]:
-    """Return the iteration of a checkpoint, and η of ``'auto'`` by layer."""
+    """Return the iteration of a checkpoint, and η of ``'auto'`` by layer.
+
+    Raises:
+        ValueError: If what stands there is something else.
+    """
     import torch
     from mmengine.runner import CheckpointLoader
 
@@ -137,11 +141,18 @@ def load_state(checkpoint: Path) -> tuple[int, dict[str, float]]:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
+    iteration = at('meta', 'iter') or 0
     estimates = at('optimizer', 'ags', 'estimates') or {}
-    return at('meta', 'iter') or 0, {
-        name: eta_of(torch.tensor(values, dtype=torch.double)).item()
-        for name, values in estimates.items()
-    }
+    try:
+        return int(iteration), {
+            name: eta_of(torch.tensor(values, dtype=torch.double)).item()
+            for name, values in estimates.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{checkpoint}: meta.iter is no number, or the estimates of AGS '
+            f'are no pairs of numbers: {error}'
+        ) from error
 
 
 def training_data(cfg: Config) -> DataLoader:
@@ -165,10 +176,11 @@ def set_schedules(model: nn.Module, cfg: Config, done: int, each: int) -> None:
     """
     from surge_det.core import set_progress
 
-    length = cfg.train_cfg.get('max_iters')
-    if length is None:
-        length = cfg.train_cfg.max_epochs * each
-    set_progress(model, min(done / length, 1.0))
+    train_cfg = cfg.get('train_cfg') or {}
+    length = train_cfg.get('max_iters')
+    length = length or train_cfg.get('max_epochs', 0) * each
+    if length:
+        set_progress(model, min(done / length, 1.0))
 
 
 def measure(
@@ -437,6 +449,8 @@ def run(args: argparse.Namespace) -> None:
     from surge_det.core.layers import named_surge_layers
 
     cfg = load_config(args, ('train',))
+    if not cfg.get('train_dataloader'):
+        fail(f'{args.config}: has no train_dataloader to take batches from')
     options = {} if args.step is None else {'step': args.step}
     try:
         model = load_model(cfg, args.checkpoint)

@@ -1,5 +1,6 @@
 import csv
 import math
+import re
 
 import pytest
 import torch
@@ -14,7 +15,15 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from surge_det.cli.main import main
-from surge_det.cli.probe import ALL, conclusion, show, summarize
+from surge_det.cli.probe import (
+    ALL,
+    conclusion,
+    load_model,
+    load_state,
+    set_schedules,
+    show,
+    summarize,
+)
 from surge_det.core.layers import named_surge_layers
 from surge_det.core.probe import ETAS, LayerProbe
 
@@ -114,52 +123,67 @@ def test_the_command(trained, capsys):
     assert random.shape == torch.get_rng_state().shape
 
 
-def test_checkpoints_that_are_none(trained, capsys):
-    def refused(name, says, *args):
-        with pytest.raises(SystemExit) as stop:
-            call(trained, *args, checkpoint=name)
-        assert stop.value.code == 2
-        said = capsys.readouterr().err
-        (line,) = [x for x in said.splitlines() if 'error:' in x]
-        assert says in line
+@pytest.mark.parametrize(
+    ('says', 'args'),
+    [
+        ('the training data are', ['--batches', '99']),
+        ("'1' is not allowed", ['--batches', '1']),
+        ("'0' is not allowed", ['--step', '0']),
+        (
+            'has no train_dataloader',
+            ['--cfg-options', 'train_dataloader=None'],
+        ),
+        (
+            'model has no layer with a replica',
+            ['--batches', '2', '--cfg-options']
+            + ['model.rpn_head.conv_cfg.compensate=False']
+            + ['model.roi_head.bbox_head.linear_cfg.compensate=False'],
+        ),
+    ],
+)
+def test_what_cannot_be_probed(trained, capsys, says, args):
+    with pytest.raises(SystemExit) as stop:
+        call(trained, *args)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    (line,) = [x for x in said.splitlines() if 'error:' in x]
+    assert says in line
 
+
+def test_checkpoints_that_do_not_fit(trained):
+    cfg = Config.fromfile(trained / 'config.py')
     good = torch.load(trained / 'iter_3.pth', weights_only=False)
     state = good['state_dict']
-    for name, content, says in (
+    path = trained / 'odd.pth'
+    for left_out, says in (
         (
-            'export.pth',
-            {k: v for k, v in state.items() if 'aux_weight' not in k},
+            'aux_weight',
             f'has no replica for 3 of 3 layers, such as {LAYERS[0]}',
         ),
         (
-            'half.pth',
-            {k: v for k, v in state.items() if k != f'{LAYERS[1]}.aux_weight'},
+            f'{LAYERS[1]}.aux_weight',
             f'has no replica for 1 of 3 layers, such as {LAYERS[1]}',
         ),
-        (
-            'other.pth',
-            {k: v for k, v in state.items() if 'neck' not in k},
-            'no checkpoint of this config',
+        ('neck', 'no checkpoint of this config'),
+    ):
+        content = {k: v for k, v in state.items() if left_out not in k}
+        torch.save({'state_dict': content, 'meta': {}}, path)
+        with pytest.raises(ValueError, match=re.escape(says)):
+            load_model(cfg, path)
+    with pytest.raises(ValueError, match='an export has no replicas'):
+        load_model(cfg, trained / 'x.safetensors')
+    for other in (
+        *({'meta': {'iter': 'x'}}, {'meta': {'iter': [1]}}),
+        *(
+            {'optimizer': {'ags': {'estimates': estimates}}}
+            for estimates in ([1.0], {'x': 'y'}, {'x': [1.0]}, {'x': None})
         ),
     ):
-        torch.save({'state_dict': content, 'meta': {}}, trained / name)
-        refused(name, says)
-    (trained / 'x.safetensors').write_bytes(b'')
-    refused('x.safetensors', 'an export has no replicas')
-    refused('config.py', 'no checkpoint')
-    refused('nothing.pth', 'does not exist')
-    refused('iter_3.pth', '--batches 99: the training data', '--batches', '99')
-    refused('iter_3.pth', "'1' is not allowed", '--batches', '1')
-    refused('iter_3.pth', "'0' is not allowed", '--step', '0')
-    refused(
-        'iter_3.pth',
-        'model has no layer with a replica',
-        '--batches',
-        '2',
-        '--cfg-options',
-        'model.rpn_head.conv_cfg.compensate=False',
-        'model.roi_head.bbox_head.linear_cfg.compensate=False',
-    )
+        torch.save({**good, **other}, path)
+        with pytest.raises(ValueError, match='odd.pth: meta.iter is no num'):
+            load_state(path)
+    torch.save({'state_dict': state}, path)
+    assert load_state(path) == (0, {})
 
 
 def probed(*ratios, scale=1.0):
@@ -214,3 +238,16 @@ def test_layers_that_do_not_fall_have_no_ratio(capsys):
     assert line.split()[-3:] == ['?', '?', '?']
     falls_nowhere = {'a': probed(1.0, 1.0, scale=-1.0)}
     assert 'does not lower the loss' in told(falls_nowhere, falls_nowhere)
+
+
+def test_schedules_stand_where_the_checkpoint_was(trained):
+    cfg = Config.fromfile(trained / 'config.py')
+    cfg.model.rpn_head.conv_cfg.activation_estimator = {'type': 'ReSTE'}
+    model = MODELS.build(cfg.model)
+    estimator = model.rpn_head.rpn_conv[0].conv.activation_estimator
+    # Iteration 3 of five epochs of three.
+    set_schedules(model, cfg, 3, 3)
+    assert estimator.progress == 0.2
+    cfg.train_cfg = {'type': 'IterBasedTrainLoop', 'max_iters': 4}
+    set_schedules(model, cfg, 3, 3)
+    assert estimator.progress == 0.75
