@@ -98,7 +98,7 @@ class Run:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        method_cfg(self.method)
+        keywords = method_cfg(self.method)
         AGS(self.eta)
         for name, value in vars(self).items():
             allowed = None
@@ -113,6 +113,9 @@ class Run:
             composed = self.method.startswith('surge+')
             if name == 'scaler' and value == 'clipped' and composed:
                 allowed = f'any other with {self.method}, for it is of STE'
+            fixed = 'auto' not in (self.eta, keywords.get('eta'))
+            if not fixed and value in (*SCHEDULES, *DEPTHS):
+                allowed = 'any other where eta is auto'
             if allowed:
                 raise ValueError(f'{name}={value!r} is not allowed: {allowed}')
 
@@ -178,7 +181,7 @@ def build(run: Run) -> nn.Module:
         if run.scaler in SCALERS:
             layer.ags = SCALERS[run.scaler](keywords['eta'])
         if run.scaler in DEPTHS:
-            layer.ags.factor = DEPTHS[run.scaler](depth / run.layers)
+            layer.ags.eta *= DEPTHS[run.scaler](depth / run.layers)
     return model
 
 
@@ -264,7 +267,8 @@ def train(run: Run) -> dict[str, Any]:
             set_progress(model, step / steps)
             if run.scaler in SCHEDULES:
                 for layer in layers:
-                    layer.ags.factor = SCHEDULES[run.scaler](step / steps)
+                    factor = SCHEDULES[run.scaler](step / steps)
+                    layer.ags.eta = factor * run.eta
             if fsg is not None:
                 fsg.begin(optimizer)
             loss = F.cross_entropy(model(images[batch]), labels[batch])

@@ -59,12 +59,10 @@ class AGS:
         eps: :math:`\varepsilon > 0`.
 
     Attributes:
-        factor: What :math:`\eta` is multiplied by, >= 0; SURGE's optimizer
-            wrappers set it by their schedule.
         estimate: Of ``'auto'``: the weighted sum of ``r`` and the sum of the
             weights, (2,); ``None`` before the first pass.
-        last_eta: :math:`\eta` times ``factor`` of the last backward pass, a
-            number or a 0-dim tensor.
+        last_eta: :math:`\eta` of the last backward pass, a number or a 0-dim
+            tensor.
         watches: Whether a backward pass leaves the three that follow, too,
             which take passes over the gradients.
         last_cosine: Cosine of the angle between ``g_b`` and ``g_a``.
@@ -83,7 +81,6 @@ class AGS:
 
     def __init__(self, eta: float | str = 0.1, eps: float = 1e-8) -> None:
         self.eta = eta
-        self.factor = 1.0
         self.eps = checks.number('eps', eps, above=0)
         self.estimate: Tensor | None = None
         self.last_eta: float | Tensor | None = None
@@ -117,7 +114,7 @@ class AGS:
     @property
     def is_on(self) -> bool:
         """Whether there is anything to add to ``g_b``."""
-        return self.factor > 0 and self.eta != 0
+        return self.eta != 0
 
     def scale(
         self, grad_b: Tensor, grad_a: Tensor, dropped: Tensor | None = None
@@ -140,10 +137,7 @@ class AGS:
         if self.watches:
             self.last_missed = missed
             self.last_cosine = _product(grad_b, grad_a, norm_b, norm_a)
-        if self.follows:
-            self.last_eta = self.factor * self._follow(missed)
-        else:
-            self.last_eta = self.factor * self.eta
+        self.last_eta = self._follow(missed) if self.follows else self.eta
         eps = self.eps * torch.maximum(norm_a, norm_b).clamp(max=1)
         ratio = norm_b / (norm_a + eps).clamp(min=limits.tiny)
         # An infinite one would make NaN of a factor of 0.

@@ -10,7 +10,7 @@ from .layers import SURGELayer
 # Of each figure: how it is written, and what it is.
 FIGURES = {
     'scale': ('λ', "weight of the replica's gradient"),
-    'eta': ('η', "AGS's factor, the schedule's included"),
+    'eta': ('η', "AGS's factor"),
     'norm_b': ('‖g_b‖', 'norm of the gradient through the 1-bit operator'),
     'norm_a': ('‖g_a‖', 'norm of the gradient through the replica'),
     'cosine': ('cos(g_b, g_a)', 'of the angle between the two'),

@@ -15,7 +15,6 @@ from .loaded_weights import WeightsError
 from .optim import (
     AGSAmpOptimWrapper,
     AGSOptimWrapper,
-    AGSSchedule,
     FSGAmpOptimWrapper,
     FSGOptimWrapper,
     SURGEOptimWrapperConstructor,
@@ -25,7 +24,6 @@ __all__ = [
     'AGSAmpOptimWrapper',
     'AGSHook',
     'AGSOptimWrapper',
-    'AGSSchedule',
     'BroadcastBuffersHook',
     'FSGAmpOptimWrapper',
     'FSGOptimWrapper',

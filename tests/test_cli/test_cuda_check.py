@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 
 from surge_det.cli.benchmark import cuda_check
 from surge_det.cli.main import main
+from surge_det.core import AGS
 
 CPU = torch.device('cpu')
 pytestmark = pytest.mark.skipif(
@@ -62,14 +63,13 @@ def test_all_checks_pass_on_a_cpu(check, small):
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
-    apply = cuda_check._apply
+    scale = AGS.scale
 
-    def wrong(layer, x, grad, device, dtype=torch.float32, **kwargs):
-        if layer.ags:
-            layer.ags.factor = 1.001 if dtype == torch.float32 else 1
-        return apply(layer, x, grad, device, dtype, **kwargs)
+    def wrong(self, *args):
+        factor = scale(self, *args)
+        return factor * (1.001 if factor.dtype == torch.float32 else 1)
 
-    monkeypatch.setattr(cuda_check, '_apply', wrong)
+    monkeypatch.setattr(AGS, 'scale', wrong)
     rows = cuda_check.run_checks(CPU, [cuda_check.gradients])
     # The one without a replica stays.
     assert [row.passed for row in rows].count(True) == 1

@@ -111,7 +111,7 @@ def train(
         optim_wrapper=dict(
             type='AGSOptimWrapper',
             optimizer=dict(type='AdamW', lr=0.01),
-            ags=dict(eta=0.2, warmup_iters=4),
+            ags=dict(eta=0.2),
             clip_grad=dict(max_norm=5),
         )
         | (optim or {}),

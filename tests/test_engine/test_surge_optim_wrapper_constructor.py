@@ -41,8 +41,6 @@ def test_factors(make_model):
         {
             'latent_lr_mult': 0.5,
             'latent_decay_mult': 0.0,
-            'aux_lr_mult': 0.25,
-            'aux_decay_mult': 4.0,
         },
     )
     assert isinstance(wrapper, AGSOptimWrapper)
@@ -52,10 +50,10 @@ def test_factors(make_model):
         'body.0.weight': (1.0, 0.5),
         'body.0.bias': (1.0, 0.5),
         'body.1.weight': (0.5, 0.0),
-        'body.1.aux_weight': (0.25, 2.0),
+        'body.1.aux_weight': (1.0, 0.5),
         'body.1.bias': (1.0, 0.5),
         'head.weight': (0.5, 0.0),
-        'head.aux_weight': (0.25, 2.0),
+        'head.aux_weight': (1.0, 0.5),
         'head.bias': (1.0, 0.5),
     }
 
@@ -65,7 +63,6 @@ def test_factors_multiply_stock_rules(make_model):
     wrapper = build(
         model,
         {
-            'aux_lr_mult': 0.25,
             'latent_decay_mult': 0.5,
             'bias_lr_mult': 2.0,
             'norm_decay_mult': 0.0,
@@ -78,10 +75,10 @@ def test_factors_multiply_stock_rules(make_model):
         'body.0.weight': (1.0, 0.0),
         'body.0.bias': (1.0, 0.0),
         'body.1.weight': (1.0, 0.25),
-        'body.1.aux_weight': (0.25, 0.5),
+        'body.1.aux_weight': (1.0, 0.5),
         'body.1.bias': (2.0, 0.5),
         'head.weight': (0.1, 0.05),
-        'head.aux_weight': (0.025, 0.1),
+        'head.aux_weight': (0.1, 0.1),
         'head.bias': (0.1, 0.1),
     }
     got = settings(wrapper, model)
@@ -95,10 +92,10 @@ def test_real_weights_are_not_latent():
         SURGEConv2d(2, 2, 1, binarize_weight=False, bias=False),
         SURGEConv2d(2, 2, 1, compensate=False, bias=False),
     )
-    wrapper = build(model, {'latent_lr_mult': 0.5, 'aux_lr_mult': 0.25})
+    wrapper = build(model, {'latent_lr_mult': 0.5})
     assert {n: lr for n, (lr, _) in settings(wrapper, model).items()} == {
         '0.weight': 1.0,
-        '0.aux_weight': 0.25,
+        '0.aux_weight': 1.0,
         '1.weight': 0.5,
     }
 
@@ -119,32 +116,32 @@ def test_weights_move_by_their_factor(make_model):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     wrapper = build(
         model,
-        {'aux_lr_mult': 0.0},
+        {'latent_lr_mult': 0.0},
         {'type': 'SGD', 'lr': 1.0},
     )
     inputs = torch.randn(4, 3, 8, 8)
     with wrapper.optim_context(model):
         loss = model(inputs, torch.tensor([0, 1, 0, 1]), 'loss')['loss']
     wrapper.update_params(loss)
-    assert torch.equal(model.head.aux_weight, before['head.aux_weight'])
-    assert not torch.equal(model.head.weight, before['head.weight'])
+    assert torch.equal(model.head.weight, before['head.weight'])
+    assert not torch.equal(model.head.aux_weight, before['head.aux_weight'])
 
 
 @pytest.mark.parametrize(
     ('paramwise_cfg', 'optimizer', 'named'),
     [
-        ({'aux_lr_mult': -1}, None, 'aux_lr_mult=-1'),
-        ({'aux_lr_mult': None}, None, 'aux_lr_mult=None'),
-        ({'latent_lr': 1}, None, 'latent_lr.*latent_lr_mult'),
+        ({'latent_lr_mult': -1}, None, 'latent_lr_mult=-1'),
+        ({'latent_lr_mult': None}, None, 'latent_lr_mult=None'),
+        ({'aux_lr_mult': 1}, None, 'aux_lr_mult.*latent_lr_mult'),
         (
             {'latent_decay_mult': 0},
             {'type': 'SGD', 'lr': 0.1},
             "latent_decay_mult=0 needs 'weight_decay'",
         ),
         (
-            {'aux_lr_mult': 2},
+            {'latent_lr_mult': 2},
             {'type': 'SGD', 'weight_decay': 0.1},
-            "aux_lr_mult=2 needs 'lr'",
+            "latent_lr_mult=2 needs 'lr'",
         ),
     ],
 )
@@ -183,5 +180,5 @@ def test_settings_of_a_replaced_wrapper(
 
 def test_settings_reach_the_wrapper(make_model, log_messages):
     wrapper = build(make_model(), None, ags={'eta': 0.1})
-    assert wrapper.ags_schedule.eta == 0.1
+    assert wrapper.ags_eta == 0.1
     assert not [m for level, m in log_messages if level == 'WARNING']

@@ -575,6 +575,10 @@ def test_interruption_is_said(tmp_path, monkeypatch, capsys):
             "scaler='clipped'",
         ),
         (['--scaler', 'longer'], "scaler='longer'"),
+        (
+            ['--methods', 'surge', '--eta', 'auto', '--scaler', 'decay'],
+            "scaler='decay'",
+        ),
         (['--aux-init', 'ones'], "aux_init='ones'"),
         (['--lr-grid', '0.1', '0'], 'lr=0.0'),
         (['--lr-grid', '0.1', '0.1'], '--lr-grid [0.1, 0.1]'),

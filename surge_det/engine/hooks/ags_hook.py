@@ -35,9 +35,8 @@ class AGSHook(Hook):
 
     At the log interval, for each SURGE layer with a replica,
     ``ags/<figure>/<layer>`` with each of
-    :data:`~surge_det.core.figures.FIGURES`; for each ``nn.PReLU``
-    ``ags/slope/<module>``, its largest slope; and once ``ags/factor``, the
-    schedule's factor on every base factor. The same values go to the
+    :data:`~surge_det.core.figures.FIGURES`, and for each ``nn.PReLU``
+    ``ags/slope/<module>``, its largest slope. The same values go to the
     visualizer, so every entry of ``vis_backends`` gets them, and `surge-det
     plot-ags` draws them. The text log gets ``ags_scale``, the median
     :math:`\lambda`, and at the end of an epoch, or after ten logs, one line
@@ -150,9 +149,6 @@ class AGSHook(Hook):
             for key, value in values.items()
             if key.startswith('ags/scale/')
         }
-        factor = getattr(runner.optim_wrapper, 'ags_factor', None)
-        if factor is not None:
-            values['ags/factor'] = factor
         # Not under train/, or mmengine's LogProcessor would put each of them
         # into the text line.
         runner.message_hub.update_scalars(values, resumed=False)

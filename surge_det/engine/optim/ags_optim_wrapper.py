@@ -1,10 +1,11 @@
-"""Optimizer wrappers that schedule AGS."""
+"""Optimizer wrappers that set AGS and keep its state."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -14,11 +15,11 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
-from surge_det.core import AGS
+from surge_det.core import AGS, checks
+from surge_det.core.ags import check_eta
 from surge_det.core.layers import SURGELayer, named_surge_layers
 from surge_det.core.progress import without_progress
 
-from .ags_schedule import AGSSchedule
 from .amp_optim_wrapper import AnyDeviceAmpOptimWrapper
 
 AGS_REMEDY = (
@@ -64,71 +65,55 @@ def compensated_layers(model: nn.Module) -> dict[str, SURGELayer]:
 
 
 class AGSMixin:
-    """Adds the schedule of AGS to an optimizer wrapper of mmengine.
+    """Adds AGS to an optimizer wrapper of mmengine.
 
-    The gradients are mixed in the layers' backward pass; this sets the base
-    factor that they use in it. The iteration is mmengine's inner count: one
-    per backward pass, also where gradients are accumulated.
+    The gradients are mixed in the layers' backward pass; this sets the factor
+    that they use in it, and keeps what ``eta='auto'`` has estimated in step
+    with the other processes, skipped steps and checkpoints.
 
     Args:
         *args: Arguments of the optimizer wrapper.
-        ags: Settings, see :class:`AGSSchedule`; ``None`` for its defaults,
-            which change nothing.
+        ags: ``dict(eta=...)``, the factor of all layers, >= 0 or ``'auto'``
+            (:class:`~surge_det.core.AGS`); ``None`` keeps what each layer was
+            built with, which a layer's own ``eta`` sets.
         **kwargs: Arguments of the optimizer wrapper.
 
     Raises:
-        ValueError: If a setting is unknown or out of range.
+        ValueError: If there is another setting, or it is out of range.
     """
 
     # Whether a model without a replica is worth a warning.
     _needs_replica = True
 
-    def __init__(
-        self, *args, ags: AGSSchedule | dict | None = None, **kwargs
-    ) -> None:
+    def __init__(self, *args, ags: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.ags_schedule = AGSSchedule.from_cfg(ags)
+        self.ags_eta = _eta_of(ags)
         self._ags_model: nn.Module | None = None
         self._ags: dict[str, AGS] = {}
         self._saved_estimates: dict[str, list[float]] = {}
         self._kept_estimates: dict[AGS, Tensor | None] = {}
-        self._ags_factor: float | None = None
         self._schedules_checked = False
 
-    @property
-    def ags_factor(self) -> float | None:
-        """Factor on every base factor that is set now; ``None``: not yet."""
-        return self._ags_factor
-
     def bind(self, model: nn.Module) -> None:
-        """Take over the base factors of a model's SURGE layers.
+        """Set the factor of a model's SURGE layers, if one is given.
 
-        Those that the settings name are set, and replicas begin: see
-        :meth:`SURGELayer.begin_training`.
+        Replicas begin, too: see :meth:`SURGELayer.begin_training`.
         :meth:`initialize_count_status` calls it and, for a model not seen
         before, :meth:`optim_context`. A model without a replica is warned of.
 
         Args:
             model: The model, in a model wrapper or not.
-
-        Raises:
-            ValueError: If a pattern in ``overrides`` matches no layer.
         """
         layers = compensated_layers(model)
         # All at once: a step may reach some layers in one process only.
         for layer in layers.values():
             layer.begin_training()
         self._ags_model = model
-        self._ags_factor = None
         self._ags = {name: layer.ags for name, layer in layers.items()}
         if layers:
-            etas = {}
-            if self.ags_schedule.eta is not None:
-                etas = dict.fromkeys(layers, self.ags_schedule.eta)
-            etas |= self.ags_schedule.override_etas(layers)
-            for name, eta in etas.items():
-                self._ags[name].eta = eta
-            self._set_factor()
+            if self.ags_eta is not None:
+                for ags in self._ags.values():
+                    ags.eta = self.ags_eta
             self._restore_estimates()
         elif self._needs_replica:
             print_log(
@@ -147,18 +132,15 @@ class AGSMixin:
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """As the base class does, with this iteration's base factors set."""
+        """As the base class does, for a model that is bound."""
         if model is not self._ags_model:
             self.bind(model)
-        self._set_factor()
         self._check_schedules(model)
         with super().optim_context(model):
             yield
 
     def backward(self, loss: Tensor, **kwargs) -> None:
-        """As the base class does, with this iteration's base factors set."""
-        # Again, because a forward pass may have run outside optim_context.
-        self._set_factor()
+        """As the base class does; then all processes share estimates."""
         super().backward(loss, **kwargs)
         self._share_estimates()
 
@@ -198,11 +180,11 @@ class AGSMixin:
     def state_dict(self) -> dict:
         """State of the base class, and ``'ags'``.
 
-        That has settings, iteration, and the estimates of ``eta='auto'``.
+        That has ``eta``, iteration, and the estimates of ``eta='auto'``.
         """
         state = super().state_dict()
         state['ags'] = {
-            'settings': self.ags_schedule.to_dict(),
+            'settings': {'eta': self.ags_eta},
             'iteration': self.inner_count,
             'estimates': {
                 name: ags.estimate.tolist()
@@ -215,7 +197,7 @@ class AGSMixin:
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the state of this or of any stock optimizer wrapper.
 
-        The settings stay those of the config: where the saved ones differ, a
+        ``eta`` stays that of the config: where the saved one differs, a
         warning says so.
         """
         state_dict = dict(state_dict)
@@ -227,16 +209,12 @@ class AGSMixin:
         self._inner_count = ags['iteration']
         self._saved_estimates = dict(ags.get('estimates') or {})
         self._restore_estimates()
-        ours, saved = self.ags_schedule.to_dict(), ags['settings']
-        differ = [
-            f'{key}={saved.get(key)!r} (saved) -> {value!r} (now)'
-            for key, value in ours.items()
-            if saved.get(key) != value
-        ]
-        if differ:
+        saved = ags['settings'].get('eta')
+        if saved != self.ags_eta:
             print_log(
                 'AGS settings differ from the checkpoint, those of the '
-                f'config hold: {"; ".join(differ)}',
+                f'config hold: eta={saved!r} (saved) -> '
+                f'{self.ags_eta!r} (now)',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -254,13 +232,6 @@ class AGSMixin:
                 logger='current',
                 level=logging.WARNING,
             )
-
-    def _set_factor(self) -> None:
-        factor = self.ags_schedule.factor(self._inner_count, self._max_counts)
-        if factor != self._ags_factor:
-            for ags in self._ags.values():
-                ags.factor = factor
-            self._ags_factor = factor
 
     def _restore_estimates(self) -> None:
         # A resumed run loads them before it binds the model.
@@ -294,14 +265,22 @@ class AGSMixin:
             ags.estimate = estimate
 
 
+def _eta_of(ags: Any) -> float | str | None:
+    if ags is None:
+        return None
+    if not isinstance(ags, dict) or not {*ags} <= {'eta'}:
+        checks.refuse('ags', ags, 'None or dict(eta=...)')
+    return check_eta('ags: eta', ags.get('eta'), or_none=True)
+
+
 @OPTIM_WRAPPERS.register_module()
 class AGSOptimWrapper(AGSMixin, OptimWrapper):
-    """mmengine's ``OptimWrapper`` with AGS scheduled from the config.
+    """mmengine's ``OptimWrapper`` with AGS set by the config.
 
     Example:
         >>> optim_wrapper = dict(
         ...     type='AGSOptimWrapper',
-        ...     ags=dict(eta=0.1, warmup_iters=500),
+        ...     ags=dict(eta=0.1),
         ...     optimizer=dict(type='SGD', lr=0.01))
 
     Arguments as in :class:`AGSMixin`.
@@ -310,7 +289,7 @@ class AGSOptimWrapper(AGSMixin, OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class AGSAmpOptimWrapper(AGSMixin, AnyDeviceAmpOptimWrapper):
-    r"""mmengine's ``AmpOptimWrapper`` with AGS scheduled from the config.
+    r"""mmengine's ``AmpOptimWrapper`` with AGS set by the config.
 
     :math:`\lambda` is a ratio of norms, so a loss scale does not change it.
     Arguments as in :class:`AGSMixin` and :class:`AnyDeviceAmpOptimWrapper`.

@@ -14,12 +14,7 @@ from surge_det.core.layers import SURGELayer
 
 from .ags_optim_wrapper import AGS_REMEDY, AGSMixin
 
-_FACTORS = (
-    'latent_lr_mult',
-    'latent_decay_mult',
-    'aux_lr_mult',
-    'aux_decay_mult',
-)
+_FACTORS = ('latent_lr_mult', 'latent_decay_mult')
 _STOCK_KEYS = (
     'custom_keys',
     'bias_lr_mult',
@@ -49,19 +44,16 @@ class SURGEOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         >>> optim_wrapper = dict(
         ...     type='AGSOptimWrapper',
         ...     constructor='SURGEOptimWrapperConstructor',
-        ...     paramwise_cfg=dict(latent_decay_mult=0., aux_lr_mult=0.1),
+        ...     paramwise_cfg=dict(latent_decay_mult=0.),
         ...     optimizer=dict(type='SGD', lr=0.01, weight_decay=1e-4))
 
     Args:
         optim_wrapper_cfg: As in ``DefaultOptimWrapperConstructor``.
         paramwise_cfg: Keys of ``DefaultOptimWrapperConstructor``, and
 
-            - ``latent_lr_mult``, ``latent_decay_mult``: factors for
-              ``weight`` of SURGE layers that binarize it;
-            - ``aux_lr_mult``, ``aux_decay_mult``: factors for
-              ``aux_weight``.
-
-            Each is a number >= 0 and 1 by default.
+            ``latent_lr_mult`` and ``latent_decay_mult``, factors for
+            ``weight`` of SURGE layers that binarize it: numbers >= 0, 1 by
+            default.
 
     Raises:
         ValueError: If a key is unknown, a factor is out of range, or the
@@ -112,15 +104,13 @@ class SURGEOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         for group in params[start:]:
             (param,) = group['params']
-            if param is module.aux_weight:
-                self._scale(group, 'aux', f'{prefix}.aux_weight')
-            elif param is module.weight and module.binarize_weight:
-                self._scale(group, 'latent', f'{prefix}.weight')
+            if param is module.weight and module.binarize_weight:
+                self._scale(group, f'{prefix}.weight')
 
-    def _scale(self, group: dict, kind: str, name: str) -> None:
+    def _scale(self, group: dict, name: str) -> None:
         for key, base, factor in (
-            ('lr', self.base_lr, f'{kind}_lr_mult'),
-            ('weight_decay', self.base_wd, f'{kind}_decay_mult'),
+            ('lr', self.base_lr, 'latent_lr_mult'),
+            ('weight_decay', self.base_wd, 'latent_decay_mult'),
         ):
             mult = self.paramwise_cfg.get(factor, 1.0)
             if mult != 1:
