@@ -20,7 +20,7 @@ def write(work_dir, rows, run='20260101_000000', tail=''):
 
 
 def fine(step):
-    row = {'ags/factor': 1.0, 'ags/slope/act': 0.25}
+    row = {'ags/slope/act': 0.25}
     for place, name in enumerate(LAYERS):
         for figure, value in {
             'scale': 0.1 * (place + 1),

@@ -57,7 +57,7 @@ def train(model, net, rank, eta):
     wrapper = AGSOptimWrapper(
         optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
         accumulative_counts=ROUNDS,
-        ags={'eta': eta, 'overrides': {'head': eta / 2}},
+        ags={'eta': eta},
     )
     wrapper.initialize_count_status(model, 0, ROUNDS)
     lambdas = []
