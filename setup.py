@@ -1,4 +1,4 @@
-"""Copies configs and tools into the wheel; metadata is in setup.cfg."""
+"""Copies configs, tools, weights into the wheel; metadata is in setup.cfg."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ class BuildWithMim(build_py):
             return
         target = Path(self.build_lib, 'surge_det', '.mim')
         shutil.rmtree(target, ignore_errors=True)
-        for name in ('configs', 'tools'):
+        for name in ('configs', 'tools', 'weights'):
             shutil.copytree(
                 ROOT / name,
                 target / name,

@@ -1,6 +1,10 @@
-"""The configs that come with the package: in a clone, or in the wheel."""
+"""Configs and weights that come with the package, as clone or as wheel.
+
+What there is to know of the weights is in ``weights/metafile.yml``.
+"""
 
 import difflib
+import hashlib
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -10,6 +14,7 @@ FOLDER = PACKAGE / '.mim'
 if not FOLDER.is_dir():
     FOLDER = PACKAGE.parent
 CONFIGS = FOLDER / 'configs'
+WEIGHTS = FOLDER / 'weights'
 
 
 def config_names() -> list[str]:
@@ -43,3 +48,33 @@ def shipped_config(name: str) -> Path:
         f'config {name!r} is not among the {len(names)} shipped ones'
         + (f'; near names: {", ".join(near)}' if near else '')
     )
+
+
+def shipped_weights(name: str) -> Path:
+    """Return the path of a shipped detector's packed file, once checked.
+
+    Args:
+        name: Such as ``'bccd'``.
+
+    Raises:
+        ValueError: If there is no such detector, with the names of all, or
+            if its file is not what was shipped.
+    """
+    # The base installation has none.
+    import yaml
+
+    text = (WEIGHTS / 'metafile.yml').read_text('utf-8')
+    models = {model['Name']: model for model in yaml.safe_load(text)['Models']}
+    if name not in models:
+        raise ValueError(
+            f'{name!r} does not exist; the shipped models are '
+            + ', '.join(models)
+        )
+    path = FOLDER / models[name]['Weights']
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != models[name]['SHA-256']:
+        raise ValueError(
+            f'{path} is damaged: its SHA-256 is {found} instead of '
+            f'{models[name]["SHA-256"]}; install surge_det again'
+        )
+    return path

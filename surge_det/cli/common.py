@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from surge_det.cli.cfg_options import setting
 from surge_det.cli.logs import shorten
-from surge_det.shipped import shipped_config
+from surge_det.shipped import shipped_config, shipped_weights
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -42,6 +42,22 @@ def existing_file(text: str) -> Path:
 def file_or_address(text: str) -> str:
     """Type of an argument that names a file or an address with ``://``."""
     return text if '://' in text else str(existing_file(text))
+
+
+def model_file(text: str) -> Path:
+    """Type of an argument that names a model: a file, or a shipped one."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    try:
+        return shipped_weights(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def model_or_address(text: str) -> str:
+    """Type of an argument that names a model or an address with ``://``."""
+    return text if '://' in text else str(model_file(text))
 
 
 def config_file(text: str) -> Path:

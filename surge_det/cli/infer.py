@@ -1,10 +1,13 @@
 """Draw the detections of a model in images.
 
-The model is a checkpoint of training or what ``surge-det export`` wrote. Each
-image gives OUT/vis/NAME, a picture, and OUT/preds/NAME.json, the boxes.
+The model is a checkpoint of training, what ``surge-det export`` wrote, or a
+trained detector that is shipped: bccd (blood cells), neu (steel surfaces) or
+shapes (the demo's drawings). Each image gives OUT/vis/NAME, a picture, and
+OUT/preds/NAME.json, the boxes.
 
 Example::
 
+    surge-det infer images/ --model bccd
     surge-det infer images/ --model detector.safetensors --out out
 """
 
@@ -19,9 +22,9 @@ from tempfile import TemporaryDirectory
 
 from surge_det.cli.common import (
     config_file,
-    existing_file,
     fail,
     fraction,
+    model_file,
     read_config,
 )
 
@@ -32,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('images', nargs='+', type=Path, help='images, and folders of images')
     add(
         '--model',
-        type=existing_file,
+        type=model_file,
         required=True,
         metavar='FILE',
-        help='checkpoint (.pth), packed file (.safetensors) or OpenVINO '
-        'model (.xml)',
+        help='checkpoint (.pth), packed file (.safetensors), ONNX file '
+        '(.onnx) or OpenVINO model (.xml), or the name of a shipped model',
     )
     add(
         '--config',

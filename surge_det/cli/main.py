@@ -99,15 +99,15 @@ def parse_args(argv: Sequence[object]) -> argparse.Namespace:
 
 def main(argv: Sequence[object]) -> int:
     """Run a command, given with its arguments; return the exit status."""
-    args = parse_args(argv)
     try:
+        args = parse_args(argv)
         return args.run(args) or 0
     except OSError as error:
         if error.errno in _UNWRITABLE and error.filename:
             fail(error)
         raise
     except ModuleNotFoundError as error:
-        if error.name in ('torch', 'mmengine', 'mmcv', 'mmdet'):
+        if error.name in ('torch', 'mmengine', 'mmcv', 'mmdet', 'yaml'):
             fail(f'{error}; `surge-det doctor` says what to install')
         raise
 

@@ -1,8 +1,9 @@
 """Evaluate a detector, as mmdet's ``tools/test.py`` does.
 
 CHECKPOINT may be what ``surge-det export`` wrote: a packed file
-(``.safetensors``), an ONNX file (``.onnx``) or an OpenVINO model (``.xml``).
-The config says what the detector is, what it is tested on, and how.
+(``.safetensors``), an ONNX file (``.onnx``) or an OpenVINO model (``.xml``);
+or the name of a shipped model. The config says what the detector is, what it
+is tested on, and how.
 
 Example::
 
@@ -23,8 +24,8 @@ from surge_det.cli.common import (
     build_data,
     build_runner,
     fail,
-    file_or_address,
     load_config,
+    model_or_address,
     prepare_run,
 )
 from surge_det.whole_files import replacing
@@ -39,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add(
         'checkpoint',
-        type=file_or_address,
+        type=model_or_address,
         metavar='CHECKPOINT',
-        help='checkpoint, packed file (.safetensors), ONNX file (.onnx) or '
-        'OpenVINO model (.xml)',
+        help='checkpoint, packed file (.safetensors), ONNX file (.onnx), '
+        'OpenVINO model (.xml) or the name of a shipped model',
     )
     add_run_arguments(parser)
     add('--out', help='write predictions to this .pkl file')

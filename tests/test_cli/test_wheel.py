@@ -35,7 +35,7 @@ SMALL = (
 def wheel(tmp_path_factory):
     """Build it from a copy: building leaves files in the source folder."""
     source = tmp_path_factory.mktemp('source')
-    for name in ('surge_det', 'configs', 'tools'):
+    for name in ('surge_det', 'configs', 'tools', 'weights'):
         shutil.copytree(ROOT / name, source / name)
     for path in ROOT.iterdir():
         if path.is_file() and path.name[0] != '.':
@@ -103,10 +103,19 @@ def test_from_a_config_by_name_to_detections(surge_det):
     assert (written / f'{image.stem}.json').is_file()
 
 
+def test_a_shipped_detector(surge_det):
+    image = next((surge_det.data / 'shapes' / 'JPEGImages').iterdir())
+    surge_det('infer', image, '--model', 'shapes', '--out', 'shipped')
+    assert (surge_det.folder / 'shipped' / 'vis' / image.name).is_file()
+
+
 def test_the_wheel_has_what_mim_looks_for(surge_det):
     mim = surge_det.site / 'surge_det' / '.mim'
     assert (mim / 'tools' / 'dist_train.sh').is_file()
     index = (mim / 'model-index.yml').read_text()
-    assert (mim / index.rpartition('- ')[2].strip()).is_file()
+    for line in index.splitlines()[1:]:
+        assert (mim / line.removeprefix('  - ')).is_file()
     shipped = {p.name for p in (ROOT / 'configs').rglob('*.py')}
     assert {p.name for p in (mim / 'configs').rglob('*.py')} == shipped
+    weights = {p.name for p in (ROOT / 'weights').iterdir()}
+    assert {p.name for p in (mim / 'weights').iterdir()} == weights
