@@ -12,4 +12,6 @@ optim_wrapper = dict(optimizer=dict(lr=0.001))
 default_hooks = dict(
     logger=dict(interval=25),
     checkpoint=dict(interval=1, max_keep_ckpts=1),
+    # Truth and detections in some images after each epoch.
+    visualization=dict(draw=True, interval=5, score_thr=0.5),
 )

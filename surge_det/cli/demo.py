@@ -95,6 +95,12 @@ def run(args: argparse.Namespace) -> None:
     from surge_det.datasets import data_root
 
     work_dir = args.work_dir
+    print(
+        'Draws a dataset, trains a 1-bit detector on it, evaluates it and '
+        'draws what it finds: 10 minutes on two CPU cores with AVX-512, 25 '
+        f'without. After each epoch: {work_dir}/*/vis_data/vis_image',
+        flush=True,
+    )
 
     call('make-demo-data', '--root', data_root())
     manifest = Path(data_root(), 'shapes', 'manifest.json')
@@ -120,7 +126,9 @@ def run(args: argparse.Namespace) -> None:
         options = ['--work-dir', work_dir / 'test', '--out', predictions]
         call('test', args.config, final, *options)
     pictures = work_dir / 'detections'
-    call('show-detections', args.config, predictions, '--out', pictures)
+    # Lower ones are often a second class of an object that has its box.
+    options = ['--out', pictures, '--score-thr', '0.5']
+    call('show-detections', args.config, predictions, *options)
     curve = work_dir / 'curve.png'
     call('plot-run', work_dir, '--out', curve)
 

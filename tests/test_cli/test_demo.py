@@ -87,7 +87,9 @@ def test_second_run_reuses_all_and_the_last_line_is_the_map(
         ran.clear()
         main(['demo', '--work-dir', str(folder)])
         assert [command[0] for command in ran] == expected
+        assert ran[-2][-2:] == ('--score-thr', '0.5')
         out = capsys.readouterr().out
+        assert out.startswith('Draws a dataset, trains a 1-bit detector')
         assert f'Trained already: {checkpoint}' in out
         assert out.splitlines()[-1] == 'mAP: 0.654'
 
