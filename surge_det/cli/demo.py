@@ -106,6 +106,12 @@ def run(args: argparse.Namespace) -> None:
     manifest = Path(data_root(), 'shapes', 'manifest.json')
     since = manifest.stat().st_mtime
 
+    # Boxes to look at while the training goes on.
+    images = sorted(manifest.parent.glob('JPEGImages/test_*'))[:8]
+    shipped = work_dir / 'shipped'
+    options = ['--model', 'shapes', '--score-thr', '0.5', '--out', shipped]
+    call('infer', *images, *options)
+
     epochs = Config.fromfile(args.config).train_cfg.max_epochs
     final = work_dir / f'epoch_{epochs}.pth'
     checkpoint = last_checkpoint(args.config, work_dir, since)
