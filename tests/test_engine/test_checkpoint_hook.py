@@ -61,7 +61,14 @@ class _Report(Hook):
 
 
 def _runner(
-    folder, epochs, checkpoint, hooks=(), resume=None, val=False, length=1
+    folder,
+    epochs,
+    checkpoint,
+    hooks=(),
+    resume=None,
+    val=False,
+    length=1,
+    train_cfg=None,
 ):
     data = dict(
         dataset=[torch.ones(1000)] * length,
@@ -78,7 +85,7 @@ def _runner(
         _Model(),
         str(folder),
         train_dataloader=data,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        train_cfg=train_cfg or dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
         default_hooks=dict(checkpoint=checkpoint),
         custom_hooks=list(hooks),
@@ -373,13 +380,32 @@ def _train_in_group(rank, world, folder):
             runner.train()
         assert Path(name, f'iter_{runner.iter + 1}.pth').is_file()
         Path(f'{name}-{rank}-{runner.iter + 1}').touch()
+    checkpoint_hook.get_comm_device = partial(torch.device, 'cuda')
+    for interval, last in ((7, 30), (99, 6), (None, 6)):
+        loop = dict(by_epoch=False, max_iters=last, val_interval=interval)
+        hook = SURGECheckpointHook(
+            interval=99, by_epoch=False, save_last=False
+        )
+        signals = [_Signal()] * (rank == 1)
+        name = f'{folder}/by_iter{interval}'
+        val = interval is not None
+        if not val:
+            del loop['val_interval']
+        runner = _runner(
+            name, 1, hook, signals, val=val, length=60, train_cfg=loop
+        )
+        with pytest.raises(Terminated):
+            runner.train()
+        assert Path(name, f'iter_{runner.iter + 1}.pth').is_file()
+        Path(f'{name}-{rank}-{runner.iter + 1}').touch()
 
 
 @needs_gloo
 def test_processes_end_together(tmp_path):
     run_processes(_train_in_group, tmp_path)
-    # At once, every ten iterations, or before a validation.
+    # At once, every ten iterations, before a validation, or at the end.
     at = {'cpu30': 2, 'cuda30': 10, 'cuda7': 7}
+    at |= {'by_iter7': 7, 'by_iter99': 6, 'by_iterNone': 6}
     assert {path.name for path in tmp_path.glob('*-*')} == {
         f'{name}-{rank}-{step}' for name, step in at.items() for rank in (0, 1)
     }

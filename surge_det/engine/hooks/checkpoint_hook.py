@@ -95,8 +95,8 @@ class SURGECheckpointHook(CheckpointHook):
     On SIGTERM, which schedulers send before they kill, training ends after
     the iteration, with a checkpoint ``iter_N.pth`` that is deleted once there
     is a later one. With several processes it is enough that one gets it; on
-    GPUs they tell one another every ten iterations. In validation it ends at
-    once; the checkpoint is that before it.
+    GPUs they tell one another every ten iterations and before a validation.
+    In validation it ends at once; the checkpoint is that before it.
 
     A training that is resumed after an epoch (or iteration) for which
     validation is due begins with that: whether it was done, no checkpoint
@@ -173,12 +173,17 @@ class SURGECheckpointHook(CheckpointHook):
         elif (
             get_comm_device().type == 'cpu'
             or self.every_n_train_iters(runner, _INTERVAL)
-            # Validation may follow.
-            or self.end_of_epoch(runner.train_dataloader, batch_idx)
+            or self.is_last_train_iter(runner)
+            or self._validation_may_follow(runner, batch_idx)
         ):
             ends = torch.tensor(int(self._terminated))
             all_reduce(ends, 'max')
             self._ends = bool(ends)
+
+    def _validation_may_follow(self, runner: Runner, batch_idx: int) -> bool:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            return _validation_is_due(runner, ahead=1)
+        return self.end_of_epoch(runner.train_dataloader, batch_idx)
 
     def after_val_iter(
         self, runner: Runner, *args: Any, **kwargs: Any
@@ -302,7 +307,7 @@ class SURGECheckpointHook(CheckpointHook):
                 self.file_backend.remove(path)
 
 
-def _validation_is_due(runner: Runner) -> bool:
+def _validation_is_due(runner: Runner, ahead: int = 0) -> bool:
     # As the loops decide it.
     loop = runner.train_loop
     if runner.val_loop is None:
@@ -312,6 +317,7 @@ def _validation_is_due(runner: Runner) -> bool:
         done, last = loop.iter, loop.max_iters
     else:
         done, last = loop.epoch, loop.max_epochs
+    done += ahead
     return done >= loop.val_begin and (
         done % loop.val_interval == 0 or done == last
     )
