@@ -17,7 +17,9 @@ _CHATTER = (
 
 def is_news(record: logging.LogRecord) -> bool:
     """Tell whether a record is for the terminal; warnings always are."""
-    return record.levelno > logging.INFO or not record.getMessage().startswith(
+    # As it was written: what is put into it may not fit, and an error here,
+    # other than one of a handler's, would end the training.
+    return record.levelno > logging.INFO or not str(record.msg).startswith(
         _CHATTER
     )
 

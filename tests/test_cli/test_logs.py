@@ -35,10 +35,13 @@ def test_only_the_terminal_is_shortened(logger, tmp_path, capsys):
         (logging.WARNING, 'Config:\nis not what it was'),
         (logging.INFO, 'Config: of a user, in one line'),
         (logging.INFO, 'loss: %s', 0.5),
+        # logging tells of the mistake and goes on.
+        (logging.INFO, 'step: %d', 'none'),
     ]
     for record in said:
         logger.log(*record)
-    shown = capsys.readouterr().out
+    shown, errors = capsys.readouterr()
+    assert 'Logging error' in errors
     log = (tmp_path / 'log').read_text()
     for words in ('is not what it was', 'of a user', 'loss: 0.5'):
         assert words in shown
