@@ -141,14 +141,17 @@ def load_state(checkpoint: Path) -> tuple[int, dict[str, float]]:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
-    iteration = at('meta', 'iter') or 0
+    iteration = at('meta', 'iter')
     estimates = at('optimizer', 'ags', 'estimates') or {}
     try:
-        return int(iteration), {
+        return int(0 if iteration is None else iteration), {
             name: eta_of(torch.tensor(values, dtype=torch.double)).item()
             for name, values in estimates.items()
         }
-    except (AttributeError, TypeError, ValueError) as error:
+    except (
+        *(AttributeError, OverflowError, RuntimeError),
+        *(TypeError, ValueError),
+    ) as error:
         raise ValueError(
             f'{checkpoint}: meta.iter is no number, or the estimates of AGS '
             f'are no pairs of numbers: {error}'

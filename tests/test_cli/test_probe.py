@@ -173,10 +173,16 @@ def test_checkpoints_that_do_not_fit(trained):
     with pytest.raises(ValueError, match='an export has no replicas'):
         load_model(cfg, trained / 'x.safetensors')
     for other in (
-        *({'meta': {'iter': 'x'}}, {'meta': {'iter': [1]}}),
+        *(
+            {'meta': {'iter': value}}
+            for value in ('x', [1], math.inf, torch.ones(3))
+        ),
         *(
             {'optimizer': {'ags': {'estimates': estimates}}}
-            for estimates in ([1.0], {'x': 'y'}, {'x': [1.0]}, {'x': None})
+            for estimates in (
+                *([1.0], {'x': 'y'}, {'x': [1.0]}, {'x': None}),
+                *({'x': [[1.0, 2.0]] * 2}, {'x': [10**400, 1]}),
+            )
         ),
     ):
         torch.save({**good, **other}, path)
