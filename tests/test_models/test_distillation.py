@@ -376,6 +376,18 @@ def test_a_teacher_that_cannot_be_had_is_said(teacher, change, said):
         steps(model, 1)
 
 
+@pytest.mark.parametrize('content', [b'', b'\x80\x02}q\x00X', 3, {1: 2}])
+def test_a_file_that_holds_no_weights_is_said(teacher, content, tmp_path):
+    path = tmp_path / 'odd.pth'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({'state_dict': content}, path)
+    model = build({**settings(teacher), 'teacher_ckpt': str(path)})
+    with pytest.raises(TeacherError, match='odd.pth.*has not the weights'):
+        model.distiller.teacher_of(model)
+
+
 def test_other_images_and_other_outputs_are_refused(teacher, tmp_path):
     cfg = small_config()
     cfg.model.data_preprocessor.mean = [0, 0, 0]

@@ -15,8 +15,10 @@ training needs its files.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -34,6 +36,9 @@ from .losses import DistillLoss
 from .seen import Seen, head_of, second_stage, watch
 
 _KEYS = ('teacher_config', 'teacher_ckpt', 'losses')
+# What loaders raise on files of another kind.
+_UNREADABLE = (AttributeError, EOFError, LookupError, OSError, RuntimeError)
+_UNREADABLE += (TypeError, ValueError, UnpicklingError, struct.error)
 
 
 class TeacherError(ValueError):
@@ -139,7 +144,7 @@ class Distiller:
             load_checkpoint(
                 model, self.teacher_ckpt, 'cpu', strict=True, logger='silent'
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except _UNREADABLE as error:
             text = ' '.join(str(error).split())[:300]
             raise TeacherError(
                 f'{KEY}: teacher_ckpt={self.teacher_ckpt!r} has not the '
