@@ -244,7 +244,8 @@ class IDaDistillLoss(DistillLoss):
     Where the teacher has other channels, see :func:`adapted`.
 
     Args:
-        weight: As in :class:`DistillLoss`.
+        weight: As in :class:`DistillLoss`. With 1 it outweighs the other
+            losses of a Faster R-CNN: see docs/distillation.md.
         keep: Share of the pairs, 0 to 1; one pair is always kept.
         score: The least score of a proposal.
         iou: Of two proposals that overlap more, one is left out.
