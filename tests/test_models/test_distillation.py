@@ -118,6 +118,11 @@ def test_roi_logits_by_hand(deltas):
     assert found['roi_box'].item() == pytest.approx(box / total, rel=1e-9)
 
 
+def test_no_roi_at_all():
+    none = seen(roi=(double(0, 4), double(0, 12)))
+    assert LogitsDistillLoss()(none, none) == {'roi_cls': 0, 'roi_box': 0}
+
+
 def test_pearson_is_one_minus_correlation():
     maps = [
         [(3 * double(2, 4, h, 3, seed=seed + h) + 5) for h in (2, 4)]

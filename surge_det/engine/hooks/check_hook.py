@@ -65,7 +65,8 @@ class SURGECheckHook(Hook):
         for text in late_schedules(runner):
             runner.logger.warning(text)
         model = _unwrapped(runner.model)
-        if distiller := getattr(model, 'distiller', None):
+        distiller = getattr(model, 'distiller', None)
+        if distiller and distiller.is_on:
             distiller.teacher_of(model)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -137,7 +137,8 @@ def _roi(
     kl = _categorical_kl(*scores).sum() / max(len(scores[0]), 1)
     found = scores[1].softmax(-1)[:, :-1]
     apart = (_exact(student[1]) - _exact(teacher[1])).abs()
-    apart = apart.view(len(apart), -1, 4).mean(-1)
+    # Not -1: there may be no RoI at all.
+    apart = apart.view(len(apart), apart.shape[1] // 4, 4).mean(-1)
     if apart.shape[1] != found.shape[1]:
         # Deltas for all classes together.
         found = found.amax(-1, keepdim=True)
