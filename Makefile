@@ -1,6 +1,7 @@
 # make demo   train, evaluate and draw a 1-bit detector on a drawn dataset
 # make test   linter and whole test suite
-# Both make .venv first; they need Python 3.10 to 3.12 and make.
+# make docs   the documentation's site, in site/, from an environment of its own
+# The first two make .venv first; all need Python 3.10 to 3.12 and make.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 	"$$p" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 export SURGE_DATA_ROOT ?= data
 WORK_DIR ?= work_dirs/demo
 
-.PHONY: demo test isa test-onedl lint install clean
+.PHONY: demo test docs isa test-onedl lint install clean
 
 install: $(VENV)/.installed $(VENV)/.runtime
 
@@ -56,5 +57,14 @@ isa: install
 test-onedl:
 	$(MAKE) test VENV=.venv-onedl FLAVOUR=onedl
 
+# Reads the sources and imports none of them.
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+.venv-docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements/docs.txt
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-onedl work_dirs
+	rm -rf .venv .venv-onedl .venv-docs site work_dirs

@@ -1,18 +1,16 @@
 """What README and docs name exists, and the configs in them build."""
 
+import ast
 import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    path
-    for folder in (ROOT, ROOT / 'docs', ROOT / 'docs' / 'results')
-    for path in folder.glob('*.md')
-)
+PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _FILE = re.compile(
     r'(?<![\w/.…-])((?:configs|docs|examples|requirements|tests|tools)'
@@ -71,6 +69,58 @@ def _snippet(page, start):
 
 def test_readme_is_short():
     assert len((ROOT / 'README.md').read_text().split()) < 1200
+
+
+def _leaves(nav):
+    for entry in nav:
+        (value,) = entry.values()
+        yield from [value] if isinstance(value, str) else _leaves(value)
+
+
+def test_site_leads_to_every_page():
+    site = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
+    outside = site['extra']['outside']
+    assert all((ROOT / name).is_file() for name in outside)
+    docs = ROOT / 'docs'
+    pages = {
+        path.relative_to(docs).as_posix()
+        for path in [*docs.glob('**/*.md'), *docs.glob('**/*.ipynb')]
+    }
+    named = list(_leaves(site['nav']))
+    assert sorted(named) == sorted({*pages, *outside.values()})
+
+
+def _public(package):
+    """Names in `__all__` of a package, without an import of it."""
+    path = ROOT / package.replace('.', '/') / '__init__.py'
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '__all__':
+            return ast.literal_eval(node.value)
+    raise AssertionError(f'{path} has no __all__')
+
+
+@pytest.mark.parametrize(
+    'package',
+    [
+        'surge_det.core',
+        'surge_det.core.binarizers',
+        'surge_det.core.estimators',
+        'surge_det.core.fsg',
+        'surge_det.datasets',
+        'surge_det.deploy',
+        'surge_det.engine',
+        'surge_det.evaluation',
+        'surge_det.models',
+        'surge_det.models.distillation',
+    ],
+)
+def test_reference_has_all_that_is_public(package):
+    named = {
+        name.rpartition('.')[2]
+        for page in (ROOT / 'docs' / 'api').glob('*.md')
+        for name in re.findall(r'^::: ([\w.]+)$', page.read_text(), re.M)
+    }
+    assert not set(_public(package)) - named
 
 
 def test_hook_and_suite_have_one_linter():

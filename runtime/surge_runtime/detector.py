@@ -53,11 +53,10 @@ class Detections:
 class Detector:
     """A detector, loaded from the file that ``surge-det export`` wrote.
 
-    Example::
-
-        detector = Detector('detector.onnx')
-        found = detector('image.jpg')
-        found.boxes, found.scores, found.names
+    Examples:
+        >>> detector = Detector('detector.onnx')
+        >>> found = detector('image.jpg')
+        >>> found.boxes, found.scores, found.names
 
     It may be called from several threads at once.
 

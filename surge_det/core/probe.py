@@ -72,7 +72,7 @@ def probe(
             data each time. torch's generators are seeded before each call;
             whatever else it draws from it has to seed itself.
         etas: Values of :math:`\eta`, >= 0; ``inf`` is ``g_a`` alone.
-        step: > 0.
+        step: Length of a step over the norm of the input, above 0.
 
     Returns:
         Layers by name, in the model's order, without those that no gradient

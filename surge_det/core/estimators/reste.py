@@ -35,8 +35,8 @@ class ReSTE(Scheduled, Estimator):
 
     Args:
         o_end: :math:`o` at the end of training, >= 1.
-        m: Half-width of the window in which the derivative is the secant's,
-            > 0, below ``t``.
+        m: Half-width of the window in which the derivative is the secant's;
+            above 0 and below ``t``.
         t: Half-width of the window that passes gradients.
 
     Raises:

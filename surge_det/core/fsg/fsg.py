@@ -100,7 +100,7 @@ class FSG:
     the product with its transposed Jacobian; :math:`\tilde w_{t-1}` and
     ``c`` are then computed from :math:`w'_{t-1}` with ``P`` as it is now.
 
-    Example:
+    Examples:
         >>> fsg = FSG(model)
         >>> for x, y in batches:
         ...     fsg.begin(optimizer)

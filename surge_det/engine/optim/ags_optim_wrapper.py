@@ -277,7 +277,7 @@ def _eta_of(ags: Any) -> float | str | None:
 class AGSOptimWrapper(AGSMixin, OptimWrapper):
     """mmengine's ``OptimWrapper`` with AGS set by the config.
 
-    Example:
+    Examples:
         >>> optim_wrapper = dict(
         ...     type='AGSOptimWrapper',
         ...     ags=dict(eta=0.1),

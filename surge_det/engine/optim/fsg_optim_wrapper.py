@@ -192,7 +192,7 @@ class FSGMixin:
 class FSGOptimWrapper(FSGMixin, AGSMixin, OptimWrapper):
     """mmengine's ``OptimWrapper`` with FSG, and AGS where there is a replica.
 
-    Example:
+    Examples:
         >>> optim_wrapper = dict(
         ...     type='FSGOptimWrapper',
         ...     fsg=dict(history_dtype='bfloat16', slow=dict(

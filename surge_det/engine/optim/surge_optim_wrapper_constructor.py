@@ -40,7 +40,7 @@ class SURGEOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     mmdet's stock ``tools/train.py --amp`` replaced the type), ``ags`` is
     dropped with a warning.
 
-    Example:
+    Examples:
         >>> optim_wrapper = dict(
         ...     type='AGSOptimWrapper',
         ...     constructor='SURGEOptimWrapperConstructor',

@@ -139,8 +139,8 @@ class SURGEResNet(OneBitByDefault, ResNet):
 
     Shape:
         - Input: (N, 3, H, W).
-        - Output: tuple, one per ``out_indices``: (N, 64 * 2**i,
-          H / 2**(i + 2), W / 2**(i + 2)), sizes rounded up; four times the
+        - Output: tuple, one per ``out_indices``: ``(N, 64 * 2**i,
+          H / 2**(i + 2), W / 2**(i + 2))``, sizes rounded up; four times the
           channels for depth 50.
 
     Raises:
