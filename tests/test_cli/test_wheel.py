@@ -111,6 +111,7 @@ def test_a_shipped_detector(surge_det):
 
 def test_the_wheel_has_what_mim_looks_for(surge_det):
     mim = surge_det.site / 'surge_det' / '.mim'
+    assert (mim.parent / 'py.typed').is_file()
     assert (mim / 'tools' / 'dist_train.sh').is_file()
     index = (mim / 'model-index.yml').read_text()
     for line in index.splitlines()[1:]:
