@@ -10,6 +10,7 @@ from mmdet.visualization.palette import get_palette
 from mmengine.registry import init_default_scope
 from mmengine.visualization import Visualizer
 
+from surge_det.cli.confusion import confusion_matrix, draw_confusion
 from surge_det.datasets import check_data
 from surge_det.whole_files import replacing
 
@@ -147,6 +148,8 @@ def _sheet(pairs):
 def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
     """Write pictures of ``num`` test images, and a sheet of the first nine.
 
+    Beside them ``confusion.png``: what all test images' objects are taken for.
+
     Args:
         cfg (Config): The config that was tested.
         predictions (list[dict]): As mmdet's ``DumpDetResults`` writes them.
@@ -159,7 +162,7 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
 
     Raises:
         ValueError: for ``num`` below 1, ``score_thr`` outside [0, 1), or
-            predictions that are not of this config's test images.
+            predictions that are not of this config's images and classes.
         FileNotFoundError: for absent data.
     """
     if num < 1:
@@ -184,18 +187,29 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
             f'predictions are of {len(by_id)} images, the test set has '
             f'{len(dataset)}: not of this config?'
         )
+    classes = dataset.metainfo['classes']
+    labels = np.concatenate(
+        [np.asarray(p['pred_instances']['labels']) for p in predictions]
+    )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(
+            f'predictions have labels from {labels.min()} to {labels.max()}, '
+            f'the test set {len(classes)} classes: not of this config?'
+        )
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    for info in infos:
+        if info['img_id'] not in by_id:
+            raise ValueError(
+                f'no prediction for image {info["img_id"]!r}: the '
+                'predictions are not of this config'
+            )
     visualizer = Visualizer()
     num = min(num, len(dataset))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pairs, paths = [], []
     for index in range(num):
-        info = dataset.get_data_info(index * len(dataset) // num)
-        if info['img_id'] not in by_id:
-            raise ValueError(
-                f'no prediction for image {info["img_id"]!r}: the '
-                'predictions are not of this config'
-            )
+        info = infos[index * len(dataset) // num]
         prediction = by_id[info['img_id']]
         pair = draw_pair(
             visualizer, info, prediction, dataset.metainfo, score_thr
@@ -209,4 +223,14 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
     sheet = out / 'detections.png'
     with replacing(sheet) as new:
         mmcv.imwrite(_sheet(pairs)[..., ::-1], str(new))
+    draw_confusion(
+        confusion_matrix(
+            ((info, by_id[info['img_id']]) for info in infos),
+            len(classes),
+            score_thr,
+        ),
+        classes,
+        f'percent of each row, score {score_thr:g} and more',
+        out / 'confusion.png',
+    )
     return sheet, paths

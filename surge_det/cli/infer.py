@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
 
     from surge_det.deploy import DetInferencer
 
-    # Of a log that is not asked for, and of boxes that reach beyond the image.
+    # Of a log that is not asked for.
     warnings.filterwarnings('ignore', module=r'mmengine\.visualization')
     try:
         images = find_images(args.images)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from functools import partial
 
 # How messages about the environment, the whole config and the order of hooks
 # begin: hundreds of lines in front of the first loss.
@@ -24,6 +26,12 @@ def is_news(record: logging.LogRecord) -> bool:
     )
 
 
+def _passed_over(handler: logging.Handler, record: logging.LogRecord) -> None:
+    # Nobody reads the terminal any more (`| head`); the file has it all.
+    if not isinstance(sys.exc_info()[1], BrokenPipeError):
+        logging.Handler.handleError(handler, record)
+
+
 def shorten(logger: logging.Logger) -> None:
     """Keep from the terminal what is no news; files have all of it.
 
@@ -34,3 +42,4 @@ def shorten(logger: logging.Logger) -> None:
         # A file's handler is a stream's too.
         if type(handler) is logging.StreamHandler:
             handler.addFilter(is_news)
+            handler.handleError = partial(_passed_over, handler)

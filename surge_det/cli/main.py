@@ -119,7 +119,14 @@ def script(*command: str) -> NoReturn:
         command: What stands before the arguments of the process.
     """
     argv = [*command, *sys.argv[1:]]
-    status = main(argv)
+    try:
+        try:
+            status = main(argv)
+        finally:
+            print(end='', flush=True)
+    except BrokenPipeError:
+        _end_if_unread()
+        raise
     if argv[0] in DISTRIBUTED and _uses_gloo():
         # A process with gloo's threads sometimes aborts at its normal end.
         if status == 0:
@@ -129,6 +136,17 @@ def script(*command: str) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _end_if_unread() -> None:
+    """End quietly, as by SIGPIPE, where nobody reads the output any more."""
+    try:
+        # Another pipe may have broken, such as a worker's.
+        print(flush=True)
+    except BrokenPipeError:
+        # What is left would be written at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # SIGPIPE
 
 
 def _uses_gloo() -> bool:

@@ -1,4 +1,4 @@
-"""Draw a test's detections beside the ground truth.
+"""Draw a test's detections beside the ground truth, and a confusion matrix.
 
 PREDICTIONS is what ``surge-det test CONFIG CHECKPOINT --out PREDICTIONS``
 wrote.
@@ -56,3 +56,4 @@ def run(args: argparse.Namespace) -> None:
     except (OSError, UnsafeCheckpointError, ValueError) as error:
         fail(error)
     print(f'{len(paths)} pictures in {args.out}; a sheet of them: {sheet}')
+    print(f'What is taken for what: {sheet.with_name("confusion.png")}')

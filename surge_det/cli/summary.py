@@ -42,6 +42,8 @@ CONVENTIONS = (
 )
 # Layers of a longer table are put together by the first names of theirs.
 LONG = 80
+# Smaller shares of every total have one colour together in the picture.
+VISIBLE = 0.01
 
 
 def short(number: float) -> str:
@@ -188,8 +190,16 @@ def draw(cost: ModelCost, title: str, path: Path) -> None:
 
     from surge_det.models.complexity import total_cost
 
-    parts = {name: total_cost(c) for name, c in cost.parts().items()}
     total = total_cost(cost.layers)
+    parts, rest = {}, []
+    for name, layers in cost.parts().items():
+        sums = total_cost(layers)
+        if any(sums[key] > VISIBLE * total[key] for key in sums):
+            parts[name] = sums
+        else:
+            rest += layers
+    if rest:
+        parts['others'] = total_cost(rest)
     colors = plt.get_cmap('tab10').colors
     figure, rows = plt.subplots(2, 1, figsize=(8, 4.2), layout='constrained')
     for axes, key, label in zip(
@@ -222,13 +232,17 @@ def draw(cost: ModelCost, title: str, path: Path) -> None:
         axes.grid(axis='x', alpha=0.25)
         axes.set_axisbelow(True)
     handles, labels = rows[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc='outside lower center',
-        ncols=min(len(labels), 6),
-        frameon=False,
-    )
+    for columns in range(len(labels), 0, -1):
+        legend = figure.legend(
+            handles,
+            labels,
+            loc='outside lower center',
+            ncols=columns,
+            frameon=False,
+        )
+        if legend.get_window_extent().width < figure.bbox.width:
+            break
+        legend.remove()
     figure.suptitle(title)
     with replacing(path) as new:
         figure.savefig(new, dpi=130)

@@ -47,6 +47,9 @@ def install() -> None:
     # Read when OpenCV is imported.
     os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(_MAX_PIXELS))
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    # Said of each picture that is drawn of a detector that learns.
+    beyond = r'Warning: The (bbox|polygon) is out of bounds'
+    warnings.filterwarnings('ignore', message=beyond)
     mmcv_ops.install()
     for name in _MENDED_BY:
         after_import(name, _mend)

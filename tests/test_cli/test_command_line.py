@@ -1,6 +1,9 @@
 """What all commands share, and the one that is about configs."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from command_line import ROOT
@@ -10,7 +13,7 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 from mmengine.config import Config
 
 from surge_det.cli.common import build_data
-from surge_det.cli.main import COMMANDS, main, parse_args
+from surge_det.cli.main import COMMANDS, main, parse_args, script
 
 NAME = 'surge_faster_rcnn_r18_demo'
 
@@ -142,3 +145,32 @@ def test_train_takes_the_checkpoint_hook_that_is_safe(kind):
     assert cfg.default_hooks.checkpoint == hook | dict(
         type='SURGECheckpointHook'
     )
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('command', ['--help', 'config'])
+def test_output_that_nobody_reads_ends_the_command(command, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, '-m', 'surge_det', command],
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONUNBUFFERED=unbuffered),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert ended.stderr == ''
+    # argparse passes over what cannot be written.
+    assert ended.returncode in ((0, 141) if unbuffered else (141,))
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
+    def run(args):
+        raise BrokenPipeError(32, "a worker's")
+
+    monkeypatch.setattr('surge_det.cli.config.run', run)
+    monkeypatch.setattr(sys, 'argv', ['surge-det', 'config', NAME])
+    with pytest.raises(BrokenPipeError, match='worker'):
+        script()

@@ -20,13 +20,13 @@ def drawn(monkeypatch):
         pictures.plt, 'close', lambda figure: kept.append(figure)
     )
 
-    def draw(finals, out, what, *args):
+    def draw(finals, out, what, *args, epochs=2):
         candidates, cfg = [], Config({})
         for name, of_seeds in finals.items():
             runs = [Run(Path(), cfg, name, 0.1, seed) for seed in of_seeds]
             for run in runs:
                 final = of_seeds[run.seed]
-                scores = [(1, final / 2), (2, final)]
+                scores = [(1, final / 2), (2, final)][-epochs:]
                 run.result = TrainingResult(
                     scores, 'epoch', 1, 1, 1, None, False
                 )
@@ -104,3 +104,20 @@ def test_little_is_drawn_too(drawn, tmp_path, finals):
     both = dict(ste=finals, surge=finals)
     drawn(both, tmp_path / 'a.png', 'draw_curves')
     drawn(both, tmp_path / 'b.png', 'draw_differences', 'ste')
+
+
+def test_one_epoch_shows_points_with_their_names(drawn, tmp_path):
+    finals = dict(float={0: 0.9}, ste={0: 0.8, 1: 0.84}, surge={})
+    out = tmp_path / 'curves.png'
+    axes = drawn(finals, out, 'draw_curves', epochs=1)
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == ['float 0.900 (n=1)', 'ste 0.820 (n=2)']
+    assert axes.get_xlabel() == 'epoch 2'
+    points = [line for line in axes.lines if line.get_marker() in 'os']
+    heights = [p.get_ydata().item() for p in points]
+    assert heights == pytest.approx([0.9, 0.82])
+    left, right = axes.get_xlim()
+    assert left < 0 < 1 < right
+    # The standard deviation of two values.
+    ends = axes.collections[-1].get_segments()[0][:, 1]
+    assert list(ends) == pytest.approx([0.82 - 0.02828, 0.82 + 0.02828], 1e-3)

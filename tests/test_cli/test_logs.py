@@ -1,6 +1,8 @@
 """What of the toolbox's log is shown; more is in test_train_and_evaluate."""
 
+import io
 import logging
+import os
 import sys
 
 import pytest
@@ -49,6 +51,18 @@ def test_only_the_terminal_is_shortened(logger, tmp_path, capsys):
     for words in ('model = None', 'Using env variable'):
         assert words not in shown
         assert words in log
+
+
+def test_a_terminal_that_nobody_reads(logger, tmp_path, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    shorten(logger)
+    # Unbuffered, so that nothing is left to write.
+    with io.TextIOWrapper(open(writer, 'wb', 0), write_through=True) as stream:
+        logger.handlers[0].setStream(stream)
+        logger.info('loss: 0.5')
+    assert capsys.readouterr().err == ''
+    assert 'loss: 0.5' in (tmp_path / 'log').read_text()
 
 
 def test_functions_are_found_without_a_warning():

@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 import cv2
+import matplotlib.pyplot as plt
 import numpy as np
 
 from surge_det.cli import summary
 from surge_det.cli.main import main
-from surge_det.models.complexity import TOTALS
+from surge_det.models.complexity import TOTALS, LayerCost, ModelCost
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
@@ -192,3 +193,28 @@ def test_out_that_cannot_be_written(tmp_path, capsys):
             *(CONFIG, '--shape', 64, 64, '--out', tmp_path / 'file'),
         )
     assert 'error: --out' in capsys.readouterr().err
+
+
+def test_legend_fits_and_names_what_is_seen(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(plt, 'close', kept.append)
+    shape = (1, 1)
+    names = [f'quite_a_long_name_{i}' for i in range(9)]
+    layers = [
+        LayerCost(f'{name}.a', 'Linear', shape, [], 32, 32, 100, 100)
+        for name in names
+    ]
+    layers += [
+        LayerCost(f'tiny_{i}.a', 'Linear', shape, [], 32, 32, 1, 1)
+        for i in range(5)
+    ]
+    summary.draw(ModelCost(layers, []), 'title', tmp_path / 'a.png')
+    monkeypatch.undo()
+    (figure,) = kept
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [*names, 'others']
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0
+    plt.close(figure)

@@ -172,7 +172,7 @@ def test_pictures_and_sheet(tested, tmp_path):
     main([*args, '--num', 5, *settings])
     names = sorted(p.name for p in out.iterdir())
     singles = [f'test_{i:05d}.png' for i in (0, 2, 4, 6, 8)]
-    assert names == ['detections.png', *singles]
+    assert names == ['confusion.png', 'detections.png', *singles]
     sheet = cv2.imread(str(out / 'detections.png'))
     assert sheet.shape[1] > 2 * shapes.WIDTH * 3
     pair = cv2.imread(str(out / singles[0])).astype(int)
@@ -238,6 +238,18 @@ def test_bad_arguments_are_refused(tested, tmp_path, changes, match):
     arguments = dict(cfg=cfg, predictions=predictions, out=tmp_path)
     with pytest.raises(ValueError, match=match):
         show_detections(**dict(arguments, **changes))
+
+
+def test_label_beyond_the_classes_is_refused(tested, tmp_path):
+    _, _, cfg, predictions = tested
+    wrong = [dict(p) for p in predictions]
+    wrong[9]['pred_instances'] = dict(
+        bboxes=torch.zeros(1, 4),
+        labels=torch.tensor([5]),
+        scores=torch.tensor([0.1]),
+    )
+    with pytest.raises(ValueError, match='to 5, the test set 5 classes'):
+        show_detections(cfg, wrong, tmp_path)
 
 
 def test_predictions_of_other_images_are_refused(tested, tmp_path):

@@ -33,7 +33,8 @@ _FAR = 4.0
 def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
     """Draw mAP over epochs: mean of the seeds, band of ± 1 std.
 
-    Each curve has its name at its end.
+    Each curve has its name at its end. Where all have but one point, these
+    stand side by side, with bars instead of bands.
     """
     results = {
         place: [*candidate.results.values()]
@@ -44,6 +45,13 @@ def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
         figsize=(9, max(5.0, 1.6 + 0.36 * len(results))), layout='constrained'
     )
     axes.set_xlabel('epoch')
+    every = {
+        step
+        for of_seeds in results.values()
+        for result in of_seeds
+        for step, _ in result.scores
+    }
+    single = len(every) == 1
     ends = []
     for place, of_seeds in results.items():
         curves = [dict(result.scores) for result in of_seeds]
@@ -53,27 +61,33 @@ def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
         means, stds, _ = np.transpose(points)
         name = candidates[place].name
         color = _COLORS[place % len(_COLORS)]
+        style = dict(
+            marker=_MARKERS[place % len(_MARKERS)], markersize=5, color=color
+        )
+        text = f'{name} {means[-1]:.3f} (n={len(curves)})'
+        if single:
+            axes.set_xlabel(f'{of_seeds[0].step_name} {steps[0]}')
+            axes.errorbar([text], means, stds, capsize=4, **style)
+            continue
+        stds = np.nan_to_num(stds)
         axes.plot(
-            steps,
-            means,
-            marker=_MARKERS[place % len(_MARKERS)],
-            markersize=5,
-            color=color,
-            linestyle='--' if name == 'float' else '-',
+            steps, means, linestyle='--' if name == 'float' else '-', **style
         )
         # Many bands over one another hide the curves.
         alpha = 0.15 if len(results) < 6 else 0.06
-        stds = np.nan_to_num(stds)
         axes.fill_between(
             steps, means - stds, means + stds, alpha=alpha, color=color, lw=0
         )
-        text = f'{name} {means[-1]:.3f} (n={len(curves)})'
         ends.append((means[-1], steps[-1], text, color))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_ylabel('mAP (mean; band: ± 1 std over seeds)')
+    if not single:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    elif len(results) > 4:
+        plt.setp(axes.get_xticklabels(), rotation=30, ha='right')
+    what = 'bar' if single else 'band'
+    axes.set_ylabel(f'mAP (mean; {what}: ± 1 std over seeds)')
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.margins(x=0.02)
+    axes.margins(x=0.3 / len(results) if single else 0.02)
     if ends:
         _label_ends(axes, ends)
     with replacing(path) as new:
