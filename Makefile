@@ -11,6 +11,7 @@ FLAVOUR ?= mmdet
 WORKERS ?= 2
 BIN = $(VENV)/bin
 export SURGE_DATA_ROOT ?= data
+CPU_BUILDS = $(shell sed -nE 's/^torch(vision)?==.*/&+cpu/p' requirements/$(FLAVOUR).txt)
 WORK_DIR ?= work_dirs/demo
 
 .PHONY: demo test docs isa test-onedl lint install clean
@@ -21,6 +22,10 @@ $(VENV)/.installed: requirements/$(FLAVOUR).txt setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26'
+	@# Elsewhere than on Linux the usual build is of CPUs.
+	@[ "$$(uname -sm)" != 'Linux x86_64' ] || command -v nvidia-smi >/dev/null || \
+	$(BIN)/python -m pip install $(CPU_BUILDS) >/dev/null 2>&1 || \
+	echo 'note: no CPU build of torch comes from the package index in use; the usual one brings CUDA, 5 GB (docs/installation.md)'
 	$(BIN)/python -m pip install -r requirements/$(FLAVOUR).txt
 	$(BIN)/python -m pip install --no-deps -e .
 	@# OpenCV's ordinary wheel needs the system's libGL; the headless one does not.
