@@ -10,7 +10,13 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')])
+PAGES = sorted(
+    [
+        *ROOT.glob('*.md'),
+        *ROOT.glob('docs/**/*.md'),
+        *ROOT.glob('docs/**/*.ipynb'),
+    ]
+)
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _FILE = re.compile(
     r'(?<![\w/.…-])((?:configs|docs|examples|requirements|tests|tools)'

@@ -19,6 +19,8 @@ from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r'\]\((?![a-z]+:|#)([^)\s#]+)')
+# Of what a cell puts out, the first of these, or else its text.
+_SHOWN = ('image/png', 'image/jpeg', 'text/markdown')
 _TIGHT = '<mo stretchy="false" lspace="0" rspace="0">'
 _FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S
@@ -63,10 +65,13 @@ def _notebook(content):
         parts.append(f'```python\n{source}\n```')
         for output in cell['outputs']:
             data = output.get('data', {'text/plain': output.get('text')})
-            if 'image/png' in data:
-                parts.append(f'![](data:image/png;base64,{data["image/png"]})')
-            else:
-                parts.append(f'```text\n{"".join(data["text/plain"])}\n```')
+            kind = next((k for k in _SHOWN if k in data), 'text/plain')
+            content = ''.join(data[kind])
+            if kind.startswith('image/'):
+                content = f'![](data:{kind};base64,{content.strip()})'
+            elif kind == 'text/plain':
+                content = f'```text\n{content.rstrip()}\n```'
+            parts.append(content)
     return '\n\n'.join(parts)
 
 
