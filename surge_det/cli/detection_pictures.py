@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
+import torch
 from mmdet.registry import DATASETS
 from mmdet.visualization.palette import get_palette
 from mmengine.registry import init_default_scope
@@ -12,6 +13,7 @@ from mmengine.visualization import Visualizer
 
 from surge_det.cli.confusion import confusion_matrix, draw_confusion
 from surge_det.datasets import check_data
+from surge_det.deploy.inferencer import surest
 from surge_det.whole_files import replacing
 
 # Images narrower than this are enlarged, so that labels are legible.
@@ -79,7 +81,8 @@ def draw_pair(visualizer, info, prediction, metainfo, score_thr):
         info (dict): The image's ``get_data_info``; boxes XYXY in its pixels.
         prediction (dict): The image's entry of the predictions.
         metainfo (dict): ``classes``, and ``palette`` if there is one.
-        score_thr (float): Detections with lower scores are left out.
+        score_thr (float): Detections with lower scores are left out, and
+            those over an object that has a surer one.
     """
     image = mmcv.imread(info['img_path'], channel_order='rgb')
     height, width = image.shape[:2]
@@ -102,9 +105,11 @@ def draw_pair(visualizer, info, prediction, metainfo, score_thr):
 
     pred = prediction['pred_instances']
     scores = np.asarray(pred['scores'])
+    boxes = np.asarray(pred['bboxes'], float).reshape(-1, 4)
+    best = surest(torch.from_numpy(boxes), torch.tensor(scores).double())
     # The surest last, on top.
-    order = [i for i in np.argsort(scores) if scores[i] >= score_thr]
-    boxes = np.asarray(pred['bboxes'], float).reshape(-1, 4)[order]
+    order = [i for i in best.tolist()[::-1] if scores[i] >= score_thr]
+    boxes = boxes[order]
     labels = np.asarray(pred['labels'])[order].tolist()
     names = [f'{classes[k]} {scores[i]:.2f}' for k, i in zip(labels, order)]
     right = _draw(visualizer, image, boxes * scale, labels, names, colors)

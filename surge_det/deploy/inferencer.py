@@ -6,13 +6,42 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from mmcv.ops import nms
 from mmdet import apis
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from surge_det.deploy.formats import format_of
 from surge_det.deploy.loading import load_detector
 from surge_det.deploy.stored_config import bounded
+
+# Boxes that overlap more are taken for those of one object in pictures.
+_ONE_OBJECT = 0.6
+
+
+def surest(boxes: Tensor, scores: Tensor) -> Tensor:
+    """Return the places of boxes without a surer one over the same object.
+
+    A detector's own NMS keeps boxes of different classes over one another.
+
+    Args:
+        boxes: (N, 4), XYXY in pixels.
+        scores: (N,).
+
+    Returns:
+        (M,) int64, the surest first.
+    """
+    return nms(boxes.contiguous(), scores.contiguous(), _ONE_OBJECT)[1]
+
+
+def _for_a_picture(sample: DetDataSample) -> DetDataSample:
+    found = sample.get('pred_instances', {})
+    if 'bboxes' not in found or 'scores' not in found or not len(found):
+        return sample
+    drawn = sample.clone()
+    drawn.pred_instances = found[surest(found.bboxes, found.scores)]
+    return drawn
 
 
 def _pipeline(cfg: Config) -> Any:
@@ -27,6 +56,9 @@ class DetInferencer(apis.DetInferencer):
 
         inferencer = DetInferencer(weights='detector.safetensors')
         inferencer('image.jpg', out_dir='out')['predictions']
+
+    Pictures have the surest of boxes over one object only; predictions have
+    all of them.
 
     Args:
         model: Config, its file or its name in mmdet; by default what
@@ -79,3 +111,10 @@ class DetInferencer(apis.DetInferencer):
         if self.palette != 'none':
             model.dataset_meta['palette'] = self.palette
         return model.to(device)
+
+    def visualize(
+        self, inputs: Any, preds: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Draw as mmdet's does, but one box over one object."""
+        preds = [_for_a_picture(sample) for sample in preds]
+        return super().visualize(inputs, preds, *args, **kwargs)

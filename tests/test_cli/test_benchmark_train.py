@@ -147,7 +147,7 @@ def test_configs_take_turns(tmp_path, monkeypatch, capsys):
 
     fsg = trainers[0].wrapper.fsg
     layers = fsg.state_dict()['layers']
-    assert len(layers) == 25
+    assert len(layers) == 19
     for name, kept in layers.items():
         # Every layer was reached, and ran with generated weights.
         assert len(kept['history']) == 2, name

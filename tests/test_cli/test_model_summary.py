@@ -16,8 +16,8 @@ from surge_det.cli.main import main
 from surge_det.models.complexity import TOTALS, LayerCost, ModelCost
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_demo.py'
-FLOAT = ROOT / 'configs' / 'float_faster_rcnn_r18_demo.py'
+CONFIG = ROOT / 'configs' / 'surge_faster_rcnn_r18_bccd.py'
+FLOAT = ROOT / 'configs' / 'float_faster_rcnn_r18_bccd.py'
 
 
 def run(capsys, *args):

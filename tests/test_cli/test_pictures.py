@@ -210,6 +210,29 @@ def test_score_threshold_empties_the_right_side(tested, tmp_path):
     assert not np.array_equal(picture('low', predictions, 0.5), nothing)
 
 
+def test_one_box_over_one_object(tested, tmp_path):
+    _, _, cfg, predictions = tested
+
+    def picture(folder, boxes, scores):
+        found = [dict(p) for p in predictions]
+        found[0]['pred_instances'] = dict(
+            bboxes=torch.tensor(boxes),
+            labels=torch.arange(len(boxes)),
+            scores=torch.tensor(scores),
+        )
+        _, (path,) = show_detections(cfg, found, tmp_path / folder, num=1)
+        return cv2.imread(str(path))[-3 * shapes.HEIGHT :]
+
+    box = [20.0, 20.0, 60.0, 60.0]
+    one = picture('one', [box], [0.9])
+    # IoU 0.75 with another class, less sure.
+    covered = [20.0, 20.0, 60.0, 50.0]
+    assert np.array_equal(picture('two', [box, covered], [0.9, 0.8]), one)
+    # IoU 0.5: another object.
+    beside = [20.0, 20.0, 60.0, 40.0]
+    assert not np.array_equal(picture('far', [box, beside], [0.9, 0.8]), one)
+
+
 def test_box_over_the_edge_does_not_shrink_the_image(tested, tmp_path):
     _, _, cfg, predictions = tested
     wide = [dict(p) for p in predictions]

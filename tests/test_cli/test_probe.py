@@ -27,7 +27,7 @@ from surge_det.cli.probe import (
 from surge_det.core.layers import named_surge_layers
 from surge_det.core.probe import ETAS, LayerProbe
 
-# Three layers with replicas, one of them applied at five levels.
+# Three layers with replicas, one of them applied at four levels.
 CONFIG = """
 _base_ = 'surge_det::surge_faster_rcnn_r18_demo.py'
 model = dict(
@@ -37,7 +37,7 @@ model = dict(
         conv_cfg=dict(compensate=False),
     ),
     neck=dict(
-        in_channels=[8, 16, 32, 64],
+        in_channels=[8, 16, 32],
         out_channels=8,
         conv_cfg=dict(compensate=False),
     ),
@@ -104,7 +104,7 @@ def test_the_command(trained, capsys):
     said = capsys.readouterr().out
     lines = said.splitlines()
     (rpn,) = [line for line in lines if line.startswith(LAYERS[0])]
-    assert rpn.split()[1] == 'x5'
+    assert rpn.split()[1] == 'x4'
     # A quarter of 0.8, in its column.
     assert rpn.split()[4] == '0.200'
     assert lines[-2].startswith('over all layers compensation ')

@@ -103,12 +103,12 @@ def test_what_only_looks_says_what_was_asked(trained, root, tmp_path):
 
 def test_training_logs_ags(trained):
     work_dir, out = trained
-    assert 'AGS lambda of 25 layers' in out
+    assert 'AGS lambda of 19 layers' in out
     (path,) = work_dir.glob('*/vis_data/scalars.json')
     records = [json.loads(line) for line in path.read_text().splitlines()]
     scales = [r for r in records if 'ags/scale/rpn_head.rpn_conv.0.conv' in r]
     assert len(scales) == 2
-    assert len([k for k in scales[0] if k.startswith('ags/scale/')]) == 25
+    assert len([k for k in scales[0] if k.startswith('ags/scale/')]) == 19
     lines = [line for line in out.splitlines() if 'Epoch(train)' in line]
     assert all('ags/' not in line for line in lines)
 
@@ -192,7 +192,7 @@ def test_amp_keeps_ags(root, tmp_path):
         *('--cfg-options', *SMALL, 'train_cfg.val_interval=5'),
         root=root,
     )
-    assert 'AGS lambda of 25 layers' in out
+    assert 'AGS lambda of 19 layers' in out
     (log,) = tmp_path.glob('*/*.log')
     assert 'AGSAmpOptimWrapper' in log.read_text()
     assert 'not finite' not in out

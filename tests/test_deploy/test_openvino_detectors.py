@@ -58,7 +58,7 @@ META = {'classes': ('a', 'b', 'c'), 'palette': [(1, 2, 3)] * 3}
 
 
 def _two_stage():
-    cfg = Config.fromfile(CONFIGS / 'surge_faster_rcnn_r18_demo.py')
+    cfg = Config.fromfile(CONFIGS / 'surge_faster_rcnn_r18_bccd.py')
     head = dict(in_channels=16, feat_channels=16)
     cfg.merge_from_dict(
         dict(

@@ -272,7 +272,7 @@ def test_two_stage_detector(monkeypatch):
 def test_float_twin_config_costs_what_the_1_bit_one_says():
     ours, twin = (
         detector_cost(
-            Config.fromfile(CONFIGS / f'{name}_faster_rcnn_r18_demo.py'),
+            Config.fromfile(CONFIGS / f'{name}_faster_rcnn_r18_bccd.py'),
             (64, 64),
         )
         for name in ('surge', 'float')
