@@ -60,7 +60,8 @@ def test_it_is_the_1_bit_detector_of_its_config(name):
     detector = load_detector(path, config)
     held = load_detector(path)
     assert detector.dataset_meta == held.dataset_meta
-    assert sum(isinstance(m, PackedLayer) for m in held.modules()) == 25
+    count = 19 if name == 'shapes' else 25
+    assert sum(isinstance(m, PackedLayer) for m in held.modules()) == count
     # No path of the machine that exported it.
     roots = re.findall(rb"data_root='(.*?)'", path.read_bytes())
     assert roots
@@ -99,6 +100,8 @@ def test_map_is_the_one_that_is_told(name, drawn, tmp_path):
 
 
 def test_infer_draws_boxes(drawn, tmp_path):
+    from mmdet.evaluation import bbox_overlaps
+
     images = sorted((drawn / 'shapes' / 'JPEGImages').glob('test_*.jpg'))[:2]
     args = ['--model', 'shapes', '--out', tmp_path / 'out', '--device', 'cpu']
     output = tool('infer.py', *images, *args, root=drawn, cwd=tmp_path)
@@ -107,13 +110,17 @@ def test_infer_draws_boxes(drawn, tmp_path):
         found = json.loads(
             (tmp_path / f'out/preds/{image.stem}.json').read_text()
         )
+        over = bbox_overlaps(*[np.array(found['bboxes'])] * 2)
         picture = np.asarray(Image.open(tmp_path / 'out/vis' / image.name))
         before = np.asarray(Image.open(image))
         assert picture.shape == before.shape
-        for box, score in zip(found['bboxes'], found['scores']):
-            if score <= 0.3:
+        for index, box in enumerate(found['bboxes']):
+            if found['scores'][index] <= 0.3:
                 continue
             count += 1
+            # A surer one, in the order of scores, is over the same object.
+            if (over[index, :index] > 0.6).any():
+                continue
             x1, y1, x2, y2 = (max(0, round(value)) for value in box)
             # Its left edge: paint that is not in the image.
             edge = np.s_[y1:y2, max(0, x1 - 1) : x1 + 2]
