@@ -13,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from surge_det.core.layers import binarization_of, named_surge_layers
+from surge_det.core.layers import named_surge_layers
 from surge_det.datasets.classes import (
     ClassesError,
     class_names,
@@ -55,35 +55,6 @@ def build_detector(cfg: Config, replicas: bool = False) -> nn.Module:
     model = revert_sync_batchnorm(model).eval()
     model.cfg = cfg
     return model
-
-
-def check_binarization(
-    model: nn.Module, trained: dict[str, str], path: str | Path
-) -> None:
-    """See that a model's layers binarize what they were trained to.
-
-    Args:
-        model: The detector that a config gives.
-        trained: What :func:`binarization_of` said of the one in a file.
-        path: The file, for messages.
-
-    Raises:
-        ValueError: If a layer differs.
-    """
-    mine = binarization_of(model)
-    other = [
-        name
-        for name in {**mine, **trained}
-        if mine.get(name) != trained.get(name)
-    ]
-    if other:
-        name = other[0]
-        raise ValueError(
-            f'{path}: was trained with another config: {len(other)} layers '
-            f'compute something else in this one, such as {name} '
-            f'({trained.get(name, "real")} there, {mine.get(name, "real")} '
-            'here); give the config that it was trained with'
-        )
 
 
 def check_classes(cfg: Config, dataset_meta: object, path: str | Path) -> None:

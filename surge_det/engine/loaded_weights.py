@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surge_det.core.layers import binarization_of
+from surge_det.core.layers import BINARIZED, binarization_of
 from surge_det.datasets.dropped import some
 
-# Key of a checkpoint's `meta`: what the layers of its model binarize.
-BINARIZED = 'binarized'
 # Of the tensors of the model or of the file, whichever has fewer: a file may
 # hold a backbone, or a head of other classes.
 LEAST_SHARE = 0.5

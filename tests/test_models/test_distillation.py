@@ -1,5 +1,6 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,16 +8,19 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
-from mmengine.model import ExponentialMovingAverage
+from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.registry import init_default_scope
-from mmengine.runner import save_checkpoint, set_random_seed
+from mmengine.runner import BaseLoop, save_checkpoint, set_random_seed
 from replicas import begin_training
 from small_detector import small_config, small_one_stage
 
+from surge_det.core.layers import BINARIZED, binarization_of
+from surge_det.datasets.classes import ClassesError
 from surge_det.deploy.config import inference_part
 from surge_det.deploy.stored_config import stored_config
 from surge_det.engine import AGSAmpOptimWrapper, AGSOptimWrapper
 from surge_det.engine.apply_method import apply_method
+from surge_det.engine.hooks.check_hook import SURGECheckHook
 from surge_det.models.distillation import (
     IDaDistillLoss,
     LogitsDistillLoss,
@@ -212,11 +216,19 @@ def teacher(tmp_path_factory):
     set_random_seed(11)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    save_checkpoint(
-        {'meta': {}, 'state_dict': model.state_dict()},
-        str(folder / 'float.pth'),
+    save(
+        model,
+        folder / 'float.pth',
+        dataset_meta=dict(classes=('RBC', 'WBC', 'Platelets')),
     )
     return folder
+
+
+def save(model, path, **meta):
+    meta = {BINARIZED: binarization_of(model), **meta}
+    save_checkpoint(
+        {'meta': meta, 'state_dict': model.state_dict()}, str(path)
+    )
 
 
 def settings(folder, *losses, **kwargs):
@@ -326,6 +338,70 @@ def test_mixed_precision(teacher):
     assert all(math.isfinite(value) for value in log.values())
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_accumulated_gradients(teacher, dtype):
+    model = build(settings(teacher))
+    kwargs = dict(accumulative_counts=2)
+    if dtype != 'float32':
+        kwargs.update(wrapper=AGSAmpOptimWrapper, dtype=dtype)
+    before = copy.deepcopy(model.state_dict())
+    logs = steps(model, 2, **kwargs)
+    assert all(math.isfinite(v) for log in logs for v in log.values())
+    name = 'backbone.layer1.0.conv1.weight'
+    assert not model.state_dict()[name].equal(before[name])
+
+
+def test_in_a_group_of_processes(teacher, tmp_path):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
+    try:
+        model, alone = (build(settings(teacher)) for _ in range(2))
+        (log,) = steps(MMDistributedDataParallel(model), 1)
+        (same_log,) = steps(alone, 1)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert log == same_log
+    assert log['loss_distill_features'] > 0
+    assert same(model, alone)
+
+
+def test_a_resumed_training_goes_on(teacher):
+    through, first, second = (build(settings(teacher)) for _ in range(3))
+    optims = [
+        AGSOptimWrapper(torch.optim.SGD(m.parameters(), 0.01, 0.9))
+        for m in (through, first, second)
+    ]
+    batches = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        data = demo_mm_inputs(2, [[3, 64, 96]] * 2, num_classes=3)
+        batches.append((seed, data))
+
+    def step(model, optim, seed, data):
+        torch.manual_seed(seed)
+        model.train_step(copy.deepcopy(data), optim)
+
+    for batch in batches:
+        step(through, optims[0], *batch)
+    step(first, optims[1], *batches[0])
+    second.load_state_dict(first.state_dict())
+    optims[2].load_state_dict(optims[1].state_dict())
+    step(second, optims[2], *batches[1])
+    assert same(through, second)
+
+
+def test_a_teacher_may_be_1_bit(tmp_path):
+    cfg = small_config()
+    cfg.dump(tmp_path / 'float.py')
+    save(build(method='surge', cfg=cfg), tmp_path / 'float.pth')
+    model = build(settings(tmp_path))
+    assert binarization_of(model.distiller.teacher_of(model))
+    log = steps(model, 1)[0]
+    # It is a twin with the same weights, but in eval mode.
+    assert 0 < log['loss_distill_features'] < 1
+
+
 def test_one_stage_detectors_and_other_widths(tmp_path):
     student = small_one_stage()
     cfg = apply_method(student, 'float')
@@ -400,8 +476,139 @@ def test_other_images_and_other_outputs_are_refused(teacher, tmp_path):
         steps(build(settings(teacher), cfg), 1)
     cfg = small_config()
     cfg.model.roi_head.bbox_head.num_classes = 5
-    with pytest.raises(ValueError, match='second stage.*must be the same'):
+    model = build(settings(teacher), cfg)
+    flags = [module.training for module in model.modules()]
+    with pytest.raises(TeacherError, match='second stage.*must be the same'):
+        model.distiller.teacher_of(model)
+    assert [module.training for module in model.modules()] == flags
+    cfg = small_config()
+    cfg.model.rpn_head.bbox_coder.target_stds = [0.5] * 4
+    with pytest.raises(TeacherError, match='box coder of the student'):
         steps(build(settings(teacher), cfg), 1)
+    cfg = small_config()
+    cfg.model.data_preprocessor.bgr_to_rgb = False
+    with pytest.raises(TeacherError, match='data_preprocessor'):
+        steps(build(settings(teacher), cfg), 1)
+
+
+@pytest.mark.parametrize(
+    ('student', 'loss', 'said'),
+    [
+        ('one', 'LogitsDistillLoss', 'RetinaNet cannot learn from the Faster'),
+        ('one', 'PearsonDistillLoss', 'levels and strides.*: none of'),
+        (
+            'levels',
+            'LogitsDistillLoss',
+            r'levels of .* are 4, .* 5.*: none of',
+        ),
+        ('levels', 'PearsonDistillLoss', 'levels and strides'),
+        ('anchors', 'LogitsDistillLoss', ': PearsonDistillLoss and IDaDist'),
+    ],
+)
+def test_detectors_of_another_kind_are_refused(teacher, student, loss, said):
+    if student == 'one':
+        cfg = small_one_stage()
+        cfg.model.data_preprocessor = small_config().model.data_preprocessor
+    elif student == 'anchors':
+        cfg = small_config()
+        cfg.model.rpn_head.anchor_generator.scales = [16]
+    else:
+        cfg = small_config()
+        cfg.model.neck.num_outs = 4
+        cfg.model.rpn_head.anchor_generator.strides = [4, 8, 16, 32]
+    model = build(settings(teacher, loss), cfg)
+    with pytest.raises(TeacherError, match=f'distill_cfg: a .*{said}'):
+        model.distiller.teacher_of(model)
+
+
+def test_a_teacher_without_what_the_student_has_is_said():
+    level, head = double(1, 2, 2, 3), Head()
+    student = seen(
+        head=head, dense=([level], [level]), roi=(level[0], level[0])
+    )
+    for other, text in (
+        (seen(), 'the teacher has no head'),
+        (seen(head=head, dense=([level] * 2,) * 2), 'are 1, .* 2:'),
+        (seen(head=head, dense=([level],)), 'in one map'),
+        (seen(head=Head(False), dense=student.dense), 'sigmoid.*softmax'),
+    ):
+        with pytest.raises(TeacherError, match=text):
+            LogitsDistillLoss()(student, other)
+    with pytest.raises(TeacherError, match='IDaDistillLoss: the teacher has'):
+        IDaDistillLoss()(student, seen())
+    with pytest.raises(TeacherError, match='the teacher has none'):
+        LogitsDistillLoss()(seen(roi=student.roi), seen())
+
+
+def test_weights_that_were_binarized_otherwise_are_refused(tmp_path):
+    cfg = small_config()
+    for method, other in (('float', 'ste'), ('ste', 'float')):
+        apply_method(cfg, method).dump(tmp_path / 'float.py')
+        save(build(method=other), tmp_path / 'float.pth')
+        model = build(settings(tmp_path))
+        with pytest.raises(TeacherError, match=r'float.pth.*another config'):
+            model.distiller.teacher_of(model)
+    # What a hook of training did not write down is read from the config.
+    model = build(method='ste')
+    save(model, tmp_path / 'float.pth', **{BINARIZED: None}, cfg='a = 1')
+    apply_method(cfg, 'ste').dump(tmp_path / 'float.py')
+    with pytest.raises(TeacherError, match='another config'):
+        build(settings(tmp_path)).distiller.teacher_of(model)
+
+
+def test_a_teacher_fetches_nothing(teacher, tmp_path, monkeypatch):
+    cfg = Config.fromfile(teacher / 'float.py')
+    gone = str(tmp_path / 'gone.pth')
+    cfg.load_from = gone
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=gone)
+    cfg.dump(tmp_path / 'float.py')
+    given = {**settings(teacher), 'teacher_config': str(tmp_path / 'float.py')}
+    steps(build(given), 1)
+
+
+def before_train(model, classes):
+    data = SimpleNamespace(metainfo=dict(classes=classes))
+    hook = SURGECheckHook()
+    hook.before_train(
+        SimpleNamespace(
+            model=model,
+            param_schedulers=None,
+            logger=None,
+            _train_loop=FakeLoop(data),
+        )
+    )
+
+
+class FakeLoop(BaseLoop):
+    """A loop of a dataset that runs nothing."""
+
+    def __init__(self, dataset):
+        self.dataloader = SimpleNamespace(dataset=dataset)
+
+    def run(self):
+        """Run nothing."""
+
+
+def test_classes_in_another_order_are_refused_before_training(teacher):
+    order = ('RBC', 'WBC', 'Platelets')
+    before_train(build(settings(teacher)), order)
+    with pytest.raises(ClassesError, match=r'teacher is of other classes'):
+        before_train(build(settings(teacher)), order[::-1])
+    # Features have no classes.
+    before_train(build(settings(teacher, 'PearsonDistillLoss')), order[::-1])
+
+
+@pytest.mark.parametrize('weight', [0, 1])
+def test_a_training_with_weight_0_needs_no_file(weight):
+    loss = dict(type='PearsonDistillLoss', weight=weight)
+    model = build(
+        dict(teacher_config='gone', teacher_ckpt='gone', losses=[loss])
+    )
+    if not weight:
+        before_train(model, None)
+        return
+    with pytest.raises(TeacherError, match='gone'):
+        before_train(model, None)
 
 
 @pytest.mark.parametrize(

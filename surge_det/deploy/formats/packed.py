@@ -31,12 +31,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from surge_det.core.layers import SURGELayer, binarization_of
+from surge_det.core.layers import (
+    SURGELayer,
+    binarization_of,
+    check_binarization,
+)
 from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, folded, set_identity
-from surge_det.deploy.trained import check_binarization, shortened
+from surge_det.deploy.trained import shortened
 from surge_det.version import __version__
 from surge_det.whole_files import replacing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import struct
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,16 +14,20 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from surge_det.compat.safe_load import UnsafeCheckpointError
-from surge_det.core.layers import binarization_of, named_surge_layers
+from surge_det.core.layers import (
+    BINARIZED,
+    binarization_of,
+    check_binarization,
+    named_surge_layers,
+    stored_binarization,
+)
 from surge_det.datasets.classes import metainfo_of_config
 from surge_det.deploy.config import checked_meta, config_text, meta_text
 from surge_det.deploy.trained import (
     build_detector,
-    check_binarization,
     check_is_checkpoint,
     shortened,
 )
-from surge_det.engine.loaded_weights import BINARIZED
 from surge_det.version import __version__
 from surge_det.whole_files import save
 
@@ -87,7 +90,7 @@ class PthFormat(Format):
         _check_digest(state, meta, path)
         return {
             'config': meta.get('cfg'),
-            'arithmetic': _stored_arithmetic(meta),
+            'arithmetic': stored_binarization(meta),
             'dataset_meta': checked_meta(_stored_meta(meta), path),
             'state_dict': state,
         }
@@ -167,21 +170,6 @@ def _stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
         return {}
     stored = {str(key).lower(): value for key, value in stored.items()}
     return stored if 'classes' in stored else {}
-
-
-def _stored_arithmetic(meta: dict[str, Any]) -> Any:
-    """Return what layers binarize, None where a checkpoint does not tell.
-
-    Those that SURGE's hooks wrote do. Of others, a config that names nothing
-    of SURGE's trained a real detector.
-    """
-    found = meta.get(BINARIZED)
-    if isinstance(found, dict):
-        return found
-    text = meta.get('cfg')
-    if isinstance(text, str) and not re.search('SURGE|binarize_cfg', text):
-        return {}
-    return None
 
 
 def _dataset_meta(cfg: Config, stored: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
-from surge_det.core.layers import binarization_of
+from surge_det.core.layers import BINARIZED, binarization_of
 from surge_det.datasets.classes import (
     ClassesError,
     class_names,
@@ -18,11 +18,7 @@ from surge_det.datasets.classes import (
     leaves,
 )
 from surge_det.engine.late_schedules import late_schedules
-from surge_det.engine.loaded_weights import (
-    BINARIZED,
-    check_resumed,
-    watch_loading,
-)
+from surge_det.engine.loaded_weights import check_resumed, watch_loading
 
 # Heads of other things than the classes: objectness, stuff, identities.
 _OTHER_HEADS = {'rpn_head', 'semantic_head', 'reid'}
@@ -45,6 +41,7 @@ class SURGECheckHook(Hook):
     - A checkpoint that is resumed has the model's tensors, and its layers
       binarized the same. Of one that a training starts from, a line lists
       what was not loaded; where hardly anything was, that is an error.
+    - A teacher (``distill_cfg``) is loaded; it fits the student.
     - Schedules of the learning rate end with the training: a warning.
 
     Detectors that read their classes as text are left alone.
@@ -67,7 +64,9 @@ class SURGECheckHook(Hook):
         model = _unwrapped(runner.model)
         distiller = getattr(model, 'distiller', None)
         if distiller and distiller.is_on:
-            distiller.teacher_of(model)
+            teacher = distiller.teacher_of(model)
+            if distiller.needs_classes:
+                _check_teacher(teacher, distiller.teacher_ckpt, runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare with the model, and with what it was trained for."""
@@ -154,6 +153,18 @@ def check_classes(
             f'{found}, but {first} has {len(names)} classes, {names}: '
             f'num_classes must be {len(names)}'
         )
+
+
+def _check_teacher(teacher: nn.Module, path: str, runner: Runner) -> None:
+    trained = class_names(teacher.dataset_meta)
+    dataset = _datasets(runner).get('train')
+    names = class_names(getattr(dataset, 'metainfo', None))
+    if trained and names:
+        text = difference(path, trained, 'train_dataloader', names)
+        if text:
+            raise ClassesError(
+                f'distill_cfg: the teacher is of other classes: {text}'
+            )
 
 
 def _datasets(runner: Runner) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """A frozen teacher for a 1-bit student, by the config key ``distill_cfg``."""
 
-from .distill_cfg import Distiller, TeacherError, build_distilled
-from .losses import IDaDistillLoss, LogitsDistillLoss, PearsonDistillLoss
+from .distill_cfg import Distiller, build_distilled
+from .losses import (
+    IDaDistillLoss,
+    LogitsDistillLoss,
+    PearsonDistillLoss,
+    TeacherError,
+)
 
 __all__ = [
     'Distiller',

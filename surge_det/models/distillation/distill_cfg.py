@@ -29,20 +29,29 @@ from torch import Tensor, nn
 
 from surge_det.compat.registration import DISTILL_CFG as KEY
 from surge_det.core import checks
-from surge_det.core.layers import named_surge_layers
+from surge_det.core.layers import (
+    check_binarization,
+    named_surge_layers,
+    stored_binarization,
+)
 from surge_det.shipped import shipped_config
 
-from .losses import DistillLoss
+from .losses import (
+    DistillLoss,
+    IDaDistillLoss,
+    LogitsDistillLoss,
+    PearsonDistillLoss,
+    TeacherError,
+)
 from .seen import Seen, head_of, second_stage, watch
 
+_LOSSES = LogitsDistillLoss, PearsonDistillLoss, IDaDistillLoss
+# Pixels of an image that is tried: enough for the levels of an SSD300.
+_SIDE = 320
 _KEYS = ('teacher_config', 'teacher_ckpt', 'losses')
 # What loaders raise on files of another kind.
 _UNREADABLE = (AttributeError, EOFError, LookupError, OSError, RuntimeError)
 _UNREADABLE += (TypeError, ValueError, UnpicklingError, struct.error)
-
-
-class TeacherError(ValueError):
-    """A teacher cannot be had, or is not one for this student."""
 
 
 class Distiller:
@@ -84,21 +93,34 @@ class Distiller:
     @property
     def is_on(self) -> bool:
         """Whether any loss has a weight above 0."""
-        return any(loss.weight > 0 for loss in self.losses)
+        return bool(self._on)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether student and teacher must be of the same classes."""
+        return any(loss.needs_classes for loss in self._on)
+
+    @property
+    def _on(self) -> list[DistillLoss]:
+        return [loss for loss in self.losses if loss.weight > 0]
 
     def teacher_of(self, student: nn.Module) -> nn.Module:
         """Return the teacher, on the student's device; load it first.
 
+        Its ``dataset_meta`` is what its file tells of its classes.
+
         Raises:
             TeacherError: If config or weights cannot be read, or are not of
                 each other, or the teacher wants images that are normalized
-                otherwise.
+                otherwise, or a loss cannot compare the two.
         """
+        device = next(student.parameters()).device
         if self._teacher is None:
             # What is drawn here would shift what the student draws.
             with torch.random.fork_rng(devices=[]):
-                self._teacher = self._load(student)
-        device = next(student.parameters()).device
+                teacher = self._load(student).to(device)
+                self._try(student, teacher)
+            self._teacher = teacher
         return self._teacher.to(device)
 
     def __call__(
@@ -113,19 +135,74 @@ class Distiller:
             samples: mmdet's data samples, of N.
         """
         teacher = self.teacher_of(student)
-        on = [loss for loss in self.losses if loss.weight > 0]
-        with torch.no_grad(), watch(teacher) as theirs:
-            features = teacher.extract_feat(inputs)
-            if any(loss.needs_heads for loss in on):
-                _run_heads(teacher, features, seen.rois)
+        sizes = [sample.img_shape for sample in samples]
+        return self._losses(teacher, seen, inputs, sizes)
+
+    def _losses(
+        self, teacher: nn.Module, seen: Seen, inputs: Tensor, sizes: list
+    ) -> dict[str, Tensor]:
+        theirs = self._see(teacher, inputs, seen.rois)
         for each in (seen, theirs):
-            each.sizes = [sample.img_shape for sample in samples]
+            each.sizes = sizes
             each.shape = tuple(inputs.shape[-2:])
         return {
             f'loss_distill_{name}': loss.weight * value
-            for loss in on
+            for loss in self._on
             for name, value in loss(seen, theirs).items()
         }
+
+    @torch.no_grad()
+    def _see(
+        self, model: nn.Module, inputs: Tensor, rois: Tensor | None
+    ) -> Seen:
+        with watch(model) as seen:
+            features = model.extract_feat(inputs)
+            if any(loss.needs_heads for loss in self._on):
+                _run_heads(model, features, rois)
+        return seen
+
+    def _try(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Show both an image, so that what does not fit is said at once."""
+        training = [(module, module.training) for module in student.modules()]
+        for module, _ in training:
+            module.training = False
+        try:
+            if error := self._unfit(student, teacher):
+                names = (type(model).__name__ for model in (student, teacher))
+                others = ' and '.join(
+                    loss.__name__
+                    for loss in _LOSSES
+                    if not self._with(loss)._unfit(student, teacher)
+                )
+                raise TeacherError(
+                    '{}: a {} cannot learn from the {} of teacher_config={!r}'
+                    ' by {}. What would do: {}'.format(
+                        KEY,
+                        *names,
+                        self.teacher_config,
+                        error,
+                        others or 'none of the losses',
+                    )
+                )
+        finally:
+            for module, flag in training:
+                module.training = flag
+
+    def _with(self, loss: type[DistillLoss]) -> Distiller:
+        losses = [{'type': loss.__name__}]
+        return Distiller(self.teacher_config, self.teacher_ckpt, losses)
+
+    def _unfit(
+        self, student: nn.Module, teacher: nn.Module
+    ) -> TeacherError | None:
+        inputs = next(student.parameters()).new_zeros(1, 3, _SIDE, _SIDE)
+        rois = inputs.new_tensor([[0, 0, 0, _SIDE / 2, _SIDE / 2]])
+        try:
+            seen = self._see(student, inputs, rois)
+            self._losses(teacher, seen, inputs, [(_SIDE, _SIDE)])
+        except TeacherError as error:
+            return error
+        return None
 
     def _load(self, student: nn.Module) -> nn.Module:
         where = f'{KEY}: teacher_config={self.teacher_config!r}'
@@ -141,7 +218,7 @@ class Distiller:
         for _, layer in named_surge_layers(model):
             layer.strip()
         try:
-            load_checkpoint(
+            checkpoint = load_checkpoint(
                 model, self.teacher_ckpt, 'cpu', strict=True, logger='silent'
             )
         except _UNREADABLE as error:
@@ -150,6 +227,14 @@ class Distiller:
                 f'{KEY}: teacher_ckpt={self.teacher_ckpt!r} has not the '
                 f'weights of {self.teacher_config}: {text}'
             ) from error
+        meta = checkpoint.get('meta') or {}
+        trained = stored_binarization(meta)
+        if trained is not None:
+            try:
+                check_binarization(model, trained, self.teacher_ckpt)
+            except ValueError as error:
+                raise TeacherError(f'{KEY}: teacher_ckpt={error}') from error
+        model.dataset_meta = meta.get('dataset_meta') or meta
         ours, theirs = (_normalization(m) for m in (student, model))
         if ours != theirs:
             raise TeacherError(

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from surge_det.core import checks
@@ -15,6 +15,10 @@ from surge_det.core import checks
 from .seen import Seen
 
 _EPS = 1e-6
+
+
+class TeacherError(ValueError):
+    """A teacher cannot be had, or is not one for this student."""
 
 
 class DistillLoss:
@@ -29,6 +33,8 @@ class DistillLoss:
 
     # Whether it reads what heads emit, too.
     needs_heads: ClassVar[bool] = True
+    # Whether the classes of both must be the same.
+    needs_classes: ClassVar[bool] = False
 
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = checks.number('weight', weight, low=0)
@@ -37,7 +43,7 @@ class DistillLoss:
         """Return losses by name, ``weight`` not included.
 
         Raises:
-            ValueError: If the two have nothing that can be compared.
+            TeacherError: If the two have nothing that can be compared.
         """
         raise NotImplementedError
 
@@ -70,10 +76,13 @@ class LogitsDistillLoss(DistillLoss):
         weight: As in :class:`DistillLoss`.
     """
 
+    needs_classes = True
+
     def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
         """As the base class says."""
         losses = {}
         if student.head is not None:
+            _check_dense(student, teacher)
             levels = [
                 _dense(student, teacher, level)
                 for level in range(len(student.dense[0]))
@@ -82,17 +91,94 @@ class LogitsDistillLoss(DistillLoss):
             losses['dense_cls'] = _mean(kl, found) + _mean(kl, 1 - found)
             losses['dense_box'] = _mean(apart, found)
         if student.roi is not None:
+            _check_roi(student, teacher)
             losses |= _roi(student.roi, teacher.roi)
         if not losses:
-            raise ValueError(_no_head(self))
+            raise _no_head(self, 'student')
         return losses
 
 
-def _no_head(loss: DistillLoss) -> str:
-    return (
-        f'{type(loss).__name__}: the student has no head with anchors or '
-        'points; take PearsonDistillLoss'
+def _no_head(loss: DistillLoss, whose: str) -> TeacherError:
+    return TeacherError(
+        f'{type(loss).__name__}: the {whose} has no head with anchors or '
+        'points'
     )
+
+
+def _check_dense(student: Seen, teacher: Seen) -> None:
+    """See that two heads say the same with the same numbers."""
+    if teacher.head is None:
+        raise _no_head(LogitsDistillLoss(), 'teacher')
+    # YOLOv3 emits scores and deltas in one map.
+    for whose, each in (('student', student), ('teacher', teacher)):
+        if len(each.dense) < 2:
+            raise TeacherError(
+                f"LogitsDistillLoss: the {whose}'s head emits scores and "
+                'deltas in one map'
+            )
+    _check_same(
+        'head',
+        *(
+            {
+                'levels': len(each.dense[0]),
+                **_meaning(each.head),
+                'scores, deltas': [
+                    [tuple(x.shape) for x in maps] for maps in each.dense[:2]
+                ],
+            }
+            for each in (student, teacher)
+        ),
+    )
+
+
+def _check_roi(student: Seen, teacher: Seen) -> None:
+    if teacher.roi is None:
+        raise TeacherError(
+            'LogitsDistillLoss: the student has a second stage, the teacher '
+            'has none, or a cascade of them'
+        )
+    _check_same(
+        'second stage',
+        *(
+            {
+                **_meaning(each.roi_head),
+                'scores, deltas': [tuple(x.shape) for x in each.roi],
+            }
+            for each in (student, teacher)
+        ),
+    )
+
+
+def _meaning(head: nn.Module | None) -> dict[str, object]:
+    """Return what a head's numbers mean, besides their shapes."""
+    priors = getattr(head, 'prior_generator', None)
+    coder = getattr(head, 'bbox_coder', None)
+    anchors = getattr(priors, 'base_anchors', ())
+    softmax = not getattr(head, 'use_sigmoid_cls', True)
+    return {
+        'strides': getattr(priors, 'strides', None),
+        'anchors': [x.flatten().tolist() for x in anchors],
+        'activation of scores': 'softmax' if softmax else 'sigmoid',
+        'box coder': [type(coder).__name__]
+        + [getattr(coder, name, None) for name in ('means', 'stds')],
+    }
+
+
+def _check_same(
+    where: str, student: dict[str, object], teacher: dict[str, object]
+) -> None:
+    for what, ours in student.items():
+        if ours != teacher[what]:
+            raise TeacherError(
+                f"LogitsDistillLoss: {what} of the student's {where} are "
+                f"{_short(ours)}, of the teacher's {_short(teacher[what])}: "
+                'classes, anchors and coders must be the same'
+            )
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f'{text[:100]} ...'
 
 
 def _dense(
@@ -103,7 +189,6 @@ def _dense(
         (each.dense[0][level], each.dense[1][level])
         for each in (student, teacher)
     ]
-    _check_shapes(*pairs, 'head')
     anchors = student.head.prior_generator.num_base_priors[level]
     scores, deltas = (
         [_by_anchor(x, anchors) for x in each] for each in zip(*pairs)
@@ -132,7 +217,6 @@ def _by_anchor(x: Tensor, anchors: int) -> Tensor:
 def _roi(
     student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    _check_shapes(student, teacher, 'second stage')
     scores = [_exact(each[0]) for each in (student, teacher)]
     kl = _categorical_kl(*scores).sum() / max(len(scores[0]), 1)
     found = scores[1].softmax(-1)[:, :-1]
@@ -164,19 +248,6 @@ def _categorical_kl(student: Tensor, teacher: Tensor) -> Tensor:
         reduction='none',
         log_target=True,
     )
-
-
-def _check_shapes(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], where: str
-) -> None:
-    ours, theirs = (
-        [tuple(x.shape) for x in pair] for pair in (student, teacher)
-    )
-    if ours != theirs:
-        raise ValueError(
-            f"LogitsDistillLoss: the student's {where} emits {ours}, the "
-            f"teacher's {theirs}: classes and anchors must be the same"
-        )
 
 
 @MODELS.register_module()
@@ -245,8 +316,10 @@ class IDaDistillLoss(DistillLoss):
     Where the teacher has other channels, see :func:`adapted`.
 
     Args:
-        weight: As in :class:`DistillLoss`. With 1 it outweighs the other
-            losses of a Faster R-CNN: see docs/distillation.md.
+        weight: As in :class:`DistillLoss`. At 0.05 its gradient in the
+            backbone is as large as the detection loss's at the start of a
+            training; at 1 it is 20 times that, and ruins the student
+            (docs/distillation.md).
         keep: Share of the pairs, 0 to 1; one pair is always kept.
         score: The least score of a proposal.
         iou: Of two proposals that overlap more, one is left out.
@@ -254,7 +327,7 @@ class IDaDistillLoss(DistillLoss):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: float = 0.05,
         keep: float = 0.6,
         score: float = 0.85,
         iou: float = 0.1,
@@ -266,8 +339,9 @@ class IDaDistillLoss(DistillLoss):
 
     def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
         """As the base class says."""
-        if student.head is None:
-            raise ValueError(_no_head(self))
+        for whose, each in (('student', student), ('teacher', teacher)):
+            if each.head is None:
+                raise _no_head(self, whose)
         pairs = _feature_pairs('IDaDistillLoss', student, teacher)
         boxes = [
             torch.cat(both)
@@ -305,9 +379,10 @@ def _feature_pairs(
         for seen in (student, teacher)
     )
     if ours != theirs:
-        raise ValueError(
+        raise TeacherError(
             f"{name}: the student's features are {ours} (images, height, "
-            f"width), the teacher's {theirs}: they must be the same"
+            f"width), the teacher's {theirs}: levels and strides must be the "
+            'same'
         )
     return [
         (_exact(s), _exact(t))

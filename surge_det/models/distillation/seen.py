@@ -25,6 +25,7 @@ class Seen:
             pixels; ``None`` without.
         roi: Scores (R, classes + 1) and deltas (R, 4 or 4·classes) of the
             second stage; ``None`` without.
+        roi_head: The module that returned ``roi``.
     """
 
     head: nn.Module | None
@@ -34,6 +35,7 @@ class Seen:
     dense: Sequence[Sequence[Tensor]] | None = None
     rois: Tensor | None = None
     roi: tuple[Tensor, Tensor] | None = None
+    roi_head: nn.Module | None = None
     _known: dict[tuple, list[Tensor]] = field(default_factory=dict)
 
     def proposals(self, score: float, iou: float) -> list[Tensor]:
@@ -105,7 +107,7 @@ def watch(model: nn.Module) -> Iterator[Seen]:
         seen.rois = args[1]
 
     def roi(module: nn.Module, args: tuple, output: Sequence) -> None:
-        seen.roi = tuple(output)
+        seen.roi, seen.roi_head = tuple(output), module
 
     with ExitStack() as stack:
 
