@@ -160,22 +160,24 @@ def test_regions_are_the_most_different_pairs():
     # One of the teacher's, two of the student's.
     for side, mine in zip(sides, (boxes[:2], boxes[2:])):
         side.proposals = lambda score, iou, mine=mine: [mine]
-    expected = []
-    for x1, y1, *_ in (boxes / 8).int().tolist():
-        each = []
-        for c in range(3):
-            a, b = (m[0, c, y1 : y1 + 7, x1 : x1 + 7].numpy() for m in (s, t))
-            # RoIAlign's samples lie in the middles of cells; so does this.
-            each.append(((a - b) ** 2).mean() / np.var(np.stack([a, b])))
-        expected.append(np.mean(each))
-    expected.sort()
-    assert expected[0] > 0
-    assert expected[-1] < 4
+    cut = [
+        [
+            m[0, :, y1 : y1 + 7, x1 : x1 + 7].numpy()
+            for x1, y1, *_ in (boxes / 8).int().tolist()
+        ]
+        for m in (s, t)
+    ]
+    ours, theirs = map(np.array, cut)
+    squares = (ours - theirs) ** 2
+    both = np.stack([ours, theirs]).var((0, 3, 4))
+    apart = (squares.mean((2, 3)) / both).mean(1)
+    assert 0 < apart.min() < apart.max() < 4
     for keep, kept in ((1.0, 3), (0.6, 2), (0.0, 1)):
+        most = np.argsort(apart)[-kept:]
+        spread = theirs[most].var((0, 2, 3))
         found = IDaDistillLoss(keep=keep)(*sides)['regions']
-        assert found.item() == pytest.approx(
-            np.mean(expected[-kept:]), rel=1e-4
-        )
+        expected = (squares[most].mean((0, 2, 3)) / spread).mean()
+        assert found.item() == pytest.approx(expected, rel=1e-4)
     for side in sides:
         side.proposals = lambda score, iou: [boxes[:0]]
     s.requires_grad_()
@@ -183,6 +185,29 @@ def test_regions_are_the_most_different_pairs():
     loss.backward()
     assert loss == 0
     assert not s.grad.any()
+
+
+def test_regions_of_other_widths_are_what_the_best_map_leaves():
+    s, t = double(1, 3, 7, 7).requires_grad_(), double(1, 5, 7, 7, seed=1)
+    sides = [seen(head=Head(), features=[x]) for x in (s, t)]
+    box = torch.tensor([[0.0, 0, 96, 96]]).double()
+    for side in sides:
+        side.shape = (96, 96)
+        side.proposals = lambda score, iou: [box]
+    # The same box twice: a patch is the whole map.
+    found = IDaDistillLoss()(*sides)['regions']
+    ours, theirs = (
+        x.detach().numpy()[0].reshape(x.shape[1], -1).T for x in (s, t)
+    )
+    ours = np.c_[ours, np.ones(49)]
+    left = theirs - ours @ np.linalg.lstsq(ours, theirs, rcond=None)[0]
+    assert found.item() == pytest.approx(
+        ((left**2).mean(0) / theirs.var(0)).mean(), rel=1e-3
+    )
+    # The map takes the student's scale away: nothing pulls at it.
+    found.backward()
+    along = (s.grad * s).sum() / (s.grad.norm() * s.norm())
+    assert abs(along) < 1e-3
 
 
 def test_other_widths_are_adapted_by_least_squares():

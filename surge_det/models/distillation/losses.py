@@ -300,26 +300,32 @@ class IDaDistillLoss(DistillLoss):
         \frac{\|R^s_{nc} - R^t_{nc}\|^2}{49 \sigma_{nc}^2}
 
     with :math:`\sigma_{nc}^2` the variance of channel ``c`` in both patches
-    together, which makes it a number from 0 to 4. The loss of a level is the
-    mean of :math:`\epsilon_n` over the share ``keep`` of pairs with the
-    largest one, where :math:`\sigma` counts as constant. It is 0 where
-    nothing is proposed.
+    together, which makes it a number from 0 to 4. The share ``keep`` of the
+    pairs with the largest one is distilled: the loss of a level is
+
+    .. math::
+
+        \frac{1}{C} \sum_c
+        \frac{\sum_n \|R^s_{nc} - R^t_{nc}\|^2}{49 N \sigma_c^2}
+
+    over these ``N`` pairs, with :math:`\sigma_c^2` the variance of the
+    teacher's channel in them. It is 0 where nothing is proposed.
 
     Source: Xu et al., IDa-Det (arXiv 2210.03477, ECCV 2022): the pairs, the
-    discrepancy, and the choice of pairs by it, with ``keep`` (there gamma),
-    ``score`` and ``iou`` as in its code. Its entropy loss is the squared
-    difference over a covariance, plus that one's logarithm, which the paper
-    does not say how to keep positive; its code has one learned number for
-    it. Here it is the variance of the discrepancy: the loss distills what the
-    choice is made by.
+    discrepancy, and the choice of pairs by it, with ``keep`` there gamma. Its
+    entropy loss is the squared difference over a covariance, plus that one's
+    logarithm, which the paper does not say how to keep positive. As its code
+    does in effect, this takes the squared difference; the variance makes the
+    weight one for all teachers. Over the variance of each pair, as in the
+    discrepancy, the gradient has no bound where a patch is flat.
 
-    Where the teacher has other channels, see :func:`adapted`.
+    Where the teacher has other channels, the patches are mapped as
+    :func:`adapted` does: all to choose, then the chosen ones anew.
 
     Args:
-        weight: As in :class:`DistillLoss`. At 0.05 its gradient in the
-            backbone is as large as the detection loss's at the start of a
-            training; at 1 it is 20 times that, and ruins the student
-            (docs/distillation.md).
+        weight: As in :class:`DistillLoss`. At 0.4 its gradient in the
+            backbone is about as large as the detection loss's at the start
+            of a training (docs/distillation.md).
         keep: Share of the pairs, 0 to 1; one pair is always kept.
         score: The least score of a proposal.
         iou: Of two proposals that overlap more, one is left out.
@@ -327,7 +333,7 @@ class IDaDistillLoss(DistillLoss):
 
     def __init__(
         self,
-        weight: float = 0.05,
+        weight: float = 0.4,
         keep: float = 0.6,
         score: float = 0.85,
         iou: float = 0.1,
@@ -359,16 +365,25 @@ class IDaDistillLoss(DistillLoss):
                 continue
             # Both axes have one scale but for rounding.
             scale = t.shape[-1] / student.shape[1]
-            cut = dict(output_size=7, spatial_scale=scale, aligned=True)
-            patch_s = roi_align(adapted(s, t), boxes, **cut)
-            patch_t = roi_align(t, boxes, **cut)
-            both = torch.stack([patch_s, patch_t]).detach()
-            spread = both.var((0, 3, 4), unbiased=False)[..., None, None]
-            spread = spread + _EPS * spread.mean() + 1e-12
-            apart = ((patch_s - patch_t).square() / spread).mean((1, 2, 3))
-            count = max(1, round(self.keep * len(apart)))
-            losses.append(apart.topk(count).values.mean())
+            s, t = (
+                roi_align(x, boxes, 7, spatial_scale=scale, aligned=True)
+                for x in (s, t)
+            )
+            with torch.no_grad():
+                mapped = adapted(s, t)
+                spread = _variance(torch.stack([mapped, t]), (0, 3, 4))
+                apart = ((mapped - t).square() / spread).mean((1, 2, 3))
+                count = max(1, round(self.keep * len(apart)))
+                most = apart.topk(count).indices
+            s, t = s[most], t[most]
+            spread = _variance(t, (0, 2, 3))
+            losses.append(((adapted(s, t) - t).square() / spread).mean())
         return {'regions': torch.stack(losses).mean()}
+
+
+def _variance(x: Tensor, over: tuple[int, ...]) -> Tensor:
+    spread = x.var(over, unbiased=False)[..., None, None]
+    return spread + _EPS * spread.mean() + 1e-12
 
 
 def _feature_pairs(
