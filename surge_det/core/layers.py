@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -556,83 +554,3 @@ def named_surge_layers(
     for name, child in module.named_modules():
         if isinstance(child, SURGELayer):
             yield name, child
-
-
-# Key of a checkpoint's `meta`: what the layers of its model binarize.
-BINARIZED = 'binarized'
-
-# (bits of weights, bits of activations) -> what a layer is called.
-KINDS = {
-    (1, 1): '1-bit',
-    (1, 32): 'weights 1-bit',
-    (32, 1): 'activations 1-bit',
-    (32, 32): 'real',
-}
-
-
-def binarization_of(model: nn.Module) -> dict[str, str]:
-    """Say what the layers of a model binarize, and how.
-
-    Args:
-        model: A detector.
-
-    Returns:
-        A text for each layer that binarizes something, by its name. Two
-        models of the same parameters that differ here give different outputs.
-    """
-    found = {}
-    for name, layer in named_surge_layers(model):
-        bits = layer.weight_bits, layer.activation_bits
-        if bits == (32, 32):
-            continue
-        words = [KINDS[bits]]
-        if layer.weight_bits == 1:
-            words.append(type(layer.weight_binarizer).__name__)
-        if layer.activation_bits == 1 and any(layer.pads):
-            words.append(f'pad_value={layer.pad_value:g}')
-        found[name] = ', '.join(words)
-    return found
-
-
-def stored_binarization(meta: dict[str, Any]) -> Any:
-    """Return what layers binarize, None where a checkpoint does not tell.
-
-    Those that SURGE's hooks wrote do. Of others, a config that names nothing
-    of SURGE's trained a real detector.
-    """
-    found = meta.get(BINARIZED)
-    if isinstance(found, dict):
-        return found
-    text = meta.get('cfg')
-    if isinstance(text, str) and not re.search('SURGE|binarize_cfg', text):
-        return {}
-    return None
-
-
-def check_binarization(
-    model: nn.Module, trained: dict[str, str], path: str | Path
-) -> None:
-    """See that a model's layers binarize what they were trained to.
-
-    Args:
-        model: The detector that a config gives.
-        trained: What :func:`binarization_of` said of the one in a file.
-        path: The file, for messages.
-
-    Raises:
-        ValueError: If a layer differs.
-    """
-    mine = binarization_of(model)
-    other = [
-        name
-        for name in {**mine, **trained}
-        if mine.get(name) != trained.get(name)
-    ]
-    if other:
-        name = other[0]
-        raise ValueError(
-            f'{path}: was trained with another config: {len(other)} layers '
-            f'compute something else in this one, such as {name} '
-            f'({trained.get(name, "real")} there, {mine.get(name, "real")} '
-            'here); give the config that it was trained with'
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surge_det.core.layers import BINARIZED, binarization_of
+from surge_det.core.binarization import BINARIZED, differences
 from surge_det.datasets.dropped import some
 
 # Of the tensors of the model or of the file, whichever has fewer: a file may
@@ -150,7 +150,6 @@ def _problems(
 
 
 def _other_layers(model: nn.Module, checkpoint: dict) -> str | None:
-    mine = binarization_of(model)
     meta = checkpoint.get('meta') or {}
     trained = meta.get(BINARIZED)
     if trained is None:
@@ -162,15 +161,10 @@ def _other_layers(model: nn.Module, checkpoint: dict) -> str | None:
         if ours:
             return None
         trained = {}
-    other = [
-        f'{name} {trained.get(name, "real")} there, '
-        f'{mine.get(name, "real")} here'
-        for name in {**mine, **trained}
-        if mine.get(name) != trained.get(name)
-    ]
+    other = differences(model, trained)
     if not other:
         return None
     return (
         f'{len(other)} layers compute something else than in its training '
-        f'({"; ".join(other[:1])})'
+        f'({other[0]})'
     )

@@ -24,7 +24,7 @@ from small_detector import small_config, train
 
 from surge_det.cli.export import SUFFIXES
 from surge_det.cli.main import main
-from surge_det.core.layers import binarization_of
+from surge_det.core.binarization import binarization_of
 from surge_det.datasets.shapes import prepare_shapes
 from surge_det.deploy import FORMATS, load_detector
 from surge_det.deploy.trained import build_detector

@@ -17,7 +17,7 @@ from load_worker import Worker
 from mmengine.registry import init_default_scope
 from small_detector import small_one_stage, train
 
-from surge_det.core.layers import binarization_of
+from surge_det.core.binarization import binarization_of
 from surge_det.deploy import FORMATS
 from surge_det.deploy.formats.digest import digest
 from surge_det.deploy.trained import build_detector

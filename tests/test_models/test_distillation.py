@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop, save_checkpoint, set_random_seed
 from replicas import begin_training
 from small_detector import small_config, small_one_stage
 
-from surge_det.core.layers import BINARIZED, binarization_of
+from surge_det.core.binarization import BINARIZED, binarization_of
 from surge_det.datasets.classes import ClassesError
 from surge_det.deploy.config import inference_part
 from surge_det.deploy.stored_config import stored_config

@@ -16,13 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from surge_det.core.binarization import KINDS
 from surge_det.core.binarizers import Binarizer
-from surge_det.core.layers import (
-    KINDS,
-    SURGEConv2d,
-    SURGELayer,
-    SURGELinear,
-)
+from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
 from surge_det.core.packed_layers import PackedLayer
 from surge_det.deploy.extra import require
 from surge_det.deploy.stored_config import bounded, stored_config

@@ -31,11 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from surge_det.core.layers import (
-    SURGELayer,
-    binarization_of,
-    check_binarization,
-)
+from surge_det.core.binarization import binarization_of, check_binarization
+from surge_det.core.layers import SURGELayer
 from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require

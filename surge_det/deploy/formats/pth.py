@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from surge_det.compat.safe_load import UnsafeCheckpointError
-from surge_det.core.layers import (
+from surge_det.core.binarization import (
     BINARIZED,
     binarization_of,
     check_binarization,
-    named_surge_layers,
     stored_binarization,
 )
+from surge_det.core.layers import named_surge_layers
 from surge_det.datasets.classes import metainfo_of_config
 from surge_det.deploy.config import checked_meta, config_text, meta_text
 from surge_det.deploy.trained import (

@@ -10,7 +10,7 @@ from typing import Any
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
-from surge_det.core.layers import binarization_of
+from surge_det.core.binarization import binarization_of
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
-from surge_det.core.layers import BINARIZED, binarization_of
+from surge_det.core.binarization import BINARIZED, binarization_of
 from surge_det.datasets.classes import (
     ClassesError,
     class_names,

@@ -29,11 +29,8 @@ from torch import Tensor, nn
 
 from surge_det.compat.registration import DISTILL_CFG as KEY
 from surge_det.core import checks
-from surge_det.core.layers import (
-    check_binarization,
-    named_surge_layers,
-    stored_binarization,
-)
+from surge_det.core.binarization import check_binarization, stored_binarization
+from surge_det.core.layers import named_surge_layers
 from surge_det.shipped import shipped_config
 
 from .losses import (
