@@ -22,9 +22,9 @@ $(VENV)/.installed: requirements/$(FLAVOUR).txt setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo 'error: no Python 3.10, 3.11 or 3.12 found; name one: make PYTHON=/path/to/python' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip<26'
-	@# Elsewhere than on Linux the usual build is of CPUs.
-	@[ "$$(uname -sm)" != 'Linux x86_64' ] || command -v nvidia-smi >/dev/null || \
-	$(BIN)/python -m pip install $(CPU_BUILDS) >/dev/null 2>&1 || \
+	@# The usual build brings CUDA on Linux, on 64-bit ARM too, and nowhere else.
+	@[ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || \
+	$(BIN)/python -m pip install $(CPU_BUILDS) 2>/dev/null || \
 	echo 'note: no CPU build of torch comes from the package index in use; the usual one brings CUDA, 5 GB (docs/installation.md)'
 	$(BIN)/python -m pip install -r requirements/$(FLAVOUR).txt
 	$(BIN)/python -m pip install --no-deps -e .

@@ -106,7 +106,7 @@ def draw_pair(visualizer, info, prediction, metainfo, score_thr):
     pred = prediction['pred_instances']
     scores = np.asarray(pred['scores'])
     boxes = np.asarray(pred['bboxes'], float).reshape(-1, 4)
-    best = surest(torch.from_numpy(boxes), torch.tensor(scores).double())
+    best = surest(torch.from_numpy(boxes), torch.from_numpy(scores))
     # The surest last, on top.
     order = [i for i in best.tolist()[::-1] if scores[i] >= score_thr]
     boxes = boxes[order]

@@ -9,6 +9,7 @@ from typing import Any
 from mmcv.ops import nms
 from mmdet import apis
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -32,15 +33,20 @@ def surest(boxes: Tensor, scores: Tensor) -> Tensor:
     Returns:
         (M,) int64, the surest first.
     """
-    return nms(boxes.contiguous(), scores.contiguous(), _ONE_OBJECT)[1]
+    # mmcv's compiled op reads float32 only.
+    boxes, scores = (x.float().contiguous() for x in (boxes, scores))
+    return nms(boxes, scores, _ONE_OBJECT)[1]
 
 
 def _for_a_picture(sample: DetDataSample) -> DetDataSample:
     found = sample.get('pred_instances', {})
     if 'bboxes' not in found or 'scores' not in found or not len(found):
         return sample
+    boxes = get_box_tensor(found.bboxes)
+    if boxes.shape[-1] != 4:  # rotated
+        return sample
     drawn = sample.clone()
-    drawn.pred_instances = found[surest(found.bboxes, found.scores)]
+    drawn.pred_instances = found[surest(boxes, found.scores)]
     return drawn
 
 

@@ -12,6 +12,9 @@ import surge_det  # noqa: F401
 # isort: split
 import mmcv
 from mmdet import apis
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.structures import InstanceData
 from small_detector import META, small_config, train
 
 from surge_det.deploy import FORMATS, DetInferencer
@@ -79,6 +82,48 @@ def test_what_mmdet_does_alone_stays(files):
         torch.is_tensor(v) and v.dtype == torch.uint8
         for v in inferencer.model.state_dict().values()
     )
+
+
+BOXES = torch.tensor([[0, 0, 10, 10], [1, 0, 10, 10], [50, 0, 60, 10.0]])
+
+
+@pytest.mark.parametrize(
+    ('boxes', 'drawn'),
+    [
+        (BOXES, [1, 2]),
+        (BOXES.half(), [1, 2]),
+        (HorizontalBoxes(BOXES), [1, 2]),
+        (BOXES[:0], []),
+        # Rotated: nothing is left out.
+        (torch.cat([BOXES, torch.zeros(3, 1)], 1), [0, 1, 2]),
+    ],
+)
+def test_pictures_have_one_box_over_one_object(
+    files, image, monkeypatch, boxes, drawn
+):
+    seen = []
+    monkeypatch.setattr(
+        apis.DetInferencer,
+        'visualize',
+        lambda self, _, preds: seen.extend(preds),
+    )
+    count = len(boxes)
+    sample = DetDataSample(
+        pred_instances=InstanceData(
+            bboxes=boxes,
+            scores=torch.tensor([0.5, 0.9, 0.3])[:count],
+            labels=torch.arange(count),
+            masks=torch.zeros(count, 8, 8, dtype=torch.bool),
+        )
+    )
+    panoptic = DetDataSample()
+    inferencer = DetInferencer(weights=files / 'detector.pth', device='cpu')
+    inferencer.visualize([image, image], [sample, panoptic])
+    assert seen[0].pred_instances.labels.tolist() == drawn
+    assert len(seen[0].pred_instances.masks) == len(drawn)
+    assert seen[1] is panoptic
+    # Predictions have all of them.
+    assert len(sample.pred_instances) == count
 
 
 def test_errors_name_the_file(files, tmp_path):
