@@ -546,6 +546,30 @@ def test_detectors_of_another_kind_are_refused(teacher, student, loss, said):
         model.distiller.teacher_of(model)
 
 
+@pytest.mark.parametrize('channels', [1, 3])
+def test_to_be_tried_changes_nothing_in_a_student(tmp_path, channels):
+    cfg = small_config()
+    cfg.model.backbone.in_channels = channels
+    cfg.model.data_preprocessor.update(
+        mean=[120.0] * channels, std=[60.0] * channels, bgr_to_rgb=False
+    )
+    twin = apply_method(copy.deepcopy(cfg), 'float')
+    twin.dump(tmp_path / 'float.py')
+    save(MODELS.build(twin.model), tmp_path / 'float.pth')
+    model = build(settings(tmp_path), cfg)
+    before = copy.deepcopy(model.state_dict())
+    drawn = torch.get_rng_state()
+    model.distiller.teacher_of(model)
+    assert all(v.equal(before[k]) for k, v in model.state_dict().items())
+    assert drawn.equal(torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    data = demo_mm_inputs(2, [[channels, 64, 96]] * 2, num_classes=3)
+    data = model.data_preprocessor(data, training=True)
+    losses = model(**data, mode='loss')
+    found = {key.split('_')[2] for key in losses if 'distill' in key}
+    assert found == {'dense', 'roi', 'features', 'regions'}
+
+
 def test_a_teacher_without_what_the_student_has_is_said():
     level, head = double(1, 2, 2, 3), Head()
     student = seen(

@@ -164,7 +164,10 @@ class Distiller:
         for module, _ in training:
             module.training = False
         try:
-            if error := self._unfit(student, teacher):
+            error = self._unfit(student, teacher)
+            # Others may be of this image: real ones may have one channel.
+            # The first step will tell.
+            if isinstance(error, TeacherError):
                 names = (type(model).__name__ for model in (student, teacher))
                 others = ' and '.join(
                     loss.__name__
@@ -191,13 +194,13 @@ class Distiller:
 
     def _unfit(
         self, student: nn.Module, teacher: nn.Module
-    ) -> TeacherError | None:
+    ) -> Exception | None:
         inputs = next(student.parameters()).new_zeros(1, 3, _SIDE, _SIDE)
         rois = inputs.new_tensor([[0, 0, 0, _SIDE / 2, _SIDE / 2]])
         try:
             seen = self._see(student, inputs, rois)
             self._losses(teacher, seen, inputs, [(_SIDE, _SIDE)])
-        except TeacherError as error:
+        except Exception as error:
             return error
         return None
 
