@@ -150,6 +150,28 @@ def _sheet(pairs):
     return page
 
 
+def _check_boxes(prediction, score_thr):
+    found, image = prediction['pred_instances'], prediction['img_id']
+    absent = {'bboxes', 'labels', 'scores'} - {*found.keys()}
+    if absent:
+        raise ValueError(
+            f'predictions: image {image!r} has no {sorted(absent)}'
+        )
+    scores = np.asarray(found['scores'])
+    boxes = np.asarray(found['bboxes'], float)
+    if len(scores) and boxes.shape != (len(scores), 4):
+        raise ValueError(
+            f'predictions: image {image!r} has boxes of shape {boxes.shape}, '
+            f'({len(scores)}, 4) is allowed: XYXY'
+        )
+    for box in boxes[scores >= score_thr]:
+        if not (box[:2] <= box[2:]).all():
+            raise ValueError(
+                f'predictions: image {image!r} has the box {box.tolist()}: '
+                'x1 <= x2 and y1 <= y2 must hold, without NaN'
+            )
+
+
 def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
     """Write pictures of ``num`` test images, and a sheet of the first nine.
 
@@ -182,6 +204,8 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
             'predictions must be a list of dicts with img_id and '
             'pred_instances, as surge-det test --out writes them'
         )
+    for prediction in predictions:
+        _check_boxes(prediction, score_thr)
     check_data(cfg, ['test'])
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     dataset = DATASETS.build(cfg.test_dataloader.dataset)

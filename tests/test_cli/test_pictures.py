@@ -275,6 +275,35 @@ def test_label_beyond_the_classes_is_refused(tested, tmp_path):
         show_detections(cfg, wrong, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(bboxes=torch.tensor([[5.0, 5, math.nan, 9]])), 'nan.*NaN'),
+        (dict(bboxes=torch.tensor([[9.0, 5, 5, 9]])), '9.0, 5.0, 5.0, 9.0'),
+        (dict(bboxes=torch.zeros(1, 5)), r'\(1, 5\), \(1, 4\) is allowed'),
+        (dict(scores=None), r"no \['scores'\]"),
+    ],
+)
+def test_what_is_no_box_is_refused(tested, tmp_path, changes, match):
+    _, _, cfg, predictions = tested
+    found = dict(
+        bboxes=torch.tensor([[5.0, 5, 9, 9]]),
+        labels=torch.tensor([0]),
+        scores=torch.tensor([0.9]),
+    )
+    found = {k: v for k, v in {**found, **changes}.items() if v is not None}
+    wrong = [*predictions]
+    wrong[9] = dict(predictions[9], pred_instances=found)
+    image = predictions[9]['img_id']
+    with pytest.raises(ValueError, match=f'image {image!r} has.*{match}'):
+        show_detections(cfg, wrong, tmp_path)
+    if 'scores' in found:
+        # It would not be drawn.
+        found['scores'] = torch.tensor([0.1])
+        found['bboxes'] = found['bboxes'][:, :4]
+        show_detections(cfg, wrong, tmp_path, num=1)
+
+
 def test_predictions_of_other_images_are_refused(tested, tmp_path):
     _, _, cfg, predictions = tested
     other = [dict(p, img_id=f'x{i}') for i, p in enumerate(predictions)]
