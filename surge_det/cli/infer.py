@@ -4,7 +4,7 @@ The model is a checkpoint of training, what ``surge-det export`` wrote, or a
 trained detector that is shipped: bccd (blood cells), neu (steel surfaces) or
 shapes (the demo's drawings). Each image gives OUT/vis/NAME, a picture, and
 OUT/preds/NAME.json, the boxes. Where boxes of several classes are over one
-object (IoU above 0.6), the picture has the surest of them.
+object (IoU above 0.5), the picture has the surest of them.
 
 Example::
 

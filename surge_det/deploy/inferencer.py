@@ -17,8 +17,9 @@ from surge_det.deploy.formats import format_of
 from surge_det.deploy.loading import load_detector
 from surge_det.deploy.stored_config import bounded
 
-# Boxes that overlap more are taken for those of one object in pictures.
-_ONE_OBJECT = 0.6
+# Boxes that overlap more are those of one object in pictures, as for the NMS
+# of two-stage heads among boxes of one class.
+_ONE_OBJECT = 0.5
 
 
 def surest(boxes: Tensor, scores: Tensor) -> Tensor:
