@@ -546,6 +546,22 @@ def test_detectors_of_another_kind_are_refused(teacher, student, loss, said):
         model.distiller.teacher_of(model)
 
 
+def test_grey_students_are_tried_too(tmp_path):
+    for_teacher, cfg = small_config(), small_config()
+    for each in (for_teacher, cfg):
+        each.model.backbone.in_channels = 1
+        each.model.data_preprocessor.update(
+            mean=[120.0], std=[60.0], bgr_to_rgb=False
+        )
+    for_teacher.model.rpn_head.anchor_generator.scales = [16]
+    twin = apply_method(for_teacher, 'float')
+    twin.dump(tmp_path / 'float.py')
+    save(MODELS.build(twin.model), tmp_path / 'float.pth')
+    model = build(settings(tmp_path), cfg)
+    with pytest.raises(TeacherError, match='anchors of the student'):
+        model.distiller.teacher_of(model)
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 def test_to_be_tried_changes_nothing_in_a_student(tmp_path, channels):
     cfg = small_config()
@@ -570,6 +586,31 @@ def test_to_be_tried_changes_nothing_in_a_student(tmp_path, channels):
     assert found == {'dense', 'roi', 'features', 'regions'}
 
 
+def test_heads_that_want_more_are_said(tmp_path):
+    cfg = small_config()
+    width = cfg.model.neck.out_channels
+    cfg.model.roi_head.update(
+        type='DoubleHeadRoIHead', reg_roi_scale_factor=1.3
+    )
+    cfg.model.roi_head.bbox_head = dict(
+        type='DoubleConvFCBBoxHead',
+        num_convs=1,
+        num_fcs=1,
+        in_channels=width,
+        conv_out_channels=8,
+        fc_out_channels=8,
+        num_classes=3,
+    )
+    twin = apply_method(copy.deepcopy(cfg), 'float')
+    twin.dump(tmp_path / 'float.py')
+    save(MODELS.build(twin.model), tmp_path / 'float.pth')
+    model = build(settings(tmp_path, 'LogitsDistillLoss'), cfg)
+    said = 'by LogitsDistillLoss: TypeError.*x_reg.*: PearsonDistillLoss'
+    with pytest.raises(TeacherError, match=said):
+        model.distiller.teacher_of(model)
+    steps(build(settings(tmp_path, 'PearsonDistillLoss'), cfg), 1)
+
+
 def test_a_teacher_without_what_the_student_has_is_said():
     level, head = double(1, 2, 2, 3), Head()
     student = seen(
@@ -582,11 +623,13 @@ def test_a_teacher_without_what_the_student_has_is_said():
         (seen(head=Head(False), dense=student.dense), 'sigmoid.*softmax'),
     ):
         with pytest.raises(TeacherError, match=text):
-            LogitsDistillLoss()(student, other)
+            LogitsDistillLoss().check(student, other)
     with pytest.raises(TeacherError, match='IDaDistillLoss: the teacher has'):
-        IDaDistillLoss()(student, seen())
+        IDaDistillLoss().check(student, seen())
     with pytest.raises(TeacherError, match='the teacher has none'):
-        LogitsDistillLoss()(seen(roi=student.roi), seen())
+        LogitsDistillLoss().check(seen(roi=student.roi), seen())
+    with pytest.raises(TeacherError, match='the student has no head'):
+        LogitsDistillLoss().check(seen(), student)
 
 
 def test_weights_that_were_binarized_otherwise_are_refused(tmp_path):

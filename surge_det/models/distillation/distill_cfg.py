@@ -133,15 +133,20 @@ class Distiller:
         """
         teacher = self.teacher_of(student)
         sizes = [sample.img_shape for sample in samples]
-        return self._losses(teacher, seen, inputs, sizes)
+        theirs = self._beside(seen, teacher, inputs, sizes)
+        return self._losses(seen, theirs)
 
-    def _losses(
-        self, teacher: nn.Module, seen: Seen, inputs: Tensor, sizes: list
-    ) -> dict[str, Tensor]:
+    def _beside(
+        self, seen: Seen, teacher: nn.Module, inputs: Tensor, sizes: list
+    ) -> Seen:
+        """Return what the teacher computes of what the student has seen."""
         theirs = self._see(teacher, inputs, seen.rois)
         for each in (seen, theirs):
             each.sizes = sizes
             each.shape = tuple(inputs.shape[-2:])
+        return theirs
+
+    def _losses(self, seen: Seen, theirs: Seen) -> dict[str, Tensor]:
         return {
             f'loss_distill_{name}': loss.weight * value
             for loss in self._on
@@ -165,25 +170,24 @@ class Distiller:
             module.training = False
         try:
             error = self._unfit(student, teacher)
-            # Others may be of this image: real ones may have one channel.
-            # The first step will tell.
-            if isinstance(error, TeacherError):
-                names = (type(model).__name__ for model in (student, teacher))
-                others = ' and '.join(
-                    loss.__name__
-                    for loss in _LOSSES
-                    if not self._with(loss)._unfit(student, teacher)
+            if error is None:
+                return
+            names = (type(model).__name__ for model in (student, teacher))
+            others = ' and '.join(
+                loss.__name__
+                for loss in _LOSSES
+                if not self._with(loss)._unfit(student, teacher)
+            )
+            raise TeacherError(
+                '{}: a {} cannot learn from the {} of teacher_config={!r}'
+                ' by {}. What would do: {}'.format(
+                    KEY,
+                    *names,
+                    self.teacher_config,
+                    error,
+                    others or 'none of the losses',
                 )
-                raise TeacherError(
-                    '{}: a {} cannot learn from the {} of teacher_config={!r}'
-                    ' by {}. What would do: {}'.format(
-                        KEY,
-                        *names,
-                        self.teacher_config,
-                        error,
-                        others or 'none of the losses',
-                    )
-                )
+            )
         finally:
             for module, flag in training:
                 module.training = flag
@@ -192,16 +196,31 @@ class Distiller:
         losses = [{'type': loss.__name__}]
         return Distiller(self.teacher_config, self.teacher_ckpt, losses)
 
-    def _unfit(
-        self, student: nn.Module, teacher: nn.Module
-    ) -> Exception | None:
-        inputs = next(student.parameters()).new_zeros(1, 3, _SIDE, _SIDE)
+    @torch.no_grad()
+    def _unfit(self, student: nn.Module, teacher: nn.Module) -> str | None:
+        mean = getattr(student.data_preprocessor, 'mean', None)
+        channels = 3 if mean is None else len(mean)
+        inputs = next(student.parameters()).new_zeros(
+            1, channels, _SIDE, _SIDE
+        )
         rois = inputs.new_tensor([[0, 0, 0, _SIDE / 2, _SIDE / 2]])
         try:
+            student.extract_feat(inputs)
+        except Exception:
+            # Its images are of another kind: the first step will tell.
+            return None
+        try:
             seen = self._see(student, inputs, rois)
-            self._losses(teacher, seen, inputs, [(_SIDE, _SIDE)])
+            theirs = self._beside(seen, teacher, inputs, [(_SIDE, _SIDE)])
+            for loss in self._on:
+                loss.check(seen, theirs)
+            self._losses(seen, theirs)
+        except TeacherError as error:
+            return str(error)
         except Exception as error:
-            return error
+            # Heads that want more than features or RoIs fail in any way.
+            names = ' and '.join(type(loss).__name__ for loss in self._on)
+            return f'{names}: {type(error).__name__}: {error}'
         return None
 
     def _load(self, student: nn.Module) -> nn.Module:

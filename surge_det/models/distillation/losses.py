@@ -39,12 +39,16 @@ class DistillLoss:
     def __init__(self, weight: float = 1.0) -> None:
         self.weight = checks.number('weight', weight, low=0)
 
-    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
-        """Return losses by name, ``weight`` not included.
+    def check(self, student: Seen, teacher: Seen) -> None:
+        """See that there is something to compare; once is enough.
 
         Raises:
-            TeacherError: If the two have nothing that can be compared.
+            TeacherError: If there is not.
         """
+        raise NotImplementedError
+
+    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+        """Return losses by name, ``weight`` not included."""
         raise NotImplementedError
 
 
@@ -78,11 +82,19 @@ class LogitsDistillLoss(DistillLoss):
 
     needs_classes = True
 
+    def check(self, student: Seen, teacher: Seen) -> None:
+        """As the base class says."""
+        if student.head is None and student.roi is None:
+            raise _no_head(self, 'student')
+        if student.head is not None:
+            _check_dense(student, teacher)
+        if student.roi is not None:
+            _check_roi(student, teacher)
+
     def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
         """As the base class says."""
         losses = {}
         if student.head is not None:
-            _check_dense(student, teacher)
             levels = [
                 _dense(student, teacher, level)
                 for level in range(len(student.dense[0]))
@@ -91,10 +103,7 @@ class LogitsDistillLoss(DistillLoss):
             losses['dense_cls'] = _mean(kl, found) + _mean(kl, 1 - found)
             losses['dense_box'] = _mean(apart, found)
         if student.roi is not None:
-            _check_roi(student, teacher)
             losses |= _roi(student.roi, teacher.roi)
-        if not losses:
-            raise _no_head(self, 'student')
         return losses
 
 
@@ -271,10 +280,14 @@ class PearsonDistillLoss(DistillLoss):
 
     needs_heads = False
 
+    def check(self, student: Seen, teacher: Seen) -> None:
+        """As the base class says."""
+        _check_features(self, student, teacher)
+
     def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
         """As the base class says."""
         losses = []
-        for s, t in _feature_pairs('PearsonDistillLoss', student, teacher):
+        for s, t in _feature_pairs(student, teacher):
             s, t = _standardized(adapted(s, t)), _standardized(t)
             losses.append((s - t).square().mean() / 2)
         return {'features': torch.stack(losses).mean()}
@@ -343,12 +356,15 @@ class IDaDistillLoss(DistillLoss):
         self.score = checks.number('score', score, low=0, high=1)
         self.iou = checks.number('iou', iou, low=0, high=1)
 
-    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+    def check(self, student: Seen, teacher: Seen) -> None:
         """As the base class says."""
         for whose, each in (('student', student), ('teacher', teacher)):
             if each.head is None:
                 raise _no_head(self, whose)
-        pairs = _feature_pairs('IDaDistillLoss', student, teacher)
+        _check_features(self, student, teacher)
+
+    def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:
+        """As the base class says."""
         boxes = [
             torch.cat(both)
             for both in zip(
@@ -359,7 +375,7 @@ class IDaDistillLoss(DistillLoss):
             )
         ]
         losses = []
-        for s, t in pairs:
+        for s, t in _feature_pairs(student, teacher):
             if not any(map(len, boxes)):
                 losses.append(0 * s.sum())
                 continue
@@ -386,19 +402,22 @@ def _variance(x: Tensor, over: tuple[int, ...]) -> Tensor:
     return spread + _EPS * spread.mean() + 1e-12
 
 
-def _feature_pairs(
-    name: str, student: Seen, teacher: Seen
-) -> list[tuple[Tensor, Tensor]]:
+def _check_features(loss: DistillLoss, student: Seen, teacher: Seen) -> None:
     ours, theirs = (
         [(len(x), *x.shape[2:]) for x in seen.features]
         for seen in (student, teacher)
     )
     if ours != theirs:
         raise TeacherError(
-            f"{name}: the student's features are {ours} (images, height, "
-            f"width), the teacher's {theirs}: levels and strides must be the "
-            'same'
+            f"{type(loss).__name__}: the student's features are {ours} "
+            f"(images, height, width), the teacher's {theirs}: levels and "
+            'strides must be the same'
         )
+
+
+def _feature_pairs(
+    student: Seen, teacher: Seen
+) -> list[tuple[Tensor, Tensor]]:
     return [
         (_exact(s), _exact(t))
         for s, t in zip(student.features, teacher.features)
