@@ -195,7 +195,6 @@ def _start_replica(layer: SURGEConv2d, how: str) -> None:
         scale = layer.weight.abs().mean((1, 2, 3), keepdim=True)
         other = scale * binary_sign(layer.weight)
     layer.begin_training()
-    # set_replica() refuses zeros.
     layer.aux_weight.copy_(other)
 
 

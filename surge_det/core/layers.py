@@ -151,29 +151,11 @@ class SURGELayer(nn.Module):
         return self.aux_weight is not None
 
     @torch.no_grad()
-    def set_replica(self, weight: Tensor) -> None:
-        """Let training begin with another replica than a copy of ``weight``.
-
-        Args:
-            weight: In the shape of the layer's, not all zeros.
-
-        Raises:
-            ValueError: If the layer has no replica, or ``weight`` is all
-                zeros. AGS would divide by a norm of 0.
-        """
-        if not self.compensate:
-            raise ValueError(f'layer={self!r} has no replica')
-        if not weight.any():
-            raise ValueError('weight is all zeros: other values are allowed')
-        self.aux_weight.copy_(weight)
-        self._set_begun(True)
-
-    @torch.no_grad()
     def begin_training(self) -> None:
         """Copy ``weight`` to the replica, unless it began already.
 
-        A replica that was loaded or set has begun, and so has every one
-        after the first step. Without a replica it does nothing.
+        A replica that was loaded has begun, and so has every one after the
+        first step. Without a replica it does nothing.
 
         Raises:
             RuntimeError: If the parameters are shards of other shapes.

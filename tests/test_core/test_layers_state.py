@@ -403,29 +403,6 @@ def test_a_replica_written_on_purpose_is_kept(kind, write, order):
     assert layer.aux_weight.grad is not None
 
 
-@both
-@pytest.mark.parametrize('begin', [True, False])
-def test_a_replica_that_was_set_is_kept(kind, begin):
-    layer = build(kind)
-    layer.set_replica(torch.full_like(layer.weight, 0.25))
-    via_init(layer)
-    if begin:
-        layer.begin_training()
-    layer(batch(kind))
-    assert (layer.aux_weight == 0.25).all()
-    with pytest.raises(ValueError, match='no replica'):
-        layer.strip().set_replica(layer.weight)
-
-
-@both
-def test_a_replica_of_zeros_is_refused(kind):
-    layer = build(kind)
-    with pytest.raises(ValueError, match='weight is all zeros'):
-        layer.set_replica(torch.zeros_like(layer.weight))
-    layer(batch(kind))
-    assert torch.equal(layer.aux_weight, layer.weight)
-
-
 # Beginning for all layers at once
 
 

@@ -314,10 +314,6 @@ class Detector:
                 quantized(model, x)
                 for model, (_, x) in zip(self._twins[FP32], parts)
             ]
-        self._whole_models = (
-            (RUNTIME_FP32, self.twin),
-            (RUNTIME, self.one_bit),
-        )
         self._structures = [network.structure for network, _ in parts]
         self._torch = {
             **_in_layouts(TORCH, self.twin),
