@@ -18,7 +18,7 @@ def setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition('=')
     if not key or not equals or ' ' in key:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not KEY=VALUE; one with blanks needs quotes: '
+            f'{text!r} is not KEY=VALUE; one with spaces needs quotes: '
             '"KEY=VALUE"'
         )
     try:

@@ -127,7 +127,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         type=setting,
         metavar='KEY=VALUE',
         help='override settings of the config; nested keys with dots, lists '
-        'as key="[a,b]" or key=a,b, blanks as "key=a b"',
+        'as key="[a,b]" or key=a,b, spaces as "key=a b"',
     )
 
 

@@ -40,6 +40,11 @@ _SOURCES = {
         'git clone https://github.com/Shenggan/BCCD_Dataset, then copy its '
         'folder BCCD to bccd/ in the data folder.'
     ),
+    'neu_det': (
+        "NEU-DET (surface defects of steel), in VOC's layout: JPEGImages/, "
+        'Annotations/ and ImageSets/Main/{train,val,test}.txt in the folder '
+        'neu_det/ of the data folder.'
+    ),
     'bccd_crops': ('BCCD, cut into one image per cell: surge-det make-crops'),
     'imagenet': (
         'ImageNet (ILSVRC 2012): download ILSVRC2012_img_train.tar, '
