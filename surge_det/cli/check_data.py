@@ -116,13 +116,13 @@ def read_dataset(
         image_faults,
         is_local,
     )
+    from surge_det.datasets.root import class_of
 
     bar = partial(track, description=f'images of {key}')
     faults = []
     try:
-        kind = leaf['type']
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if isinstance(kind, type) and issubclass(kind, BaseDataset):
+        kind = class_of(DATASETS, leaf['type'])
+        if kind is not None and issubclass(kind, BaseDataset):
             dataset = DATASETS.build({**leaf, 'lazy_init': True})
             dataset.track = bar
             # Not full_init(), which leaves out images without boxes.

@@ -61,6 +61,8 @@ def apply_tta(cfg: Config) -> None:
     """Put mmdet's default test-time augmentation where the config has none."""
     from mmengine.config import ConfigDict
 
+    from surge_det.datasets.root import test_datasets, test_pipeline
+
     cfg.setdefault(
         'tta_model',
         ConfigDict(
@@ -70,11 +72,8 @@ def apply_tta(cfg: Config) -> None:
             ),
         ),
     )
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
     if 'tta_pipeline' not in cfg:
-        steps = deepcopy(dataset.pipeline)
+        steps = deepcopy(test_pipeline(cfg))
         pack = steps.pop()
         # Detections are flipped back before they are scored; ground truth,
         # which mmdet's VOC metric takes from the samples, must not be flipped.
@@ -94,7 +93,8 @@ def apply_tta(cfg: Config) -> None:
         )
         cfg.tta_pipeline = [s for s in steps if s not in truth] + [augment]
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in test_datasets(cfg):
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from torch.utils.data import Dataset
 
-from .root import leaf_datasets
+from .root import class_of, test_datasets
 
 
 class ClassesError(ValueError):
@@ -47,11 +47,9 @@ def metainfo_of_config(cfg: Config) -> dict[str, Any]:
         The metainfo; empty where the config has no such dataset, or its class
         tells it only when it reads the data.
     """
-    loader = cfg.get('test_dataloader') or {}
-    for dataset in leaf_datasets(loader.get('dataset')):
-        kind = dataset.get('type')
-        cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-        if not (isinstance(cls, type) and issubclass(cls, BaseDataset)):
+    for dataset in test_datasets(cfg):
+        cls = class_of(DATASETS, dataset.get('type'))
+        if cls is None or not issubclass(cls, BaseDataset):
             break
         lazy = {**dataset, 'lazy_init': True, 'pipeline': []}
         return DATASETS.build(lazy).metainfo

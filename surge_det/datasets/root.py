@@ -194,7 +194,7 @@ def check_data(
         ):
             for path in _dataset_paths(dataset):
                 _require(path, f'{mode}_dataloader')
-        for evaluator in _metrics(cfg.get(f'{mode}_evaluator')):
+        for evaluator in metrics_of(cfg.get(f'{mode}_evaluator')):
             if evaluator.get('ann_file'):
                 _require(evaluator['ann_file'], f'{mode}_evaluator')
 
@@ -221,14 +221,14 @@ def use_checked_datasets(cfg: Config) -> None:
         loader = cfg.get(f'{mode}_dataloader') or {}
         evaluator = cfg.get(f'{mode}_evaluator')
         if isinstance(evaluator, Mapping) and 'metrics' in evaluator:
-            kind = _class(EVALUATOR, evaluator.get('type', 'Evaluator'))
+            kind = class_of(EVALUATOR, evaluator.get('type', 'Evaluator'))
             together &= kind is not MultiDatasetsEvaluator
         for registry, base, found in (
             (DATASETS, CocoDataset, leaf_datasets(loader.get('dataset'))),
-            (METRICS, CocoMetric, _metrics(evaluator)),
+            (METRICS, CocoMetric, metrics_of(evaluator)),
         ):
             for part in found:
-                kind = _class(registry, part.get('type'))
+                kind = class_of(registry, part.get('type'))
                 if kind is None or not kind.__module__.startswith('mmdet.'):
                     # Ours are no obstacle; others of COCO's kind are.
                     together &= (
@@ -247,7 +247,7 @@ def use_checked_datasets(cfg: Config) -> None:
             _import_ours(cfg)
 
 
-def _class(registry: Any, kind: Any) -> type | None:
+def class_of(registry: Any, kind: Any) -> type | None:
     """Return what a ``type`` of a config stands for, if it is a class."""
     found = registry.get(kind) if isinstance(kind, str) else kind
     return found if isinstance(found, type) else None
@@ -261,7 +261,8 @@ def _import_ours(cfg: Config) -> None:
         imports['imports'] = [*names, 'surge_det']
 
 
-def _metrics(evaluator: Any) -> list[Mapping]:
+def metrics_of(evaluator: Any) -> list[Mapping]:
+    """Return the metrics of an evaluator's config, None allowed."""
     if isinstance(evaluator, Mapping):
         evaluator = evaluator.get('metrics', evaluator)
     if isinstance(evaluator, Mapping):
@@ -284,6 +285,21 @@ def leaf_datasets(dataset: Any) -> Iterator[Mapping]:
             yield dataset
         else:
             yield from leaf_datasets(inner)
+
+
+def test_datasets(cfg: Config) -> list[Mapping]:
+    """Return the datasets, without wrappers, that a config tests on."""
+    loader = cfg.get('test_dataloader') or {}
+    return list(leaf_datasets(loader.get('dataset')))
+
+
+def test_pipeline(cfg: Config) -> Sequence[Mapping]:
+    """Return the steps of a config's test pipeline; may be changed.
+
+    Of several test datasets the first one's; empty where there is none.
+    """
+    datasets = test_datasets(cfg)
+    return (datasets[0].get('pipeline') if datasets else None) or []
 
 
 def _dataset_paths(dataset: Mapping) -> Iterator[str]:

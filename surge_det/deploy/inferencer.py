@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from surge_det.datasets.root import test_datasets, test_pipeline
 from surge_det.deploy.formats import format_of
 from surge_det.deploy.loading import load_detector
 from surge_det.deploy.stored_config import bounded
@@ -49,11 +51,6 @@ def _for_a_picture(sample: DetDataSample) -> DetDataSample:
     drawn = sample.clone()
     drawn.pred_instances = found[surest(boxes, found.scores)]
     return drawn
-
-
-def _pipeline(cfg: Config) -> Any:
-    loader = cfg.get('test_dataloader') or {}
-    return (loader.get('dataset') or {}).get('pipeline')
 
 
 class DetInferencer(apis.DetInferencer):
@@ -95,7 +92,7 @@ class DetInferencer(apis.DetInferencer):
             if model is None:
                 self._loaded = load_detector(weights, device=device or 'cpu')
                 model = self._loaded.cfg
-                if not _pipeline(model):
+                if not test_pipeline(model):
                     raise ValueError(
                         f'{weights}: its config has no test pipeline; give '
                         'your own config beside it'
@@ -118,6 +115,13 @@ class DetInferencer(apis.DetInferencer):
         if self.palette != 'none':
             model.dataset_meta['palette'] = self.palette
         return model.to(device)
+
+    def _init_pipeline(self, cfg: Any) -> Any:
+        cfg = copy.deepcopy(cfg)
+        # mmdet does not look into wrappers here.
+        if datasets := test_datasets(cfg):
+            cfg.test_dataloader.dataset = datasets[0]
+        return super()._init_pipeline(cfg)
 
     def visualize(
         self, inputs: Any, preds: Any, *args: Any, **kwargs: Any

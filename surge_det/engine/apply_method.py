@@ -14,6 +14,7 @@ from surge_det.core import checks
 from surge_det.core.fsg import FSGConfig
 from surge_det.core.layers import SURGELayer
 from surge_det.core.methods import METHODS, method_cfg
+from surge_det.datasets.root import class_of
 
 # The config decides what a layer binarizes at all (as in the first of two
 # steps), unless the method is about that.
@@ -136,9 +137,8 @@ def _places(node: Any, where: str) -> Iterator[tuple[str, ConfigDict]]:
             yield from _places(item, f'{where}.{i}')
     if not isinstance(node, dict):
         return
-    kind = node.get('type')
-    cls = MODELS.get(kind) if isinstance(kind, str) else kind
-    if isinstance(cls, type) and issubclass(cls, SURGELayer):
+    cls = class_of(MODELS, node.get('type'))
+    if cls is not None and issubclass(cls, SURGELayer):
         yield where, node
         return
     default = getattr(cls, 'default_conv_cfg', None)

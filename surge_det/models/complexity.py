@@ -43,6 +43,7 @@ from surge_det.core import checks
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGELayer
 from surge_det.core.operators.sign_conv import signs_as_floats
+from surge_det.datasets.root import test_pipeline
 
 _LAYERS = (_ConvNd, nn.Linear)
 
@@ -478,12 +479,9 @@ def _test_shape(cfg: Config) -> tuple[int, int]:
     Raises:
         ValueError: If the pipeline has no fixed scale.
     """
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
     steps = [
         step
-        for step in dataset.get('pipeline') or []
+        for step in test_pipeline(cfg)
         if isinstance(step, Mapping)
         and str(step.get('type')).endswith(('Resize', 'Pad'))
     ]

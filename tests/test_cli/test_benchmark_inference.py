@@ -459,6 +459,12 @@ def test_a_config_with_one_size_is_run_at_it():
     ):
         cfg = Config.fromfile(folder / name)
         assert inference_run.config_sizes(cfg) == sizes
+    leaf = Config.fromfile(folder / 'surge_ssd300_vgg16_voc.py')
+    leaf = leaf.test_dataloader.dataset
+    cfg.test_dataloader = dict(
+        dataset=dict(type='ConcatDataset', datasets=[leaf])
+    )
+    assert inference_run.config_sizes(cfg) == [(300, 300)]
 
 
 def test_an_int8_twin_takes_part_where_it_can_be_made(

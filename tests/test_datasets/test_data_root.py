@@ -2,6 +2,7 @@ import pytest
 from mmengine.config import Config
 
 from surge_det.datasets import check_data, data_root, merge_options
+from surge_det.datasets import root as module
 from surge_det.datasets.root import use_data_root
 
 
@@ -30,6 +31,16 @@ def _config(root):
             ],
         )
     )
+
+
+def test_datasets_to_test_on_are_found_in_wrappers():
+    cfg = _config('x')
+    assert module.test_pipeline(cfg) == module.test_pipeline(Config({})) == []
+    cfg.test_dataloader = cfg.train_dataloader
+    first, second = module.test_datasets(cfg)
+    first.pipeline = ['step']
+    assert second.data_prefix
+    assert module.test_pipeline(cfg) is first.pipeline
 
 
 def test_data_root_follows_the_variable(monkeypatch):

@@ -144,3 +144,20 @@ def test_mmdets_own_calls_refuse_what_they_cannot_load(files):
     ):
         with pytest.raises(ValueError, match='load_detector'):
             call()
+
+
+@pytest.mark.parametrize('kind', ['ConcatDataset', 'RepeatDataset'])
+def test_the_test_set_may_be_wrapped(files, image, tmp_path, kind):
+    weights = str(files / 'detector.pth')
+    expected = DetInferencer(weights=weights)(image)['predictions']
+    cfg = small_config()
+    leaf = cfg.test_dataloader.dataset
+    inner = {
+        'ConcatDataset': dict(datasets=[leaf, leaf]),
+        'RepeatDataset': dict(times=2, dataset=leaf),
+    }[kind]
+    cfg.test_dataloader = dict(dataset=dict(type=kind, **inner))
+    cfg.dump(tmp_path / 'config.py')
+    model = str(tmp_path / 'config.py')
+    found = DetInferencer(model, weights, 'cpu')(image)['predictions']
+    assert found == expected

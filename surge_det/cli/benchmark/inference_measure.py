@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import SURGELayer, named_surge_layers
+from surge_det.datasets.root import test_pipeline
 from surge_det.deploy import FORMATS
 from surge_det.deploy.comparison import (
     check_input,
@@ -32,7 +33,7 @@ from surge_det.deploy.networks import roi_example
 from surge_det.deploy.onnx.conversion import convert as convert_to_onnx
 from surge_det.deploy.onnx.detector import open_session
 from surge_det.deploy.onnx.layout import TO_FIRST, TO_LAST
-from surge_det.deploy.onnx.rules import kind_of, test_pipeline
+from surge_det.deploy.onnx.rules import kind_of
 from surge_det.deploy.openvino import (
     Network,
     convert,

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from surge_det.cli.common import read_config
+from surge_det.datasets.root import test_pipeline
 from surge_det.deploy.comparison import check_input
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.runtime import shared_core
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
 
 def config_sizes(cfg: Config) -> list[tuple[int, int]]:
     """Rows and columns to run at: the config's if it has one for all."""
-    for step in cfg.test_dataloader.dataset.pipeline:
+    for step in test_pipeline(cfg):
         if step.type.endswith('Resize') and not step.get('keep_ratio'):
             columns, rows = step['scale']
             return [(rows, columns)]

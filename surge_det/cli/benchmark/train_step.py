@@ -23,6 +23,7 @@ from torch import nn
 from surge_det.cli.common import read_config
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import named_surge_layers
+from surge_det.datasets.root import test_pipeline
 
 from .measure import interleaved, peak_mib, timed
 from .reference import REFERENCES, copy_as
@@ -90,7 +91,7 @@ def random_batches(
     """
     sizes = [
         (min(step.scale), max(step.scale))
-        for step in cfg.test_dataloader.dataset.pipeline
+        for step in test_pipeline(cfg)
         if step.type.endswith('Resize') and 'scale' in step
     ]
     if not (args.size or sizes):

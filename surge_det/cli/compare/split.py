@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+
+from surge_det.datasets.root import leaf_datasets, metrics_of
 
 _SPLIT = re.compile(r'train(?:val)?|val|test')
 
@@ -42,7 +44,7 @@ def lr_split_config(cfg: Config, split: str) -> Config:
     """
     option = f'--lr-split {split}'
     own = Config(cfg.to_dict())
-    reported = _val_list(cfg)
+    reported = _list(cfg.val_dataloader.dataset)
     path = _use_split(own, split, option)
     if reported.is_file() and path.samefile(reported):
         raise ValueError(
@@ -60,8 +62,7 @@ def lr_split_config(cfg: Config, split: str) -> Config:
     return own
 
 
-def _val_list(cfg: Config) -> Path:
-    dataset = cfg.val_dataloader.dataset
+def _list(dataset: Mapping) -> Path:
     return Path(dataset.get('data_root') or '', dataset.get('ann_file') or '')
 
 
@@ -81,17 +82,15 @@ def _use_split(cfg: Config, split: str, option: str) -> Path:
     if not path.is_file():
         raise ValueError(f'{option}: there is no {path}')
     dataset.ann_file = new
-    evaluators = cfg.get('val_evaluator') or []
-    if isinstance(evaluators, dict):
-        evaluators = [evaluators]
-    for evaluator in evaluators:
+    for evaluator in metrics_of(cfg.get('val_evaluator')):
         if evaluator.get('ann_file'):
             evaluator.ann_file = str(path)
     return path
 
 
 def _refuse_trained(cfg: Config, path: Path, option: str) -> None:
-    for other in _lists(cfg.train_dataloader.dataset):
+    for dataset in leaf_datasets(cfg.train_dataloader.dataset):
+        other = _list(dataset)
         if other.parent == path.parent:
             _refuse_common(path, other, option, 'are trained on')
 
@@ -106,13 +105,3 @@ def _refuse_common(path: Path, other: Path, option: str, use: str) -> None:
             f'{option}: {len(both)} of {len(wanted)} images of {path} {use} '
             f'(in {other})'
         )
-
-
-def _lists(dataset: object) -> Iterator[Path]:
-    if isinstance(dataset, (list, tuple)):
-        for item in dataset:
-            yield from _lists(item)
-    elif isinstance(dataset, dict):
-        yield from _lists(dataset.get('dataset') or dataset.get('datasets'))
-        if dataset.get('ann_file'):
-            yield Path(dataset.get('data_root') or '', dataset['ann_file'])

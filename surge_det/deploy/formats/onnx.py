@@ -22,6 +22,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from surge_det.datasets.root import test_datasets
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.onnx.layers import operation, stored_as_bits
@@ -122,11 +123,15 @@ class ONNXFormat(EngineFormat):
 
     def adapted(self, config: Config) -> Config:
         """Leave out what the detector does to an image by itself."""
-        from surge_det.deploy.onnx.rules import RESIZE, kind_of, test_pipeline
+        from surge_det.deploy.onnx.rules import RESIZE, kind_of
 
         config = copy.deepcopy(config)
-        steps = test_pipeline(config)
-        steps[:] = [step for step in steps if kind_of(step) not in RESIZE]
+        for dataset in test_datasets(config):
+            dataset['pipeline'] = [
+                step
+                for step in dataset.get('pipeline') or []
+                if kind_of(step) not in RESIZE
+            ]
         return config
 
     def _stored_as_bits(self, layer: nn.Module) -> bool:

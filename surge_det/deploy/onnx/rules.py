@@ -18,6 +18,8 @@ from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import Config
 from torch import nn
 
+from surge_det.datasets.root import test_pipeline
+
 # |log(wh_ratio_clip)| of mmdet's decoding.
 _MAX_RATIO = float(abs(np.log(16 / 1000)))
 # Steps of a test pipeline that change nothing of the image.
@@ -72,14 +74,6 @@ def preprocess(model: nn.Module, cfg: Config) -> Attributes:
         batch_divisor=int(given.pad_size_divisor),
         batch_value=float(given.pad_value),
     )
-
-
-def test_pipeline(cfg: Config) -> list[dict[str, Any]]:
-    """Return the steps of a config's test pipeline; may be changed."""
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset.pipeline
 
 
 def kind_of(step: dict[str, Any]) -> str:
