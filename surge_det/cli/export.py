@@ -24,10 +24,11 @@ from surge_det.cli.common import (
     add_cfg_options,
     add_config,
     fail,
-    file_or_address,
     load_config,
+    model_or_address,
 )
 from surge_det.cli.tables import print_table
+from surge_det.shipped import WEIGHTS
 
 if TYPE_CHECKING:
     from surge_det.deploy import Format, Row
@@ -47,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add(
         'checkpoint',
-        type=file_or_address,
+        type=model_or_address,
         metavar='CHECKPOINT',
-        help='checkpoint file',
+        help='checkpoint file; for onnx and openvino a packed file, or a '
+        "shipped detector's name, such as bccd, too",
     )
     add('--format', choices=SUFFIXES, required=True, help='what to write')
     add(
@@ -68,6 +70,8 @@ def output_path(args: argparse.Namespace, format: Format) -> Path:
     if out is None:
         if '://' in args.checkpoint:
             fail('--out is missing: CHECKPOINT is an address')
+        if Path(args.checkpoint).is_relative_to(WEIGHTS):
+            fail('--out is missing: CHECKPOINT is a shipped detector')
         out = Path(args.checkpoint).with_suffix(format.export_suffix)
     if out.is_dir():
         fail(f'--out {str(out)!r} is a folder; name a file')
@@ -128,13 +132,19 @@ def run(args: argparse.Namespace) -> None:
             f'--format {args.format}'
         )
     from surge_det.deploy import FORMATS, check
+    from surge_det.deploy.formats import format_of
 
-    format = FORMATS[args.format]
+    format, given = FORMATS[args.format], format_of(args.checkpoint)
+    if given.cpu_only:
+        fail(
+            f'CHECKPOINT {args.checkpoint}: a checkpoint or a packed file is '
+            f'allowed, not one of the format {given.name}'
+        )
     out = output_path(args, format)
     try:
         format.require_packages()
         cfg = load_config(args)
-        model = FORMATS['pth'].load(args.checkpoint, cfg)
+        model = given.load(args.checkpoint, cfg)
         rows = format.plan(model)
         print_layers(rows)
         print()

@@ -39,7 +39,11 @@ def binarization_of(model: nn.Module) -> dict[str, str]:
             continue
         words = [KINDS[bits]]
         if layer.weight_bits == 1:
-            words.append(type(layer.weight_binarizer).__name__)
+            binarizer = layer.weight_binarizer
+            # That of an unpacked layer knows where its scale is from.
+            words.append(
+                getattr(binarizer, 'origin', type(binarizer).__name__)
+            )
         if layer.activation_bits == 1 and any(layer.pads):
             words.append(f'pad_value={layer.pad_value:g}')
         found[name] = ', '.join(words)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from .activations import add_per_channel
+from .binarizers.base import Binarizer
 from .bits import pack_signs, unpack_signs
 from .estimators import STE
 from .functional import Settings, surge
@@ -13,6 +17,24 @@ from .layers import SURGEConv2d, SURGELayer, SURGELinear
 
 # Says that inputs are binarized; its gradient never flows.
 _BINARIZES = STE()
+
+
+class StoredScale(Binarizer):
+    """The scale that a packed layer has, for weights that are its signs.
+
+    Args:
+        scale: (C_out,).
+        origin: Name of the binarizer that both come from.
+    """
+
+    def __init__(self, scale: Tensor, origin: str) -> None:
+        super().__init__()
+        self.register_buffer('stored', scale.detach().clone())
+        self.origin = origin
+
+    def scale(self, z: Tensor) -> Tensor:
+        """Return the scale, (C_out, 1, ...)."""
+        return self.stored.view(-1, *[1] * (z.dim() - 1))
 
 
 class PackedLayer(nn.Module):
@@ -49,6 +71,7 @@ class PackedLayer(nn.Module):
         for name in layer.geometry:
             setattr(self, name, getattr(layer, name))
         binarized = layer.binarized_weight()
+        self.binarizer = type(layer.weight_binarizer).__name__
         self.operator = layer.operator
         self.binarize_activation = layer.binarize_activation
         self.pad_value = layer.pad_value
@@ -84,6 +107,31 @@ class PackedLayer(nn.Module):
                 'made of, and export that again'
             )
         return super().train(mode)
+
+    @torch.no_grad()
+    def unpacked(self) -> SURGELayer:
+        """Return a new 1-bit layer that computes the same, for exports."""
+        keywords: dict[str, Any] = {}
+        if issubclass(self.packs, SURGEConv2d):
+            keywords['pad_value'] = self.pad_value
+        layer = self.packs(
+            **{name: getattr(self, name) for name in self.packs.geometry},
+            bias=self.bias is not None,
+            device=self.bits.device,
+            dtype=self.scale.dtype,
+            compensate=False,
+            binarize_activation=self.binarize_activation,
+            shift=None if self.shift is None else 0.0,
+            weight_binarizer=StoredScale(self.scale, self.binarizer),
+            **keywords,
+        )
+        signs = unpack_signs(self.bits, self.weight_shape, self.scale.dtype)
+        layer.weight.copy_(signs)
+        for name in ('bias', 'shift'):
+            value = getattr(self, name)
+            if value is not None:
+                getattr(layer, name).copy_(value)
+        return layer.eval()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -176,11 +224,40 @@ def pack_model(model: nn.Module) -> dict[str, str]:
                 packed[layer] = cls(layer)
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from error
-    for owner in list(model.modules()):
-        if isinstance(owner, SURGELayer):
-            owner.strip()
-        for key, child in owner._modules.items():
-            if child in packed:
-                owner._modules[key] = packed[child]
+    for layer in model.modules():
+        if isinstance(layer, SURGELayer):
+            layer.strip()
+    _replace(model, packed)
     model.eval()
     return done
+
+
+def unpack_model(model: nn.Module) -> nn.Module:
+    """Return a model whose packed layers are 1-bit ones again.
+
+    Args:
+        model: Any module; not changed.
+
+    Returns:
+        A copy that computes the same, or ``model`` itself where no layer of
+        it is packed.
+    """
+    if not any(isinstance(layer, PackedLayer) for layer in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    _replace(
+        model,
+        {
+            layer: layer.unpacked()
+            for layer in model.modules()
+            if isinstance(layer, PackedLayer)
+        },
+    )
+    return model
+
+
+def _replace(model: nn.Module, layers: dict[nn.Module, nn.Module]) -> None:
+    for owner in list(model.modules()):
+        for key, child in owner._modules.items():
+            if child in layers:
+                owner._modules[key] = layers[child]

@@ -143,6 +143,14 @@ def test_options_of_the_config_are_stored(trained, capsys, tmp_path):
             '--out is missing: CHECKPOINT is an address',
         ),
         (
+            ['config.py', 'bccd', '--format', 'onnx'],
+            '--out is missing: CHECKPOINT is a shipped detector',
+        ),
+        (
+            ['config.py', 'written.onnx', '--format', 'packed'],
+            r'written\.onnx: .*not one of the format onnx',
+        ),
+        (
             ['broken.py', 'epoch_1.pth', '--format', 'packed'],
             r"config 'broken\.py': SyntaxError: ",
         ),
@@ -160,6 +168,7 @@ def test_refused_before_anything_is_written(
     monkeypatch.chdir(trained)
     (trained / 'x.pth').mkdir(exist_ok=True)
     (trained / 'broken.py').write_text('model = dict(')
+    (trained / 'written.onnx').touch()
     before = sorted(trained.iterdir())
     with pytest.raises(SystemExit) as error:
         main(['export', *args])

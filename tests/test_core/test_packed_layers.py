@@ -5,8 +5,14 @@ import torch
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear
+from surge_det.core.binarization import binarization_of
 from surge_det.core.bits import pack_signs, unpack_signs
-from surge_det.core.packed_layers import PackedConv2d, PackedLinear, pack_model
+from surge_det.core.packed_layers import (
+    PackedConv2d,
+    PackedLinear,
+    pack_model,
+    unpack_model,
+)
 
 pytestmark = pytest.mark.isa
 
@@ -86,6 +92,10 @@ def test_packed_convolution_has_the_layers_bits(kwargs, grad):
     assert torch.equal(found, expected)
     assert torch.equal(packed(x[0]), layer(x[0]))
     assert not found.requires_grad
+    unpacked = packed.unpacked()
+    assert torch.equal(unpacked(x), expected)
+    kinds = [binarization_of(nn.Sequential(x)) for x in (layer, unpacked)]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +108,22 @@ def test_packed_linear_has_the_layers_bits(kwargs):
     x = torch.randn(4, 3, 19)
     assert torch.equal(packed(x), layer(x))
     assert torch.equal(packed(x[:0]), layer(x[:0]))
+    assert torch.equal(packed.unpacked()(x), layer(x))
+
+
+def test_a_model_is_unpacked_in_a_copy():
+    layer = conv(dict(padding=1))
+    # A channel of zeros has signs, and a scale of 0.
+    nn.init.zeros_(layer.weight[3])
+    model = nn.Sequential(layer, nn.ReLU(), nn.Conv2d(9, 6, 1), layer).eval()
+    x = torch.randn(1, 6, 5, 5)
+    expected = model(x)
+    assert unpack_model(model) is model
+    pack_model(model)
+    unpacked = unpack_model(model)
+    assert torch.equal(unpacked(x), expected)
+    assert unpacked[0] is unpacked[3]
+    assert isinstance(model[0], PackedConv2d)
 
 
 @pytest.mark.parametrize('binarizer', ['ScaledSign', 'IRNet'])

@@ -380,13 +380,26 @@ def test_detectors_of_other_kinds_are_refused(name, reason):
     assert reason in problem(model)
 
 
-def test_packed_layers_are_refused(tmp_path):
+def test_a_packed_detector_becomes_the_same_file(tmp_path):
     model = _detector(small_config())
     packed = FORMATS['packed']
     packed.save(model, tmp_path / 'detector.safetensors')
     loaded = packed.load(tmp_path / 'detector.safetensors')
-    with pytest.raises(ExportError, match='packed already'):
-        ONNX.save(loaded, tmp_path / 'detector.onnx')
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    found = []
+    for name, each in (('a.onnx', model), ('b.onnx', loaded)):
+        ONNX.save(each, tmp_path / name)
+        found.append(surge_runtime.Detector(tmp_path / name)(image))
+    assert len(found[0].scores) > 0
+    for name in ('boxes', 'scores', 'labels'):
+        first, second = (getattr(each, name) for each in found)
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-4)
+    for format in ('packed', 'pth'):
+        with pytest.raises(ExportError, match='packed already'):
+            FORMATS[format].save(loaded, tmp_path / 'again')
+
+
+def test_other_types_are_refused(tmp_path):
     wrong = _detector(small_config())
     nn.Module.double(wrong.neck)
     with pytest.raises(ExportError, match='float64'):

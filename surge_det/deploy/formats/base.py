@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from surge_det.core.binarization import KINDS
 from surge_det.core.binarizers import Binarizer
 from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
-from surge_det.core.packed_layers import PackedLayer
+from surge_det.core.packed_layers import PackedLayer, unpack_model
 from surge_det.deploy.extra import require
 from surge_det.deploy.stored_config import bounded, stored_config
 from surge_det.deploy.trained import build_detector, check_classes
@@ -221,7 +221,10 @@ class Format:
         kind = 'real'
         if isinstance(layer, SURGELayer):
             kind = KINDS[layer.weight_bits, layer.activation_bits]
-        problem = _problem(values) or self._problem(layer)
+        if isinstance(layer, PackedLayer):
+            problem = 'it is packed already', '--format onnx or openvino'
+        else:
+            problem = _problem(values) or self._problem(layer)
         known = [v for v in values.values() if not is_lazy(v)]
         sizes = {}
         if len(known) == len(values):
@@ -301,6 +304,14 @@ class EngineFormat(Format):
     ordinary one of float32.
     """
 
+    def save(self, model: nn.Module, path: str | Path) -> list[Path]:
+        """As the base class; ``model`` may be a packed one, too."""
+        return super().save(unpack_model(model), path)
+
+    def plan(self, model: nn.Module) -> list[Row]:
+        """As the base class; ``model`` may be a packed one, too."""
+        return super().plan(unpack_model(model))
+
     def _stored_as_bits(self, layer: nn.Module) -> bool:
         raise NotImplementedError
 
@@ -322,9 +333,6 @@ class EngineFormat(Format):
         return sizes
 
     def _problem(self, layer: nn.Module) -> Problem | None:
-        if isinstance(layer, PackedLayer):
-            remedy = "export the training's checkpoint, not a packed file"
-            return 'it is packed already', remedy
         return other_than_float(layer) or code_of_its_own(layer)
 
 
