@@ -73,19 +73,17 @@ def draw_confusion(
         title: Of the picture.
         path: The picture's.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     sums = counts.sum(1)
     percent = 100 * counts / np.maximum(sums, 1)[:, None]
     # Cells are large enough for their numbers, and the page for its texts.
     size, font = (0.5, 9) if len(counts) <= 30 else (0.23, 6)
     side = size * len(counts) + 2.2
-    figure, axes = plt.subplots(
+    figure = Figure(
         figsize=(max(side, 5.5), max(side, 4.5)), layout='constrained'
     )
+    axes = figure.subplots()
     axes.imshow(percent, cmap='Blues', vmin=0, vmax=100)
     for row, column in np.argwhere(percent >= 0.5):
         value = percent[row, column]
@@ -113,4 +111,3 @@ def draw_confusion(
     axes.grid(which='minor', color='0.9', linewidth=0.5)
     with replacing(path) as new:
         figure.savefig(new, dpi=150)
-    plt.close(figure)

@@ -137,23 +137,17 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
 
 def draw(figures: dict[str, Series], out: Path, title: str) -> None:
     """Draw a sheet: a panel for each figure, layers by depth over time."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
 
     shown = [figure for figure in _titles() if figure in figures]
     rows = math.ceil(len(shown) / 2)
     most = max(map(len, figures.values()))
-    fig, axes = plt.subplots(
-        rows,
-        2,
-        figsize=(15, rows * (1.3 + 0.13 * most)),
-        dpi=100,
-        layout='constrained',
+    fig = Figure(
+        figsize=(15, rows * (1.3 + 0.13 * most)), dpi=100, layout='constrained'
     )
+    axes = fig.subplots(rows, 2)
     for axis, figure in zip(axes.flat, shown):
         series = figures[figure]
         steps = sorted({step for s in series.values() for step in s})
@@ -188,7 +182,6 @@ def draw(figures: dict[str, Series], out: Path, title: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as new:
         fig.savefig(new)
-    plt.close(fig)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

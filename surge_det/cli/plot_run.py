@@ -150,19 +150,15 @@ def plot_run(
     Raises:
         FileNotFoundError, ValueError: as ``read_curves``.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     work_dir = Path(work_dir)
     curves = read_curves(work_dir, re.escape(score) if score else MAP)
     title = score or 'mAP'
     out = Path(out) if out else work_dir / 'curves.png'
     panels = 2 if curves.scores else 1
-    fig, axes = plt.subplots(
-        1, panels, figsize=(5.2 * panels, 3.6), dpi=120, squeeze=False
-    )
+    fig = Figure(figsize=(5.2 * panels, 3.6), dpi=120)
+    axes = fig.subplots(1, panels, squeeze=False)
     axis = axes[0, 0]
     steps, values = zip(*curves.losses)
     # The mean spans a twentieth of the run.
@@ -199,7 +195,6 @@ def plot_run(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as new:
         fig.savefig(new)
-    plt.close(fig)
     return out
 
 

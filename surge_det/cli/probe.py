@@ -365,12 +365,9 @@ def draw(
     rows: Mapping[str, Row], auto: Mapping[str, float], title: str, path: Path
 ) -> None:
     """Draw ratios, layers by depth against η, and falls beside them."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.colors import CenteredNorm
+    from matplotlib.figure import Figure
 
     etas = [eta for eta in rows[ALL].ratios if eta]
     places = np.arange(len(rows))
@@ -380,14 +377,8 @@ def draw(
             for row in rows.values()
         ]
     )
-    fig, (left, right) = plt.subplots(
-        1,
-        2,
-        sharey=True,
-        figsize=(10, 1.8 + 0.22 * len(rows)),
-        width_ratios=(4, 1),
-        layout='constrained',
-    )
+    fig = Figure(figsize=(10, 1.8 + 0.22 * len(rows)), layout='constrained')
+    left, right = fig.subplots(1, 2, sharey=True, width_ratios=(4, 1))
     left.set_facecolor('0.85')
     image = left.imshow(
         values,
@@ -444,7 +435,6 @@ def draw(
     fig.suptitle(title)
     with replacing(path) as new:
         fig.savefig(new, dpi=110)
-    plt.close(fig)
 
 
 def run(args: argparse.Namespace) -> None:

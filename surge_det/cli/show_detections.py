@@ -35,9 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    import matplotlib
-
-    matplotlib.use('Agg')
     from surge_det.cli.detection_pictures import show_detections
     from surge_det.compat.safe_load import (
         UnsafeCheckpointError,

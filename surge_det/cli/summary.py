@@ -182,10 +182,8 @@ def write_csv(cost: ModelCost, path: Path) -> None:
 
 def draw(cost: ModelCost, title: str, path: Path) -> None:
     """Draw OPs and bytes, each 1-bit above float, stacked by part."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     from surge_det.models.complexity import total_cost
@@ -200,8 +198,9 @@ def draw(cost: ModelCost, title: str, path: Path) -> None:
             rest += layers
     if rest:
         parts['others'] = total_cost(rest)
-    colors = plt.get_cmap('tab10').colors
-    figure, rows = plt.subplots(2, 1, figsize=(8, 4.2), layout='constrained')
+    colors = colormaps['tab10'].colors
+    figure = Figure(figsize=(8, 4.2), layout='constrained')
+    rows = figure.subplots(2, 1)
     for axes, key, label in zip(
         rows,
         ('ops', 'bytes'),
@@ -246,7 +245,6 @@ def draw(cost: ModelCost, title: str, path: Path) -> None:
     figure.suptitle(title)
     with replacing(path) as new:
         figure.savefig(new, dpi=130)
-    plt.close(figure)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

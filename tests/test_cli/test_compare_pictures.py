@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from mmengine.config import Config
 
@@ -16,9 +17,13 @@ from surge_det.cli.compare.runs import Run, TrainingResult
 def drawn(monkeypatch):
     """Draw, and return the axes with what is in them."""
     kept = []
-    monkeypatch.setattr(
-        pictures.plt, 'close', lambda figure: kept.append(figure)
-    )
+    savefig = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        kept.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
 
     def draw(finals, out, what, *args, epochs=2):
         candidates, cfg = [], Config({})
@@ -36,10 +41,7 @@ def drawn(monkeypatch):
         (axes,) = kept[-1].axes
         return axes
 
-    yield draw
-    monkeypatch.undo()
-    for figure in kept:
-        pictures.plt.close(figure)
+    return draw
 
 
 def test_differences_are_drawn(drawn, tmp_path):

@@ -4,11 +4,11 @@ import io
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 
 from surge_det.cli import summary
@@ -197,7 +197,13 @@ def test_out_that_cannot_be_written(tmp_path, capsys):
 
 def test_legend_fits_and_names_what_is_seen(tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(plt, 'close', kept.append)
+    savefig = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        kept.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, 'savefig', keep)
     shape = (1, 1)
     names = [f'quite_a_long_name_{i}' for i in range(9)]
     layers = [
@@ -209,7 +215,6 @@ def test_legend_fits_and_names_what_is_seen(tmp_path, monkeypatch):
         for i in range(5)
     ]
     summary.draw(ModelCost(layers, []), 'title', tmp_path / 'a.png')
-    monkeypatch.undo()
     (figure,) = kept
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
@@ -217,4 +222,3 @@ def test_legend_fits_and_names_what_is_seen(tmp_path, monkeypatch):
     box, page = legend.get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
     assert page.y0 <= box.y0
-    plt.close(figure)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from surge_det.paired import estimate, plus_minus
 
-from .report import Table, pyplot
+from .report import Table
 
 
 @dataclass
@@ -80,12 +80,11 @@ def notes(args: argparse.Namespace) -> str:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """Draw mAP against latency and against bytes."""
-    plt = pyplot()
+    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, axes = plt.subplots(
-        1, 2, sharey=True, figsize=(9, 3.8), layout='constrained'
-    )
+    figure = Figure(figsize=(9, 3.8), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
     titles = 'image to boxes, ms', 'file, MB'
     for ax, title in zip(axes, titles):
         for series in dict.fromkeys(point.series for point in points):
@@ -108,4 +107,3 @@ def draw(points: Sequence[Point], path: Path) -> None:
     axes[0].set_ylabel('mAP')
     axes[0].legend(fontsize='small')
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .contestants import Bench
 from .layers import BOTH, KEPT, REF_STE, REF_SURGE, SURGE, Shape, value_of
-from .report import Table, publish, pyplot
+from .report import Table, publish
 
 # layer2's convolutions.
 CHANNELS, HEIGHT, WIDTH = 128, 76, 124
@@ -69,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
 
 def draw(points: Points, path: Path) -> None:
     """Draw all sweeps, both axes logarithmic."""
-    plt = pyplot()
-    figure, axes = plt.subplots(
-        2, len(SWEEPS), figsize=(12, 7), layout='constrained'
-    )
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7), layout='constrained')
+    axes = figure.subplots(2, len(SWEEPS))
     for column, sweep in zip(axes.T, SWEEPS):
         for row, title in enumerate(('forward and backward, ms', 'kept, MiB')):
             ax = column[row]
@@ -91,4 +91,3 @@ def draw(points: Points, path: Path) -> None:
             ax.grid(alpha=0.3)
             ax.legend(fontsize='small')
     figure.savefig(path, dpi=120)
-    plt.close(figure)

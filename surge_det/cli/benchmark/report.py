@@ -7,7 +7,7 @@ import csv
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from surge_det.cli.tables import markdown_table, print_table
 from surge_det.whole_files import replacing
@@ -84,26 +84,16 @@ def publish(
     print(f'Tables, CSV and picture: {args.out}')
 
 
-def pyplot() -> Any:
-    """Import matplotlib's interface, without a screen."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def draw_bars(panels: Sequence[Panel], path: Path) -> None:
     """Draw groups of bars, one panel below the other."""
-    plt = pyplot()
+    from matplotlib.figure import Figure
+
     most = max(len(panel.groups) for panel in panels)
-    figure, axes = plt.subplots(
-        len(panels),
+    figure = Figure(
         figsize=(max(6, 2 + 0.8 * most), 3.4 * len(panels)),
         layout='constrained',
-        squeeze=False,
     )
+    axes = figure.subplots(len(panels), squeeze=False)
     for ax, panel in zip(axes[:, 0], panels):
         width = 0.8 / len(panel.bars)
         for i, (name, heights) in enumerate(panel.bars.items()):
@@ -116,4 +106,3 @@ def draw_bars(panels: Sequence[Panel], path: Path) -> None:
     axes[0, 0].legend(ncols=3, fontsize='small', loc='upper left')
     axes[0, 0].set_ylim(top=axes[0, 0].get_ylim()[1] * 1.25)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import setp
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
@@ -41,9 +40,10 @@ def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
         for place, candidate in enumerate(candidates)
         if candidate.results
     }
-    figure, axes = plt.subplots(
+    figure = Figure(
         figsize=(9, max(5.0, 1.6 + 0.36 * len(results))), layout='constrained'
     )
+    axes = figure.subplots()
     axes.set_xlabel('epoch')
     every = {
         step
@@ -82,7 +82,7 @@ def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
     if not single:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     elif len(results) > 4:
-        plt.setp(axes.get_xticklabels(), rotation=30, ha='right')
+        setp(axes.get_xticklabels(), rotation=30, ha='right')
     what = 'bar' if single else 'band'
     axes.set_ylabel(f'mAP (mean; {what}: ± 1 std over seeds)')
     axes.grid(alpha=0.3)
@@ -92,12 +92,9 @@ def draw_curves(candidates: Sequence[Candidate], path: Path) -> None:
         _label_ends(axes, ends)
     with replacing(path) as new:
         figure.savefig(new, dpi=130)
-    plt.close(figure)
 
 
-def _label_ends(
-    axes: plt.Axes, ends: list[tuple[float, int, str, str]]
-) -> None:
+def _label_ends(axes: Axes, ends: list[tuple[float, int, str, str]]) -> None:
     """Write names beside the ends of curves, pushed apart where needed."""
     ends = sorted(ends)
     low, high = axes.get_ylim()
@@ -156,9 +153,10 @@ def draw_differences(
     if extents:
         far = _FAR * statistics.median(extents)
         limit = max(min(max(extents), far), limit)
-    figure, axes = plt.subplots(
+    figure = Figure(
         figsize=(7, 1.3 + 0.42 * len(candidates)), layout='constrained'
     )
+    axes = figure.subplots()
     paired.draw_differences(axes, rows, limit)
     axes.set_xlabel(
         f'mAP minus {baseline}: mean with 95 % interval; below, each seed',
@@ -166,4 +164,3 @@ def draw_differences(
     )
     with replacing(path) as new:
         figure.savefig(new, dpi=130)
-    plt.close(figure)
