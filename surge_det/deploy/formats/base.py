@@ -218,13 +218,13 @@ class Format:
             values: Its own parameters and buffers, as far as no layer before
                 has them too.
         """
-        kind = 'real'
+        kind, problem = 'real', None
         if isinstance(layer, SURGELayer):
             kind = KINDS[layer.weight_bits, layer.activation_bits]
-        if isinstance(layer, PackedLayer):
+        elif isinstance(layer, PackedLayer):
+            kind = KINDS[1, 1 if layer.binarize_activation else 32]
             problem = 'it is packed already', '--format onnx or openvino'
-        else:
-            problem = _problem(values) or self._problem(layer)
+        problem = problem or _problem(values) or self._problem(layer)
         known = [v for v in values.values() if not is_lazy(v)]
         sizes = {}
         if len(known) == len(values):
