@@ -14,7 +14,6 @@ Example::
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -30,7 +29,7 @@ from surge_det.cli.common import (
     number,
     table_and_picture,
 )
-from surge_det.cli.tables import print_table
+from surge_det.cli.tables import print_table, write_csv
 from surge_det.whole_files import replacing
 
 if TYPE_CHECKING:
@@ -339,26 +338,20 @@ def show(rows: Mapping[str, Row], auto: Mapping[str, float]) -> None:
     )
 
 
-def write_csv(probes: Sequence[dict[str, LayerProbe]], path: Path) -> None:
+def write_steps(probes: Sequence[dict[str, LayerProbe]], path: Path) -> None:
     """Write every step that was taken."""
-    with (
-        replacing(path) as new,
-        new.open('w', newline='', encoding='utf-8') as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(
-            ('batch', 'layer', 'applications', 'cosine', 'loss', 'eta')
-            + ('turned', 'decrease')
+    header = ['batch', 'layer', 'applications', 'cosine', 'loss', 'eta']
+    rows = [
+        (
+            *(batch, name, layer.applications),
+            *(f'{layer.cosine:.5f}', f'{layer.loss:.7g}'),
+            *(_title(eta), f'{layer.turned[eta]:.6f}', f'{decrease:.7g}'),
         )
-        for batch, found in enumerate(probes):
-            for name, layer in found.items():
-                for eta, decrease in layer.decreases.items():
-                    writer.writerow(
-                        (batch, name, layer.applications)
-                        + (f'{layer.cosine:.5f}', f'{layer.loss:.7g}')
-                        + (_title(eta), f'{layer.turned[eta]:.6f}')
-                        + (f'{decrease:.7g}',)
-                    )
+        for batch, found in enumerate(probes)
+        for name, layer in found.items()
+        for eta, decrease in layer.decreases.items()
+    ]
+    write_csv(path, [*header, 'turned', 'decrease'], rows)
 
 
 def draw(
@@ -476,6 +469,6 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or args.checkpoint.parent
     stem = f'{args.checkpoint.stem}_probe'
     table, picture = table_and_picture(out, stem)
-    write_csv(probes, table)
+    write_steps(probes, table)
     draw(rows, auto, f'{args.config.stem}, {args.checkpoint.name}', picture)
     print(f'Written: {table}, {picture}')

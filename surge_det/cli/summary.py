@@ -11,7 +11,6 @@ Example::
 from __future__ import annotations
 
 import argparse
-import csv
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from surge_det.cli.common import (
     positive_int,
     table_and_picture,
 )
-from surge_det.cli.tables import print_table
+from surge_det.cli.tables import print_table, write_csv
 from surge_det.whole_files import replacing
 
 if TYPE_CHECKING:
@@ -155,29 +154,25 @@ def print_parts(cost: ModelCost) -> None:
     print_table(header, rows)
 
 
-def write_csv(cost: ModelCost, path: Path) -> None:
+def write_layers(cost: ModelCost, path: Path) -> None:
     """Write every layer, and the totals in the last row."""
     from surge_det.models.complexity import TOTALS, total_cost
 
-    with (
-        replacing(path) as new,
-        open(new, 'w', newline='', encoding='utf-8') as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(
-            ('part', 'layer', 'kind', 'weight_shape', 'output_shapes')
-            + ('weight_bits', 'activation_bits', *TOTALS)
+    header = ['part', 'layer', 'kind', 'weight_shape', 'output_shapes']
+    header += ['weight_bits', 'activation_bits', *TOTALS]
+    rows = [
+        (
+            *(layer.part, layer.name, layer.kind),
+            _dims(layer.weight_shape),
+            ' '.join(map(_dims, layer.output_shapes)),
+            *(layer.weight_bits, layer.activation_bits),
+            *(getattr(layer, key) for key in TOTALS),
         )
-        for layer in cost.layers:
-            writer.writerow(
-                (layer.part, layer.name, layer.kind)
-                + (_dims(layer.weight_shape),)
-                + (' '.join(map(_dims, layer.output_shapes)),)
-                + (layer.weight_bits, layer.activation_bits)
-                + tuple(getattr(layer, key) for key in TOTALS)
-            )
-        total = total_cost(cost.layers)
-        writer.writerow(('total', *[''] * 6, *(total[key] for key in TOTALS)))
+        for layer in cost.layers
+    ]
+    total = total_cost(cost.layers)
+    rows.append(('total', *[''] * 6, *(total[key] for key in TOTALS)))
+    write_csv(path, header, rows)
 
 
 def draw(cost: ModelCost, title: str, path: Path) -> None:
@@ -297,7 +292,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out:
         try:
             table, picture = table_and_picture(args.out, args.config.stem)
-            write_csv(cost, table)
+            write_layers(cost, table)
             draw(cost, args.config.stem, picture)
         except OSError as error:
             fail(f'--out {args.out}: {error}')

@@ -1,9 +1,13 @@
-"""Tables on the terminal, by rich, and in Markdown."""
+"""Tables on the terminal, by rich, in Markdown and in CSV."""
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from surge_det.whole_files import replacing
 
 
 def print_table(
@@ -51,3 +55,20 @@ def markdown_table(
     lines = [f'| {" | ".join(map(str, cells))} |' for cells in (header, *rows)]
     lines.insert(1, '|---' * len(header) + '|')
     return '\n'.join(lines)
+
+
+def write_csv(
+    path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Write a table as a CSV file, in UTF-8.
+
+    Args:
+        path: The file.
+        header: Titles of the columns.
+        rows: Their cells.
+    """
+    with (
+        replacing(path) as new,
+        open(new, 'w', newline='', encoding='utf-8') as file,
+    ):
+        csv.writer(file).writerows([header, *rows])

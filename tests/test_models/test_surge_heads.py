@@ -117,7 +117,6 @@ def test_fpn_start_level_takes_the_right_channels():
 @pytest.mark.parametrize(
     ('kwargs', 'name'),
     [
-        (dict(act_cfg=dict(type='ReLU')), 'act_cfg'),
         (dict(relu_before_extra_convs=True), 'relu_before_extra_convs'),
     ],
 )

@@ -484,7 +484,6 @@ def test_neck_takes_fewer_levels_and_l2_norm_is_optional():
         (dict(level_strides=(2, 2, 1)), 'level_strides'),
         (dict(level_paddings=(1, 1)), 'level_paddings'),
         (dict(l2_norm_scale=0), 'l2_norm_scale'),
-        (dict(act_cfg=dict(type='ReLU')), 'act_cfg'),
         (dict(use_depthwise=True), 'use_depthwise'),
     ],
 )

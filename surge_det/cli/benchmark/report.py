@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from surge_det.cli.tables import markdown_table, print_table
+from surge_det.cli.tables import markdown_table, print_table, write_csv
 from surge_det.whole_files import replacing
 
 
@@ -73,12 +72,8 @@ def publish(
     if not args.out:
         return
     with replacing(args.out / f'{name}.md') as new:
-        new.write_text('\n\n'.join(texts) + '\n')
-    with (
-        replacing(args.out / f'{name}.csv') as new,
-        open(new, 'w', newline='') as file,
-    ):
-        csv.writer(file).writerows([records.header, *records.rows])
+        new.write_text('\n\n'.join(texts) + '\n', encoding='utf-8')
+    write_csv(args.out / f'{name}.csv', records.header, records.rows)
     with replacing(args.out / f'{name}.png') as new:
         draw(new)
     print(f'Tables, CSV and picture: {args.out}')

@@ -172,7 +172,7 @@ def write_report(
     data = candidates[0].runs[0][0].cfg.val_dataloader.dataset
     split = args.split or Path(data.get('ann_file') or '').stem
     file = args.out / 'runs.csv'
-    report.write_csv(candidates, args.seeds, file, split, head)
+    report.write_runs(candidates, args.seeds, file, split, head)
     pictures.draw_curves(candidates, args.out / 'map_over_epochs.png')
     file = args.out / 'differences.png'
     pictures.draw_differences(candidates, args.baseline, file)

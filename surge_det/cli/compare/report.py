@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from surge_det.cli.tables import markdown_table
+from surge_det.cli.tables import markdown_table, write_csv
 from surge_det.paired import estimate, plus_minus
-from surge_det.whole_files import replacing
 
 from .candidates import Candidate
 from .runs import Evaluation, Run
@@ -106,7 +104,7 @@ def _score(evaluation: Evaluation) -> str:
     return 'failed' if evaluation.failed else 'open'
 
 
-def write_csv(
+def write_runs(
     candidates: Sequence[Candidate],
     seeds: Sequence[int],
     path: Path,
@@ -151,10 +149,7 @@ def write_csv(
     titles += ['lr_split_mAP', 's_per_iter', 'memory_mib', 'cuda_memory_mib']
     titles += ['minutes', 'resumed']
     titles += [f'mAP_{step_name}_{step}' for step in steps]
-    with replacing(path) as new, open(new, 'w', newline='') as file:
-        writer = csv.DictWriter(file, titles)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, titles, [[row.get(t, '') for t in titles] for row in rows])
 
 
 def _run_columns(run: Run) -> dict[str, object]:

@@ -24,7 +24,7 @@ from typing import IO, ClassVar
 
 from mmengine.config import Config
 
-from surge_det.cli.plot_run import MAP, read_curves
+from surge_det.cli.plot_run import MAP, read_curves, read_records
 from surge_det.whole_files import newest_checkpoint, read_json, replacing
 
 PROGRAM = [sys.executable, '-m', 'surge_det']
@@ -216,13 +216,10 @@ class Run(Task):
             raise RuntimeError('no mAP was logged')
         times, cuda = [], []
         for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
-            for line in path.read_text().splitlines():
-                # Half a last line of a run that was resumed is no JSON.
-                with suppress(RecursionError, ValueError):
-                    record = json.loads(line)
-                    if 'loss' in record and 'time' in record:
-                        times.append(record['time'])
-                        cuda.append(record.get('memory'))
+            for record in read_records(path):
+                if 'loss' in record and 'time' in record:
+                    times.append(record['time'])
+                    cuda.append(record.get('memory'))
         return TrainingResult(
             curves.scores,
             curves.step_name,

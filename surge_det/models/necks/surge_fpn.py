@@ -25,8 +25,6 @@ class SURGEFPN(OneBitByDefault, FPN):
         num_outs: Number of output levels.
         conv_cfg: Type and keywords of the convolutions, e.g.
             ``dict(type='SURGEConv2d', eta=0.1)``.
-        act_cfg: Activation. A ReLU is refused: what passed one binarizes to
-            constant +1.
         kwargs: The other arguments of mmdet's ``FPN``.
 
     Shape:
@@ -43,17 +41,10 @@ class SURGEFPN(OneBitByDefault, FPN):
         out_channels: int,
         num_outs: int,
         conv_cfg: dict | None = None,
-        act_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
         conv_cfg = conv_cfg or self.default_conv_cfg
-        if act_cfg is None:
-            act_cfg = dict(type='PReLU', num_parameters=out_channels)
-        if act_cfg['type'] in ('ReLU', 'ReLU6'):
-            raise ValueError(
-                f'act_cfg={act_cfg!r} is not allowed: a sign after a ReLU '
-                'sees nothing but +1; use PReLU'
-            )
+        act_cfg = dict(type='PReLU', num_parameters=out_channels)
         if kwargs.get('relu_before_extra_convs'):
             raise ValueError(
                 'relu_before_extra_convs=True is not allowed: a sign after '

@@ -31,8 +31,6 @@ class SURGESSDNeck(OneBitByDefault, SSDNeck):
         conv_cfg: Type and keywords of the convolutions, e.g.
             ``dict(type='SURGEConv2d', eta=0.1)``.
         norm_cfg: Norm layer; BN by default.
-        act_cfg: Activation after the norm layer; none by default. A ReLU is
-            refused: what passed one binarizes to constant +1.
         init_cfg: Initialization, as in mmengine. ``None`` means Xavier.
         kwargs: The other arguments of mmdet's ``SSDNeck``:
             ``last_kernel_size``.
@@ -55,7 +53,6 @@ class SURGESSDNeck(OneBitByDefault, SSDNeck):
         l2_norm_scale: float | None = 20.0,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
-        act_cfg: dict | None = None,
         init_cfg: dict | list | None = None,
         **kwargs: Any,
     ) -> None:
@@ -81,11 +78,6 @@ class SURGESSDNeck(OneBitByDefault, SSDNeck):
                 f'l2_norm_scale={l2_norm_scale!r} is not allowed: a number '
                 '> 0 or None'
             )
-        if act_cfg is not None and act_cfg['type'] in ('ReLU', 'ReLU6'):
-            raise ValueError(
-                f'act_cfg={act_cfg!r} is not allowed: a sign after a ReLU '
-                'sees nothing but +1; use PReLU'
-            )
         if kwargs.get('use_depthwise'):
             raise ValueError(
                 'use_depthwise=True is not allowed: SURGESSDNeck has one '
@@ -104,7 +96,7 @@ class SURGESSDNeck(OneBitByDefault, SSDNeck):
             l2_norm_scale=l2_norm_scale,
             conv_cfg=conv_cfg or self.default_conv_cfg,
             norm_cfg=norm_cfg or dict(type='BN'),
-            act_cfg=act_cfg,
+            act_cfg=None,
             # mmdet appends the rule for L2Norm.
             init_cfg=init_cfg if isinstance(init_cfg, list) else [init_cfg],
             **kwargs,
