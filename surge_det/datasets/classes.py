@@ -6,7 +6,7 @@ same list in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdet.registry import DATASETS
@@ -32,12 +32,30 @@ def class_names(meta: Any) -> tuple[str, ...] | None:
     Returns:
         The names, or None where there are none.
     """
-    if isinstance(meta, (list, tuple)):
-        meta = meta[0] if meta else {}
-    names = {str(k).lower(): v for k, v in (meta or {}).items()}.get('classes')
+    names = _lowered(meta).get('classes')
     if isinstance(names, str):
         names = [names]
     return tuple(map(str, names)) if names else None
+
+
+def stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint's ``meta`` tells of the dataset.
+
+    Returns:
+        ``dataset_meta`` (before mmdet 3, ``meta`` itself) with keys in small
+        letters; empty where there are no classes in it.
+    """
+    stored = _lowered(meta.get('dataset_meta') or meta)
+    return stored if 'classes' in stored else {}
+
+
+def _lowered(meta: Any) -> dict[str, Any]:
+    # mmdet's ConcatDataset has a list; before mmdet 3 keys were capitals.
+    if isinstance(meta, (list, tuple)):
+        meta = meta[0] if meta else {}
+    if not isinstance(meta, Mapping):
+        return {}
+    return {str(key).lower(): value for key, value in meta.items()}
 
 
 def metainfo_of_config(cfg: Config) -> dict[str, Any]:

@@ -96,14 +96,7 @@ def measure(cfg: Config, args: argparse.Namespace) -> list[Point]:
 
 def read_file(path: Path, classes: Sequence[str]) -> bytes:
     """Read and check a detector's file."""
-    try:
-        from surge_runtime.model_file import read_model_file
-    except ImportError as error:
-        raise ImportError(
-            f'surge_runtime is needed here and cannot be imported ({error}). '
-            'Install it with: pip install ./runtime'
-        ) from error
-    data, own = read_model_file(path)
+    data, own = require('surge_runtime.model_file').read_model_file(path)
     if own != tuple(classes):
         raise ValueError(
             f'{path}: its classes are {list(own)}, those of the data '

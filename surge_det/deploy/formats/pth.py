@@ -21,7 +21,7 @@ from surge_det.core.binarization import (
     stored_binarization,
 )
 from surge_det.core.layers import named_surge_layers
-from surge_det.datasets.classes import metainfo_of_config
+from surge_det.datasets.classes import metainfo_of_config, stored_meta
 from surge_det.deploy.config import checked_meta, config_text, meta_text
 from surge_det.deploy.trained import (
     build_detector,
@@ -91,7 +91,7 @@ class PthFormat(Format):
         return {
             'config': meta.get('cfg'),
             'arithmetic': stored_binarization(meta),
-            'dataset_meta': checked_meta(_stored_meta(meta), path),
+            'dataset_meta': checked_meta(stored_meta(meta), path),
             'state_dict': state,
         }
 
@@ -158,18 +158,6 @@ def _check_digest(state: Any, meta: Any, path: str) -> None:
         same = False
     if not same:
         raise ValueError(f'{path}: {DAMAGED}')
-
-
-def _stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    # mmdet's ConcatDataset has a list; before mmdet 3 keys were capitals, and
-    # CLASSES stood in `meta` itself.
-    stored = meta.get('dataset_meta') or meta
-    if isinstance(stored, (list, tuple)):
-        stored = stored[0]
-    if not isinstance(stored, dict):
-        return {}
-    stored = {str(key).lower(): value for key, value in stored.items()}
-    return stored if 'classes' in stored else {}
 
 
 def _dataset_meta(cfg: Config, stored: dict[str, Any]) -> dict[str, Any]:

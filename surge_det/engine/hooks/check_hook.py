@@ -16,6 +16,7 @@ from surge_det.datasets.classes import (
     class_names,
     difference,
     leaves,
+    stored_meta,
 )
 from surge_det.engine.late_schedules import late_schedules
 from surge_det.engine.loaded_weights import check_resumed, watch_loading
@@ -81,7 +82,7 @@ class SURGECheckHook(Hook):
         else:
             watch_loading(model, checkpoint, path, runner.logger.warning)
         meta = checkpoint.get('meta') or {}
-        trained = class_names(meta.get('dataset_meta') or meta)
+        trained = class_names(stored_meta(meta))
         datasets = _datasets(runner)
         for mode, dataset in datasets.items():
             names = class_names(getattr(dataset, 'metainfo', None))

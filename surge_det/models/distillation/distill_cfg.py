@@ -31,6 +31,7 @@ from surge_det.compat.registration import DISTILL_CFG as KEY
 from surge_det.core import checks
 from surge_det.core.binarization import check_binarization, stored_binarization
 from surge_det.core.layers import named_surge_layers
+from surge_det.datasets.classes import stored_meta
 from surge_det.shipped import shipped_config
 
 from .losses import (
@@ -253,7 +254,7 @@ class Distiller:
                 check_binarization(model, trained, self.teacher_ckpt)
             except ValueError as error:
                 raise TeacherError(f'{KEY}: teacher_ckpt={error}') from error
-        model.dataset_meta = meta.get('dataset_meta') or meta
+        model.dataset_meta = stored_meta(meta)
         ours, theirs = (_normalization(m) for m in (student, model))
         if ours != theirs:
             raise TeacherError(

@@ -15,6 +15,8 @@ from surge_det.core import checks
 from .seen import Seen
 
 _EPS = 1e-6
+# Of two proposals whose IoU is larger, one is left out.
+_OVERLAP = 0.1
 
 
 class TeacherError(ValueError):
@@ -341,7 +343,6 @@ class IDaDistillLoss(DistillLoss):
             of a training (docs/distillation.md).
         keep: Share of the pairs, 0 to 1; one pair is always kept.
         score: The least score of a proposal.
-        iou: Of two proposals that overlap more, one is left out.
     """
 
     def __init__(
@@ -349,12 +350,10 @@ class IDaDistillLoss(DistillLoss):
         weight: float = 0.4,
         keep: float = 0.6,
         score: float = 0.85,
-        iou: float = 0.1,
     ) -> None:
         super().__init__(weight)
         self.keep = checks.number('keep', keep, low=0, high=1)
         self.score = checks.number('score', score, low=0, high=1)
-        self.iou = checks.number('iou', iou, low=0, high=1)
 
     def check(self, student: Seen, teacher: Seen) -> None:
         """As the base class says."""
@@ -369,7 +368,7 @@ class IDaDistillLoss(DistillLoss):
             torch.cat(both)
             for both in zip(
                 *(
-                    each.proposals(self.score, self.iou)
+                    each.proposals(self.score, _OVERLAP)
                     for each in (student, teacher)
                 )
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ class Seen:
     rois: Tensor | None = None
     roi: tuple[Tensor, Tensor] | None = None
     roi_head: nn.Module | None = None
-    _known: dict[tuple, list[Tensor]] = field(default_factory=dict)
 
     def proposals(self, score: float, iou: float) -> list[Tensor]:
         """Return what ``head`` takes for objects, each (boxes, 4), in pixels.
@@ -46,25 +45,20 @@ class Seen:
             iou: Of two that overlap more, the one with the lower score is
                 left out.
         """
-        key = score, iou
-        if key not in self._known:
-            cfg = ConfigDict(
-                nms_pre=200,
-                score_thr=score,
-                min_bbox_size=0,
-                max_per_img=100,
-                nms=dict(type='nms', iou_threshold=iou),
-            )
-            found = self.head.predict_by_feat(
-                *self.dense,
-                batch_img_metas=[{'img_shape': size} for size in self.sizes],
-                cfg=cfg,
-                rescale=False,
-            )
-            self._known[key] = [
-                each.bboxes[each.scores > score].detach() for each in found
-            ]
-        return self._known[key]
+        cfg = ConfigDict(
+            nms_pre=200,
+            score_thr=score,
+            min_bbox_size=0,
+            max_per_img=100,
+            nms=dict(type='nms', iou_threshold=iou),
+        )
+        found = self.head.predict_by_feat(
+            *self.dense,
+            batch_img_metas=[{'img_shape': size} for size in self.sizes],
+            cfg=cfg,
+            rescale=False,
+        )
+        return [each.bboxes[each.scores > score].detach() for each in found]
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
