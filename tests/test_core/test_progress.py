@@ -104,20 +104,6 @@ def test_progress_is_in_no_state_dict_and_copied():
 # Methods by name
 
 
-def test_methods():
-    assert set(METHODS) >= {
-        'float',
-        'ste',
-        'approxsign',
-        'reste',
-        'ede',
-        'irnet',
-        'recu',
-        'reactnet',
-        'surge',
-    }
-
-
 # Activation and weight estimator, binarizer, both as repr and class name.
 PARTS = {
     'ste': ('STE(clip=1.0)', 'STE(clip=None)', 'ScaledSign'),
