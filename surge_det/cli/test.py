@@ -74,6 +74,8 @@ def apply_tta(cfg: Config) -> None:
     )
     if 'tta_pipeline' not in cfg:
         steps = deepcopy(test_pipeline(cfg))
+        if not steps:
+            fail('--tta: test_dataloader has no dataset with a pipeline')
         pack = steps.pop()
         # Detections are flipped back before they are scored; ground truth,
         # which mmdet's VOC metric takes from the samples, must not be flipped.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from . import checks
 
+# The paper's epsilon.
+EPS = 1e-8
 # What eta='auto' is estimated with: how much of the estimate a pass keeps,
 # and eta over the estimate, which is set by hand.
 _KEPT = 0.95
@@ -32,7 +34,7 @@ class AGS:
     smallest normal number counts as that number in :math:`\lambda`; where
     both gradients are 0, :math:`\lambda` is 0.
 
-    The paper's :math:`\varepsilon` has no :math:`m`. A norm of 1 or more
+    :math:`\varepsilon` is 1e-8. The paper's has no :math:`m`. A norm of 1 or more
     makes no difference; a smaller one, beside :math:`\varepsilon` itself,
     would give way to it.
 
@@ -56,7 +58,6 @@ class AGS:
     Args:
         eta: Factor :math:`\eta \ge 0`, or ``'auto'``. 0 switches
             compensation off. May be changed between backward passes.
-        eps: :math:`\varepsilon > 0`.
 
     Attributes:
         estimate: Of ``'auto'``: the weighted sum of ``r`` and the sum of the
@@ -76,12 +77,11 @@ class AGS:
         last_norm_a: :math:`\|g_a\|_2` of that pass; ``None`` if it was off.
 
     Raises:
-        ValueError: If ``eta`` or ``eps`` is out of range.
+        ValueError: If ``eta`` is out of range.
     """
 
-    def __init__(self, eta: float | str = 0.1, eps: float = 1e-8) -> None:
+    def __init__(self, eta: float | str = 0.1) -> None:
         self.eta = eta
-        self.eps = checks.number('eps', eps, above=0)
         self.estimate: Tensor | None = None
         self.last_eta: float | Tensor | None = None
         self.watches = False
@@ -138,7 +138,7 @@ class AGS:
             self.last_missed = missed
             self.last_cosine = _product(grad_b, grad_a, norm_b, norm_a)
         self.last_eta = self._follow(missed) if self.follows else self.eta
-        eps = self.eps * torch.maximum(norm_a, norm_b).clamp(max=1)
+        eps = EPS * torch.maximum(norm_a, norm_b).clamp(max=1)
         ratio = norm_b / (norm_a + eps).clamp(min=limits.tiny)
         # An infinite one would make NaN of a factor of 0.
         scale = self.last_eta * ratio.clamp(max=limits.max)
@@ -168,7 +168,7 @@ class AGS:
         )
 
     def __repr__(self) -> str:
-        return f'AGS(eta={self.eta!r}, eps={self.eps})'
+        return f'AGS(eta={self.eta!r})'
 
 
 def eta_of(estimate: Tensor) -> Tensor:

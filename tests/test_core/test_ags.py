@@ -55,12 +55,6 @@ def test_setting_a_bad_eta_keeps_the_old(bad):
     assert ags.eta == 0.7
 
 
-@pytest.mark.parametrize('bad', [-1.0, math.nan])
-def test_bad_eps_is_refused(bad):
-    with pytest.raises(ValueError, match='eps'):
-        AGS(eps=bad)
-
-
 @pytest.mark.parametrize(
     ('dtype', 'wanted'),
     [

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surge_det.core import SURGEConv2d
+from surge_det.core.ags import EPS
 
 from . import layers
 from .layers import FLOAT, NARROW, REF_STE, REF_SURGE, STE, SURGE
@@ -155,7 +156,7 @@ class Bench:
         if name in (SURGE, NARROW):
             # The replica still is what the weights are.
             g_b, g_a = formula(REF_STE)[0], formula(FLOAT)[0]
-            factor = ETA * g_b.norm() / (g_a.norm() + layer.ags.eps)
+            factor = ETA * g_b.norm() / (g_a.norm() + EPS)
             expected = formula(REF_SURGE, factor=factor)
         elif name == STE:
             expected = formula(REF_STE)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surge_det.cli.tables import markdown_table, write_csv
+from surge_det.datasets.root import test_datasets
 from surge_det.paired import estimate, plus_minus
 
 from .candidates import Candidate
@@ -83,7 +84,7 @@ def grid_table(
         rows.append([candidate.name, *(cells[rate] for rate in rates)])
     text = markdown_table([head, *(f'{rate:g}' for rate in rates)], rows)
     first = tuned[0].evaluations[0]
-    data = first.cfg.test_dataloader.dataset.get('ann_file')
+    data = test_datasets(first.cfg)[0].get('ann_file')
     text += (
         f'\n\nmAP on {data} after the last epoch, seed {first.run.seed}, for '
         'each learning rate. Bold: chosen, and used for all seeds; of equal '

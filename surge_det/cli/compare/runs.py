@@ -25,6 +25,7 @@ from typing import IO, ClassVar
 from mmengine.config import Config
 
 from surge_det.cli.plot_run import MAP, read_curves, read_records
+from surge_det.datasets.root import test_datasets
 from surge_det.whole_files import newest_checkpoint, read_json, replacing
 
 PROGRAM = [sys.executable, '-m', 'surge_det']
@@ -301,7 +302,7 @@ class Evaluation(Task):
             raise RuntimeError(
                 f'no mAP was measured on {self.split}: {found or "nothing"}'
             )
-        ann_file = self.cfg.test_dataloader.dataset.get('ann_file')
+        ann_file = test_datasets(self.cfg)[0].get('ann_file')
         checkpoint = self.run.checkpoint().name
         return EvaluationResult(scores[0], minutes, ann_file, checkpoint)
 
