@@ -34,8 +34,8 @@ class AGS:
     smallest normal number counts as that number in :math:`\lambda`; where
     both gradients are 0, :math:`\lambda` is 0.
 
-    :math:`\varepsilon` is 1e-8. The paper's has no :math:`m`. A norm of 1 or more
-    makes no difference; a smaller one, beside :math:`\varepsilon` itself,
+    :math:`\varepsilon` is 1e-8. The paper's has no :math:`m`. A norm of 1 or
+    more makes no difference; a smaller one, beside :math:`\varepsilon` itself,
     would give way to it.
 
     ``eta='auto'`` (this project's, not the paper's) follows what the
