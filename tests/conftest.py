@@ -1,5 +1,7 @@
 import gc
 
+import pytest
+import torch
 from hypothesis import settings
 
 # Fuzzing: the same few examples in each run of the suite, and as many others
@@ -21,3 +23,19 @@ def pytest_collection_finish(session):
     # What the imports made is never garbage; to look through it takes a tenth
     # of the suite's time.
     gc.freeze()
+
+
+@pytest.fixture
+def mmdet_scope():
+    """Let registries search mmdet, whatever tests before left."""
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+
+
+@pytest.fixture(scope='module')
+def threads_as_before():
+    """Take back what a module's tests set, with its own fixtures."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

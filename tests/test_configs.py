@@ -16,7 +16,6 @@ import surge_det  # noqa: F401
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.fileio import load as load_file
-from mmengine.registry import init_default_scope
 
 from surge_det.core.layers import named_surge_layers
 
@@ -57,9 +56,7 @@ CONVERTED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _mmdet_scope():
-    init_default_scope('mmdet')
+pytestmark = pytest.mark.usefixtures('mmdet_scope')
 
 
 @functools.cache

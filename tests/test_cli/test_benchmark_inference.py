@@ -58,11 +58,7 @@ model = dict(
 ONCE = ['--rounds', '1', '--warmup', '0', '--no-int8']
 
 
-@pytest.fixture(scope='module', autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 
 
 def bench(*args):

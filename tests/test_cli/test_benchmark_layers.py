@@ -20,11 +20,7 @@ SMALL = ['--shrink', '30', '--rounds', '1', '--warmup', '0', '--layers']
 SMALL_ERROR, NARROW_ERROR = 1e-5, 2e-2
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 
 
 @pytest.fixture

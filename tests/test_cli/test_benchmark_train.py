@@ -30,11 +30,7 @@ optim_wrapper = dict(
 """
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 
 
 def bench(*args):

@@ -3,16 +3,15 @@
 import copy
 import itertools
 import math
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import rivals
 import torch
+import torch.distributed as dist
+from processes import needs_gloo, run_processes
 from reference import relative_error
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from surge_det.core import (
     IRNet,
@@ -20,11 +19,11 @@ from surge_det.core import (
     ScaledSign,
     SURGEConv2d,
     SURGELinear,
+    method_cfg,
     set_progress,
 )
 from surge_det.core.binarizers import Binarizer, register_binarizer
 
-ROOT = Path(__file__).resolve().parents[2]
 ESTIMATORS = {
     'STE': (dict(type='STE', clip=1.0), rivals.ste),
     'identity': (dict(type='STE', clip=None), rivals.identity),
@@ -560,24 +559,8 @@ def test_users_own_binarizer():
 
 # Several processes
 
-WORKER = textwrap.dedent(
-    """
-    import os
-    import sys
 
-    sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmdet']))
-
-    import torch
-    import torch.distributed as dist
-    from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
-
-    from surge_det.core import SURGEConv2d, method_cfg, set_progress
-
-    rank, file = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group(
-        'gloo', init_method='file://' + file, rank=rank, world_size=2
-    )
+def _train_in_group(rank, world, folder):
     torch.manual_seed(rank)
     cfg = method_cfg('surge+recu')
     net = nn.Sequential(
@@ -593,38 +576,14 @@ WORKER = textwrap.dedent(
         model(torch.randn(2, 3, 7, 7)).pow(2).sum().backward()
         optimizer.step()
     for name, parameter in net.named_parameters():
-        gathered = [torch.empty_like(parameter) for _ in range(2)]
+        gathered = [torch.empty_like(parameter) for _ in range(world)]
         dist.all_gather(gathered, parameter.detach())
-        assert torch.equal(*gathered), name + ' differs between ranks'
-    dist.destroy_process_group()
-    # torch's gloo threads now and then abort a process that ends by itself.
-    os._exit(0)
-    """
-)
+        assert torch.equal(*gathered), f'{name} differs between ranks'
 
 
-@pytest.mark.skipif(
-    not torch.distributed.is_available()
-    or not torch.distributed.is_gloo_available(),
-    reason='needs torch.distributed with gloo',
-)
+@needs_gloo
 def test_two_processes_agree(tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', WORKER, str(rank), str(tmp_path / 'meet')],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [p.communicate(timeout=120)[0] for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], '\n'.join(logs)
+    run_processes(_train_in_group, tmp_path)
 
 
 def test_combinations_cover_what_is_registered():

@@ -4,18 +4,16 @@ import copy
 import io
 import logging
 import pickle
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
+from processes import needs_gloo, run_processes
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from surge_det.core import SURGEConv2d, SURGELinear
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def build(kind, **kwargs):
@@ -569,44 +567,29 @@ def test_mmengine_loader_reports_nothing_missing(caplog):
 
 # Several processes
 
-WORKER = textwrap.dedent(
-    """
-    import os
-    import sys
 
-    # The toolbox is not needed here and takes long to import.
-    sys.modules.update(dict.fromkeys(['mmengine', 'mmcv', 'mmdet']))
+class _Skippable(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.first, self.layer = nn.Conv2d(3, 3, 1), layer
 
-    import torch
-    import torch.distributed as dist
-    from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
+    def forward(self, x, skip):
+        x = self.first(x)
+        return x if skip else self.layer(x)
 
-    from surge_det.core import SURGEConv2d
 
-    rank, file = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group(
-        'gloo', init_method='file://' + file, rank=rank, world_size=2
-    )
+def _train_in_group(rank, world, folder, how):
     torch.manual_seed(rank)
     layer = SURGEConv2d(3, 4, 3, eta=0.3)
     nn.init.normal_(layer.weight)
-    skips = sys.argv[3] == 'rank 1 skips it'
-    loaded = sys.argv[3] == 'loaded on rank 0'
+    skips = how == 'rank 1 skips it'
+    loaded = how == 'loaded on rank 0'
     if loaded and rank == 0:
         state = layer.state_dict()
         layer.load_state_dict({k: v + 1 for k, v in state.items()})
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.layer = nn.Conv2d(3, 3, 1), layer
-
-        def forward(self, x, skip):
-            x = self.first(x)
-            return x if skip else self.layer(x)
-
-    model = DistributedDataParallel(Model(), find_unused_parameters=skips)
+    model = DistributedDataParallel(
+        _Skippable(layer), find_unused_parameters=skips
+    )
     if skips:
         layer.begin_training()
     start = layer.weight.detach().clone()
@@ -621,49 +604,17 @@ WORKER = textwrap.dedent(
             assert torch.equal(layer.aux_weight, start), 'replica at start'
         optimizer.step()
     for name, parameter in layer.named_parameters():
-        gathered = [torch.empty_like(parameter) for _ in range(2)]
+        gathered = [torch.empty_like(parameter) for _ in range(world)]
         dist.all_gather(gathered, parameter.detach())
-        assert torch.equal(*gathered), name + ' differs between ranks'
+        assert torch.equal(*gathered), f'{name} differs between ranks'
         assert parameter.grad is not None, name
     assert not torch.equal(layer.weight, start)
-    dist.destroy_process_group()
-    # torch's gloo threads now and then abort a process that ends by itself.
-    os._exit(0)
-    """
-)
 
 
-@pytest.mark.skipif(
-    not torch.distributed.is_available()
-    or not torch.distributed.is_gloo_available(),
-    reason='needs torch.distributed with gloo',
-)
+@needs_gloo
 @pytest.mark.parametrize('how', ['new', 'loaded on rank 0', 'rank 1 skips it'])
 def test_two_processes_agree(tmp_path, how):
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                '-c',
-                WORKER,
-                str(rank),
-                str(tmp_path / 'meeting'),
-                how,
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [p.communicate(timeout=120)[0] for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    # One rank's failure makes the other fail too: show both.
-    assert [p.returncode for p in processes] == [0, 0], '\n'.join(logs)
+    run_processes(partial(_train_in_group, how=how), tmp_path)
 
 
 def test_partial_load_leaves_a_trained_replica_alone():

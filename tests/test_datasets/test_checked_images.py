@@ -11,7 +11,6 @@ import surge_det  # noqa: F401
 # isort: split
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import BaseDetDataset
-from mmengine.registry import init_default_scope
 from PIL import Image
 
 from surge_det.datasets import checked_images
@@ -22,11 +21,7 @@ from surge_det.datasets.checked_images import (
     read_header,
 )
 
-
-@pytest.fixture(autouse=True)
-def _mmdet_scope():
-    # Whatever tests before this one left.
-    init_default_scope('mmdet')
+pytestmark = pytest.mark.usefixtures('mmdet_scope')
 
 
 LOADERS = [

@@ -9,14 +9,9 @@ import surge_det  # noqa: F401
 # isort: split
 from mmdet.registry import DATASETS
 from mmengine.dataset import default_collate
-from mmengine.registry import init_default_scope
 from PIL import Image
 
-
-@pytest.fixture(autouse=True)
-def _mmdet_scope():
-    # Whatever tests before this one left.
-    init_default_scope('mmdet')
+pytestmark = pytest.mark.usefixtures('mmdet_scope')
 
 
 @pytest.fixture

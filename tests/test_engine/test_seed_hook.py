@@ -1,10 +1,10 @@
 """A training that is stopped and resumed is the one that never stopped."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 # isort: split
 import torch
-import torch.distributed as dist
 from mmdet.datasets import MultiImageMixDataset
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from processes import needs_gloo, run_processes
 from torch import nn
 
 from surge_det.core import SURGEConv2d, SURGELinear, method_cfg
@@ -275,31 +275,17 @@ def test_accumulated_gradients_are_stepped_with_first(tmp_path):
     assert whole.losses == watch.losses | second.losses
 
 
-def _rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo', f'file://{folder}/store', rank=rank, world_size=2
-    )
-    watch = Watch(5 if rank else None)
+def _train_in_group(rank, world, folder):
+    folder, watch = Path(folder), Watch(5 if rank else None)
     try:
         train(folder / 'work', watch)
     except Terminated as end:
         (folder / f'rank{rank}').write_text(f'{end.code} {len(watch.losses)}')
 
 
+@needs_gloo
 def test_one_process_gets_the_signal_and_all_end(tmp_path):
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip('needs the gloo backend')
-    context = multiprocessing.get_context('fork')
-    processes = [
-        context.Process(target=_rank, args=(rank, tmp_path))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-        process.kill()
+    run_processes(_train_in_group, tmp_path)
     told = [(tmp_path / f'rank{rank}').read_text() for rank in range(2)]
     assert told == ['143 6'] * 2
     assert newest_checkpoint(tmp_path / 'work')[0].name == 'iter_6.pth'

@@ -7,14 +7,10 @@ import surge_det  # noqa: F401
 
 # isort: split
 from mmdet.registry import METRICS
-from mmengine.registry import init_default_scope
 
 from surge_det.evaluation import TopKAccuracy
 
-
-@pytest.fixture(autouse=True)
-def _mmdet_scope():
-    init_default_scope('mmdet')
+pytestmark = pytest.mark.usefixtures('mmdet_scope')
 
 
 def samples(rows):

@@ -26,11 +26,7 @@ from surge_det.core.methods import METHODS
 PATH = Path(__file__).resolve().parents[2] / 'examples' / 'digits.py'
 
 
-@pytest.fixture(autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 
 
 def surge_names(*names):

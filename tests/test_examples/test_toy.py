@@ -10,12 +10,7 @@ import toy
 from PIL import Image
 from toy import Latent, Net, Points
 
-
-@pytest.fixture(autouse=True)
-def _threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures('threads_as_before')
 
 
 def test_nothing_is_below_the_minimum():
