@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from surge_det.cli.cfg_options import setting
 from surge_det.cli.logs import shorten
 from surge_det.shipped import shipped_config, shipped_weights
+from surge_det.text import shortened
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.logging import MMLogger
     from mmengine.runner import Runner
+    from torch.utils.data import DataLoader
 
 
 def fail(message: object) -> NoReturn:
@@ -343,8 +345,6 @@ def loading_weights(cfg: Config) -> Iterator[None]:
         of_loaders = any(f.f_globals['__name__'] in _LOADERS for f in frames)
         if not of_loaders or isinstance(error, WeightsError):
             raise
-        from surge_det.deploy.trained import shortened
-
         if not any(f.f_code.co_name == 'init_weights' for f in frames):
             fail(f'cannot load {cfg.get("load_from")!r}: {shortened(error)}')
         named = dict(_pretrained(cfg.model, 'model'))
@@ -368,3 +368,13 @@ def _pretrained(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield key, node['checkpoint']
     for name, value in node.items():
         yield from _pretrained(value, f'{key}.{name}')
+
+
+def training_data(cfg: Config) -> DataLoader:
+    """Build the training's data loader, without processes of its own."""
+    from mmengine.runner import Runner
+
+    settings = cfg.train_dataloader.copy()
+    settings.update(num_workers=0, persistent_workers=False)
+    settings.pop('prefetch_factor', None)
+    return Runner.build_dataloader(settings, seed=0)

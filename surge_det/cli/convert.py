@@ -57,11 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         help='of the backbone; default: 18 for ResNet, 16 for VGG',
     )
-    add(
-        '--backbone',
-        help='registered name; default: SURGEResNet, or SURGESSDVGG for the '
-        'layouts of VGG',
-    )
 
 
 def read(path: str) -> object:
@@ -134,9 +129,6 @@ def run(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f'{args.input}: {error}') from error
         name, depth = default_backbone(layout)
-        name = args.backbone or name
-        if MODELS.get(name) is None:
-            fail(f'--backbone {name!r} is not registered with mmdet')
         backbone = MODELS.build(dict(type=name, depth=args.depth or depth))
         conversion = convert_published(state, backbone, layout)
     except (OSError, ValueError, UnsafeCheckpointError) as error:

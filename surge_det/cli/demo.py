@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from surge_det.cli.common import config_file
-from surge_det.whole_files import newest_checkpoint, read_json
+from surge_det.cli.plot_run import read_map
+from surge_det.whole_files import newest_checkpoint
 
 # What makes two runs the same training, whatever the folder they write to.
 TRAINING_KEYS = (
@@ -65,15 +66,6 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
         return None
     same = all(old.get(key) == cfg.get(key) for key in TRAINING_KEYS)
     return checkpoint if same else None
-
-
-def read_map(work_dir: Path) -> float | None:
-    """Return the mAP that the last evaluation in ``work_dir`` logged."""
-    for path in sorted(work_dir.glob('*/*.json'), reverse=True):
-        metrics = read_json(path)
-        if 'pascal_voc/mAP' in metrics:
-            return metrics['pascal_voc/mAP']
-    return None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -58,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'so that a frequent class does not drown the others; OUT/val is '
         'always whole',
     )
-    add('--seed', type=int, default=0)
 
 
 def class_names(source: Path) -> list[str]:
@@ -151,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
         for split, name in ((args.train, 'train'), (args.val, 'val')):
             boxes = find_boxes(source, split, classes)
             if name == 'train' and args.max_per_class:
-                draw = random.Random(args.seed)
+                draw = random.Random(0)
                 for cls, items in boxes.items():
                     if len(items) > args.max_per_class:
                         boxes[cls] = draw.sample(items, args.max_per_class)

@@ -4,14 +4,15 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from surge_det.cli.common import fail
-from surge_det.whole_files import replacing
+from surge_det.whole_files import read_json, replacing
 
 MAP = r'(bbox_)?mAP'
+_MAP = re.compile(rf'(^|/)({MAP})$')
 _LOSS_COLOR, _MAP_COLOR = '#2a5d9f', '#c2571a'
 
 
@@ -54,6 +55,20 @@ def _record(record: Any) -> dict:
     ):
         raise ValueError(f'{", ".join(used)} must be numbers of an object')
     return record
+
+
+def find_map(metrics: Mapping[str, Any]) -> float | None:
+    """Return the mAP among metrics, if it is there."""
+    return next((v for key, v in metrics.items() if _MAP.search(key)), None)
+
+
+def read_map(work_dir: Path) -> float | None:
+    """Return the mAP that the last evaluation in ``work_dir`` logged."""
+    # mmengine's logger hook writes it to TIMESTAMP/TIMESTAMP.json.
+    for path in sorted(work_dir.glob('*/*.json'), reverse=True):
+        if (found := find_map(read_json(path))) is not None:
+            return found
+    return None
 
 
 def read_curves(work_dir: str | Path, score: str = MAP) -> Curves:
@@ -183,8 +198,8 @@ def plot_run(
             ha='center',
         )
         axis.set(title=title, xlabel=curves.step_name, ylabel=title)
-        axis.set_ylim(0, 1.08)
-        axis.set_yticks([i / 5 for i in range(6)])
+        # Of 1, or of a hundred, as accuracies are.
+        axis.set_ylim(0, 1.08 * max(1, *filter(math.isfinite, values)))
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[0]:
         axis.grid(alpha=0.25)

@@ -77,7 +77,8 @@ def build_model(cfg: Config, checkpoint: str | None) -> nn.Module:
 def _load(model: nn.Module, checkpoint: str) -> None:
     from mmengine.runner import load_checkpoint
 
-    from surge_det.deploy.trained import check_is_checkpoint, shortened
+    from surge_det.deploy.trained import check_is_checkpoint
+    from surge_det.text import shortened
 
     try:
         check_is_checkpoint(checkpoint)
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.runner import set_random_seed
 
     cfg = load_config(args, ('train',))
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     set_random_seed(0)
     batches = load_batches(cfg, args.image_index)
     try:

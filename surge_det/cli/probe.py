@@ -28,6 +28,7 @@ from surge_det.cli.common import (
     load_config,
     number,
     table_and_picture,
+    training_data,
 )
 from surge_det.cli.tables import print_table, write_csv
 from surge_det.whole_files import replacing
@@ -155,16 +156,6 @@ def load_state(checkpoint: Path) -> tuple[int, dict[str, float]]:
             f'{checkpoint}: meta.iter is no number, or the estimates of AGS '
             f'are no pairs of numbers: {error}'
         ) from error
-
-
-def training_data(cfg: Config) -> DataLoader:
-    """Build the training's data loader, without processes of its own."""
-    from mmengine.runner import Runner
-
-    settings = cfg.train_dataloader.copy()
-    settings.update(num_workers=0, persistent_workers=False)
-    settings.pop('prefetch_factor', None)
-    return Runner.build_dataloader(settings, seed=0)
 
 
 def set_schedules(model: nn.Module, cfg: Config, done: int, each: int) -> None:

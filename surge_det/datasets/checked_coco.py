@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
-from surge_det.datasets.dropped import DroppedBoxes, some
+from surge_det.datasets.dropped import DroppedBoxes
+from surge_det.text import some
 
 # Pixels. Nobody's image has as many on a side.
 _FAR = 1e7

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from surge_det.core import checks
 from surge_det.datasets.checked_coco import CheckedCOCO
 from surge_det.datasets.checked_images import CheckedImages, is_local
-from surge_det.datasets.dropped import some
+from surge_det.text import some
 
 
 @DATASETS.register_module()

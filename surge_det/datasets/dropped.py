@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 
 from mmengine.logging import print_log
 
-_NAMED = 5
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first few names, and how many more there are."""
-    names = list(names)
-    more = len(names) - _NAMED
-    return ', '.join(names[:_NAMED]) + (f' and {more} more' * (more > 0))
+from surge_det.text import some
 
 
 class DroppedBoxes:

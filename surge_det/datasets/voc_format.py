@@ -21,7 +21,8 @@ from surge_det.datasets.checked_images import (
     CheckedImages,
     is_local,
 )
-from surge_det.datasets.dropped import DroppedBoxes, some
+from surge_det.datasets.dropped import DroppedBoxes
+from surge_det.text import some
 
 _SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
 # No image is that large: OpenCV reads sides of up to 2**20.

@@ -25,6 +25,8 @@ from surge_det.deploy.norms import factor_and_offset
 
 # What stands before a layer's name in a network.
 PART = 'part.'
+# From (N, C, H, W) to (N, H, W, C) and back.
+TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def detector_problem(model: nn.Module) -> str | None:
@@ -165,18 +167,6 @@ def rebuild(structure: Any, tensors: list[Tensor]) -> Any:
     if isinstance(structure, (list, tuple)):
         return [rebuild(item, tensors) for item in structure]
     return None if structure is None else tensors[structure]
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode meanwhile."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from surge_det.core.binarizers.base import BINARIZERS
 from surge_det.core.estimators.base import ESTIMATORS
 from surge_det.datasets.root import leaf_datasets
 from surge_det.deploy.config import read_config
-from surge_det.deploy.trained import shortened
+from surge_det.text import shortened
 
 # Keys of training, wherever they stand, and of how files are read.
 _LEFT_OUT = {

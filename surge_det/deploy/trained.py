@@ -79,15 +79,6 @@ def check_classes(cfg: Config, dataset_meta: object, path: str | Path) -> None:
         )
 
 
-def shortened(error: object, limit: int = 300) -> str:
-    """Return a message on one line, cut where it gets long.
-
-    Torch lists every key of a state dict that does not fit.
-    """
-    text = ' '.join(str(error).split())
-    return text if len(text) <= limit else f'{text[:limit]} ...'
-
-
 def check_is_checkpoint(path: str | Path) -> None:
     """See that a file can be one, before anything unpickles it.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from surge_det.core.binarization import BINARIZED, differences
-from surge_det.datasets.dropped import some
+from surge_det.text import some
 
 # Of the tensors of the model or of the file, whichever has fewer: a file may
 # hold a backbone, or a head of other classes.

@@ -157,6 +157,18 @@ class _Count:
 
 
 @contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode meanwhile."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def kept_random_state() -> Iterator[None]:
     """Give the random generators their state back at the end."""
     # mmdet's samplers and augmentations draw from all three.

@@ -461,6 +461,11 @@ def test_a_config_with_one_size_is_run_at_it():
         dataset=dict(type='ConcatDataset', datasets=[leaf])
     )
     assert inference_run.config_sizes(cfg) == [(300, 300)]
+    leaf.pipeline = [dict(type='Resize', scale=640)]
+    assert inference_run.config_sizes(cfg) == [(640, 640)]
+    leaf.pipeline = [dict(type='Resize', scale_factor=0.5)]
+    with pytest.raises(ValueError, match='no Resize with a scale'):
+        inference_run.config_sizes(cfg)
 
 
 def test_an_int8_twin_takes_part_where_it_can_be_made(

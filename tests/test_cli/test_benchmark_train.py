@@ -1,5 +1,6 @@
 """The benchmarks of a training step, alone and under DDP."""
 
+import argparse
 import csv
 import re
 import statistics
@@ -13,7 +14,10 @@ from torch import nn
 pytest.importorskip('mmdet', reason='needs the toolbox')
 pytest.importorskip('matplotlib', reason='the benchmark draws')
 
+from mmengine.config import Config
+
 from surge_det.cli.benchmark import reference, train, train_step
+from surge_det.cli.common import read_config
 from surge_det.cli.main import main
 from surge_det.core import SURGEConv2d
 from surge_det.datasets.shapes import prepare_shapes
@@ -68,8 +72,7 @@ def test_train_step_of_all_contestants(tmp_path, capsys):
     assert (tmp_path / 'train.png').stat().st_size > 10_000
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'autocast'])
-def test_train_step_in_other_types(dtype, monkeypatch, capsys):
+def test_train_step_under_autocast(monkeypatch, capsys):
     seen = set()
     forward = SURGEConv2d.forward
 
@@ -81,12 +84,11 @@ def test_train_step_in_other_types(dtype, monkeypatch, capsys):
     monkeypatch.setattr(SURGEConv2d, 'forward', spy)
     bench(
         *('train', DEMO, '--size', 64, 64, '--batch', 1, '--rounds', 1),
-        *('--warmup', 0, '--dtype', dtype),
+        *('--warmup', 0, '--dtype', 'autocast'),
         *('--contestants', 'reference STE', 'SURGE'),
     )
-    own = torch.float32 if dtype == 'autocast' else torch.bfloat16
-    assert seen == {(own, torch.bfloat16)}
-    assert f'{dtype}, cpu' in capsys.readouterr().out
+    assert seen == {(torch.float32, torch.bfloat16)}
+    assert 'autocast, cpu' in capsys.readouterr().out
 
 
 def test_contestants_have_the_layers_that_they_say():
@@ -104,6 +106,26 @@ def test_contestants_have_the_layers_that_they_say():
     assert changed(train.SURGE).compensate
     assert changed(train.NARROW).aux_dtype == torch.bfloat16
     assert not changed(train.STE).compensate
+
+
+def test_noise_has_the_size_that_the_test_pipeline_makes():
+    cfg = Config.fromfile(DEMO)
+    cfg.test_dataloader.dataset.pipeline = [dict(type='Resize', scale=96)]
+    args = argparse.Namespace(size=None, batch=2, device='cpu')
+    (batch,) = train_step.random_batches(cfg, args)
+    assert [image.shape for image in batch['inputs']] == [(3, 96, 96)] * 2
+
+
+def test_training_images_need_no_processes(tmp_path, monkeypatch):
+    prepare_shapes(tmp_path, 5, 5, 0)
+    monkeypatch.setenv('SURGE_DATA_ROOT', str(tmp_path))
+    cfg = read_config(DEMO)
+    # Each is refused by a loader without processes.
+    cfg.train_dataloader.update(
+        num_workers=2, prefetch_factor=2, persistent_workers=True
+    )
+    batches = train_step.training_batches(cfg, argparse.Namespace())
+    assert len(batches) == 3
 
 
 def test_layers_that_the_references_lack_are_refused():

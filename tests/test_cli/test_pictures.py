@@ -114,6 +114,17 @@ def test_smoothing_is_unbiased_and_passes_over_nan():
     assert result == pytest.approx([1.0, 7 / 3, 7 / 3])
 
 
+def test_a_score_in_per_cent_is_inside_the_picture(tmp_path):
+    records = [{'accuracy/top1': 83.0, 'step': i} for i in (1, 2)]
+    _log(tmp_path, '20250101_000000', [*_epochs(1, 2), *records])
+    found = []
+    for score in ('mAP', 'top1'):
+        image = cv2.imread(str(plot.plot_run(tmp_path, score=score)))
+        # The line's own color, in BGR.
+        found.append((image == (0x1A, 0x57, 0xC2)).all(-1).sum())
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
 @pytest.mark.parametrize('scored', [True, False])
 def test_picture_shows_panels(tmp_path, scored):
     records = list(_epochs(1, 5, loss=0.8))

@@ -37,6 +37,8 @@ from surge_det.deploy import (
 )
 from surge_det.deploy.comparison import smallest_image
 from surge_det.deploy.networks import (
+    TO_FIRST,
+    TO_LAST,
     dense_network,
     rebuild,
     roi_example,
@@ -44,7 +46,6 @@ from surge_det.deploy.networks import (
 )
 from surge_det.deploy.onnx.conversion import convert
 from surge_det.deploy.onnx.detector import open_session, problem
-from surge_det.deploy.onnx.layout import TO_FIRST, TO_LAST
 from surge_det.deploy.openvino.detector import install_networks
 from surge_det.deploy.trained import build_detector
 from surge_det.engine.apply_method import apply_method

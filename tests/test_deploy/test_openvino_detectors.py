@@ -40,8 +40,13 @@ from surge_det.deploy.comparison import (
 from surge_det.deploy.config import config_text
 from surge_det.deploy.extra import require
 from surge_det.deploy.formats import openvino as format_module
-from surge_det.deploy.networks import Flattened, detector_problem
-from surge_det.deploy.openvino import Network, dense_network, roi_network
+from surge_det.deploy.networks import (
+    Flattened,
+    dense_network,
+    detector_problem,
+    roi_network,
+)
+from surge_det.deploy.openvino import Network
 from surge_det.deploy.openvino import runtime as runtime_module
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.lowering import stored_as_bits

@@ -19,9 +19,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         type=positive_int, default=2, help='images of a process; default: 2'
     ),
     'device': dict(default='cpu'),
-    'dtype': dict(
-        choices=['float32', 'bfloat16', 'autocast'], default='float32'
-    ),
+    'dtype': dict(choices=['float32', 'autocast'], default='float32'),
     'channels-last': dict(action='store_true'),
     'threads': dict(type=positive_int, help="default: torch's own"),
     'cpu-time': dict(

@@ -50,7 +50,6 @@ class Bench:
     ) -> None:
         self.device = torch.device(args.device)
         self.args = args
-        dtype = torch.bfloat16 if args.dtype == 'bfloat16' else torch.float32
         layout = torch.contiguous_format
         if args.channels_last:
             layout = torch.channels_last
@@ -63,7 +62,6 @@ class Bench:
             shape.kernel // 2,
             bias=False,
             device=self.device,
-            dtype=dtype,
         )
         self.layers = {
             name: copy_as(
@@ -72,7 +70,7 @@ class Bench:
             for name in names
         }
         size = batch, shape.c_in, shape.height, shape.width
-        x = torch.randn(size, device=self.device).to(dtype)
+        x = torch.randn(size, device=self.device)
         self.x = x.contiguous(memory_format=layout).requires_grad_()
         with torch.no_grad():
             self.grad = torch.randn_like(layer(self.x))

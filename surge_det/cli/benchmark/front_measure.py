@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
@@ -21,7 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from surge_det.cli.plot_run import MAP
+from surge_det.cli.plot_run import find_map
 from surge_det.deploy.extra import require
 from surge_det.deploy.onnx.detector import open_session
 
@@ -128,8 +127,7 @@ def score(detector: Any, dataset: Any, cfg: Config) -> float:
         sample.pred_instances = InstanceData(**dict(zip(names, values)))
         evaluator.process([sample])
     metrics = evaluator.evaluate(len(dataset))
-    known = re.compile(rf'(^|/)({MAP})$')
-    values = [value for key, value in metrics.items() if known.search(key)]
-    if not values:
+    found = find_map(metrics)
+    if found is None:
         raise ValueError(f'test_evaluator: no mAP among {list(metrics)}')
-    return float(values[0])
+    return float(found)

@@ -29,17 +29,17 @@ from surge_det.deploy.comparison import (
     record,
 )
 from surge_det.deploy.extra import require
-from surge_det.deploy.networks import roi_example
-from surge_det.deploy.onnx.conversion import convert as convert_to_onnx
-from surge_det.deploy.onnx.detector import open_session
-from surge_det.deploy.onnx.layout import TO_FIRST, TO_LAST
-from surge_det.deploy.onnx.rules import kind_of
-from surge_det.deploy.openvino import (
-    Network,
-    convert,
+from surge_det.deploy.networks import (
+    TO_FIRST,
+    TO_LAST,
     dense_network,
+    roi_example,
     roi_network,
 )
+from surge_det.deploy.onnx.conversion import convert as convert_to_onnx
+from surge_det.deploy.onnx.detector import open_session
+from surge_det.deploy.onnx.rules import kind_of
+from surge_det.deploy.openvino import Network, convert
 from surge_det.deploy.openvino.conversion import exact_arithmetic
 from surge_det.deploy.openvino.detector import (
     install_networks,

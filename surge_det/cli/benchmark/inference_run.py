@@ -19,6 +19,7 @@ from surge_det.deploy.comparison import check_input
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.runtime import shared_core
 from surge_det.engine.apply_method import apply_method
+from surge_det.models.complexity import test_shape
 
 from . import inference_report as report
 from .inference_measure import (
@@ -85,11 +86,11 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
 
 def config_sizes(cfg: Config) -> list[tuple[int, int]]:
     """Rows and columns to run at: the config's if it has one for all."""
-    for step in test_pipeline(cfg):
-        if step.type.endswith('Resize') and not step.get('keep_ratio'):
-            columns, rows = step['scale']
-            return [(rows, columns)]
-    return DEFAULT_SIZES
+    one_for_all = any(
+        step.type.endswith('Resize') and not step.get('keep_ratio')
+        for step in test_pipeline(cfg)
+    )
+    return [test_shape(cfg)] if one_for_all else DEFAULT_SIZES
 
 
 def layer_cases(args: argparse.Namespace) -> Iterator[Case]:

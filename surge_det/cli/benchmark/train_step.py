@@ -17,13 +17,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from torch import nn
 
-from surge_det.cli.common import read_config
+from surge_det.cli.common import read_config, training_data
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import named_surge_layers
-from surge_det.datasets.root import test_pipeline
+from surge_det.models.complexity import test_shape
 
 from .measure import interleaved, peak_mib, timed
 from .reference import REFERENCES, copy_as
@@ -76,7 +75,7 @@ def read_train_config(path: Path) -> Config:
     # Every initialized parameter is a line otherwise.
     MMLogger.get_current_instance().setLevel('WARNING')
     cfg = read_config(path)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     cfg.model.get('backbone', {}).pop('init_cfg', None)
     return cfg
 
@@ -89,21 +88,12 @@ def random_batches(
     Raises:
         ValueError: If neither ``--size`` nor the config says how large.
     """
-    sizes = [
-        (min(step.scale), max(step.scale))
-        for step in test_pipeline(cfg)
-        if step.type.endswith('Resize') and 'scale' in step
-    ]
-    if not (args.size or sizes):
-        raise ValueError(
-            'test_dataloader.dataset.pipeline has no Resize with a scale; '
-            'give --size'
-        )
+    size = args.size or test_shape(cfg)
     head = cfg.model.get('roi_head') or cfg.model
     torch.manual_seed(seed)
     batch = demo_mm_inputs(
         batch_size=args.batch,
-        image_shapes=[(3, *(args.size or sizes[0]))] * args.batch,
+        image_shapes=[(3, *size)] * args.batch,
         num_items=[8] * args.batch,
         num_classes=head['bbox_head']['num_classes'],
         device=args.device,
@@ -113,10 +103,7 @@ def random_batches(
 
 def training_batches(cfg: Config, args: argparse.Namespace) -> list[dict]:
     """Read the first batches of a config's training images."""
-    loader_cfg = copy.deepcopy(cfg.train_dataloader)
-    loader_cfg.update(num_workers=0, persistent_workers=False)
-    loader = Runner.build_dataloader(loader_cfg, seed=0)
-    return list(islice(loader, BATCHES))
+    return list(islice(training_data(cfg), BATCHES))
 
 
 def change_layers(model: nn.Module, contestant: str) -> None:
@@ -170,10 +157,6 @@ class Trainer:
         model.to(self.device).train()
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
-        if args.dtype == 'bfloat16':
-            model.to(torch.bfloat16)
-            # Images become float32 there.
-            model.data_preprocessor.register_forward_hook(_narrow_images)
         self.model = wrap(model)
         wrapper = copy.deepcopy(cfg.optim_wrapper)
         if contestant in (*REFERENCES, STE):
@@ -199,7 +182,3 @@ class Trainer:
             self.device,
             self.cpu_time,
         )
-
-
-def _narrow_images(module: nn.Module, args: tuple, data: dict) -> dict:
-    return {**data, 'inputs': data['inputs'].to(torch.bfloat16)}

@@ -24,7 +24,7 @@ from typing import IO, ClassVar
 
 from mmengine.config import Config
 
-from surge_det.cli.plot_run import MAP, read_curves, read_records
+from surge_det.cli.plot_run import read_curves, read_map, read_records
 from surge_det.datasets.root import test_datasets
 from surge_det.whole_files import newest_checkpoint, read_json, replacing
 
@@ -37,7 +37,6 @@ say = partial(print, flush=True)
 _PROGRESS = re.compile(
     r'(?:Epoch|Iter)\((?:train|test)\)\s*(?:\[(\d+)\])?\[\s*(\d+)/(\d+)\]'
 )
-_MAP = re.compile(rf'(^|/)({MAP})$')
 # What mmengine formats configs with is not made for threads.
 _DUMP_LOCK = threading.Lock()
 
@@ -292,19 +291,12 @@ class Evaluation(Task):
         return _command('test', self.cfg, config, self.work_dir, checkpoint)
 
     def _read_result(self, minutes: float, memory: float) -> EvaluationResult:
-        # mmengine's logger hook writes what was measured to
-        # TIMESTAMP/TIMESTAMP.json.
-        found = {}
-        for path in sorted(self.work_dir.glob('*/*.json')):
-            found.update(read_json(path))
-        scores = [v for k, v in found.items() if _MAP.search(k)]
-        if not scores or not math.isfinite(scores[0]):
-            raise RuntimeError(
-                f'no mAP was measured on {self.split}: {found or "nothing"}'
-            )
+        score = read_map(self.work_dir)
+        if score is None or not math.isfinite(score):
+            raise RuntimeError(f'no mAP was measured on {self.split}: {score}')
         ann_file = test_datasets(self.cfg)[0].get('ann_file')
         checkpoint = self.run.checkpoint().name
-        return EvaluationResult(scores[0], minutes, ann_file, checkpoint)
+        return EvaluationResult(score, minutes, ann_file, checkpoint)
 
 
 def _command(

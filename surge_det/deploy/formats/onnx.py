@@ -52,6 +52,8 @@ class ONNXFormat(EngineFormat):
     packages = ('onnx', 'onnxruntime', 'surge_runtime')
     cpu_only = True
     whole = True
+    _stored_as_bits = staticmethod(stored_as_bits)
+    _operation = staticmethod(operation)
     one_bit_limits = (
         'surge_runtime, whose 1-bit layers want weights and activations of 1 '
         'bit'
@@ -133,12 +135,6 @@ class ONNXFormat(EngineFormat):
                 if kind_of(step) not in RESIZE
             ]
         return config
-
-    def _stored_as_bits(self, layer: nn.Module) -> bool:
-        return stored_as_bits(layer)
-
-    def _operation(self, layer: nn.Module) -> str:
-        return operation(layer)
 
     def _detector_problem(self, model: nn.Module) -> Problem | None:
         from surge_det.deploy.onnx import detector

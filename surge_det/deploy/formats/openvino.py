@@ -32,7 +32,8 @@ from surge_det.deploy.extra import require
 from surge_det.deploy.openvino import conversion, detector, self_check
 from surge_det.deploy.openvino.lowering import operation, stored_as_bits
 from surge_det.deploy.openvino.runtime import Network, shared_core
-from surge_det.deploy.trained import shortened
+from surge_det.models.preflight import evaluating
+from surge_det.text import shortened
 from surge_det.version import __version__
 
 from .base import (
@@ -73,6 +74,8 @@ class OpenVINOFormat(EngineFormat):
         'OpenVINO, whose 1-bit convolution wants weights and activations of 1 '
         'bit, one group, and input channels in multiples of 8'
     )
+    _stored_as_bits = staticmethod(stored_as_bits)
+    _operation = staticmethod(operation)
 
     def files(self, path: Path) -> list[Path]:
         """Return all files that an export to ``path`` may write."""
@@ -104,7 +107,7 @@ class OpenVINOFormat(EngineFormat):
             'config': config_text(model.cfg),
             'dataset_meta': meta_text(model.dataset_meta),
         }
-        with networks.evaluating(model):
+        with evaluating(model):
             models = {path: _dense(model)}
             roi = networks.roi_network(model)
             if roi is not None:
@@ -162,12 +165,6 @@ class OpenVINOFormat(EngineFormat):
             found.append(_network(roi, roi_path, threads))
         detector.install_networks(model, found)
         model.dataset_meta = stored['dataset_meta']
-
-    def _stored_as_bits(self, layer: nn.Module) -> bool:
-        return stored_as_bits(layer)
-
-    def _operation(self, layer: nn.Module) -> str:
-        return operation(layer)
 
     def _problem(self, layer: nn.Module) -> Problem | None:
         name = type(layer).__name__

@@ -37,7 +37,7 @@ from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, folded, set_identity
-from surge_det.deploy.trained import shortened
+from surge_det.text import shortened
 from surge_det.version import __version__
 from surge_det.whole_files import replacing
 

@@ -23,11 +23,8 @@ from surge_det.core.binarization import (
 from surge_det.core.layers import named_surge_layers
 from surge_det.datasets.classes import metainfo_of_config, stored_meta
 from surge_det.deploy.config import checked_meta, config_text, meta_text
-from surge_det.deploy.trained import (
-    build_detector,
-    check_is_checkpoint,
-    shortened,
-)
+from surge_det.deploy.trained import build_detector, check_is_checkpoint
+from surge_det.text import shortened
 from surge_det.version import __version__
 from surge_det.whole_files import save
 

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from surge_det.deploy.extra import require
+from surge_det.deploy.networks import TO_LAST
 
 from .epilogue import fuse
 from .graph import Graph
-from .layout import TO_LAST, Rewriter
+from .layout import Rewriter
 from .trace import trace
 
 

@@ -18,21 +18,22 @@ from surge_det.deploy.comparison import (
 )
 from surge_det.deploy.extra import require
 from surge_det.deploy.networks import (
+    TO_FIRST,
+    TO_LAST,
     Flattened,
     dense_network,
     detector_problem,
-    evaluating,
     exact_arithmetic,
     roi_example,
     roi_network,
 )
+from surge_det.models.preflight import evaluating
 
 from . import rules
 from .checks import add_checks
 from .conversion import add_network
 from .graph import Graph
 from .layers import stored_as_bits
-from .layout import TO_FIRST, TO_LAST
 
 IMAGE, OUTPUTS = 'image', ('boxes', 'scores', 'labels')
 # Of the RoIs' features and of the network's input in the graph.

@@ -18,16 +18,15 @@ import numpy as np
 from torch import nn
 
 from surge_det.deploy.extra import require
+from surge_det.deploy.networks import TO_FIRST, TO_LAST
 from surge_det.deploy.norms import factor_and_offset
 
 from . import layers
 from .graph import Graph, attributes
 from .trace import MODULE
 
-# From (N, C, H, W) to (N, H, W, C) and back.
-TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 # Where each of the traced axes stands.
-_AXIS = (0, 3, 1, 2)
+_AXIS = TO_FIRST
 # ONNX's number of the type float32.
 _FLOAT = 1
 # Operations that are the same for each value, or broadcast.
@@ -207,9 +206,7 @@ class Rewriter:
         else:
             self._as_traced(node)
 
-    def _add(
-        self, node: Any, inputs: list[str], name: str = '', **changed: Any
-    ) -> None:
+    def _add(self, node: Any, inputs: list[str], **changed: Any) -> None:
         """Add a traced node with NHWC inputs, attributes changed."""
         name, at = node.output[0], attributes(node) | changed
         self.last[name] = self.graph.add(node.op_type, inputs, name, **at)

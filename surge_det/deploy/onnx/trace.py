@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.core.layers import SURGEConv2d, SURGELayer
 from surge_det.deploy.extra import require
-from surge_det.deploy.networks import PART, evaluating, unchanged
+from surge_det.deploy.networks import PART, unchanged
+from surge_det.models.preflight import evaluating
 
 from .graph import DOMAIN, OPSET
 

@@ -10,9 +10,7 @@
 :mod:`surge_det.deploy.formats.openvino` writes and reads their files.
 """
 
-from surge_det.deploy.networks import dense_network, roi_network
-
 from .conversion import convert
 from .runtime import Network
 
-__all__ = ['Network', 'convert', 'dense_network', 'roi_network']
+__all__ = ['Network', 'convert']

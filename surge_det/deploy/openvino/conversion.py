@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from surge_det.deploy import networks
 from surge_det.deploy.extra import require
-from surge_det.deploy.networks import PART, evaluating, unchanged
+from surge_det.deploy.networks import PART, unchanged
+from surge_det.models.preflight import evaluating
 
 from .lowering import Lowering, lowering_of, stored_as_bits
 from .passes import fold_shifts, separate_constants

@@ -13,7 +13,7 @@ from torch import Tensor
 from surge_det.core import checks
 from surge_det.core.operators.memory_format import is_channels_last
 from surge_det.deploy.extra import require
-from surge_det.deploy.networks import rebuild
+from surge_det.deploy.networks import TO_FIRST, TO_LAST, rebuild
 
 # Regions that go through a network together where their number is fixed.
 ROWS = 64
@@ -152,13 +152,13 @@ class Network:
         given_last = x.ndim == 4 and is_channels_last(x)
         request = self._request(tuple(x.shape), given_last)
         given = x.detach().float().cpu()
-        given = given.permute(_LAST) if given_last else given.contiguous()
+        given = given.permute(TO_LAST) if given_last else given.contiguous()
         found = request.infer([given.numpy()], share_inputs=True)
         outputs = []
         for i in range(len(found)):
             y = torch.from_numpy(found[i])
             if y.ndim == 4 and self.channels_last:
-                y = y.permute(_FIRST)
+                y = y.permute(TO_FIRST)
             # A runner puts images, and so what mmdet does around, on a GPU.
             outputs.append(y.to(x.device))
         return outputs
@@ -170,10 +170,6 @@ class Network:
             The outputs in the detector's lists; they carry no gradient.
         """
         return rebuild(self.structure, self.tensors(x))
-
-
-# Between the order of a tensor's sizes and channels_last's of its memory.
-_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def _use_channels_last(model: Any, inputs: bool, outputs: bool) -> None:

@@ -21,6 +21,8 @@ from surge_det.datasets.classes import (
 from surge_det.engine.late_schedules import late_schedules
 from surge_det.engine.loaded_weights import check_resumed, watch_loading
 
+from .runner_info import plain_model
+
 # Heads of other things than the classes: objectness, stuff, identities.
 _OTHER_HEADS = {'rpn_head', 'semantic_head', 'reid'}
 
@@ -62,7 +64,7 @@ class SURGECheckHook(Hook):
         """Warn of schedules that are too long; load a teacher."""
         for text in late_schedules(runner):
             runner.logger.warning(text)
-        model = _unwrapped(runner.model)
+        model = plain_model(runner.model)
         distiller = getattr(model, 'distiller', None)
         if distiller and distiller.is_on:
             teacher = distiller.teacher_of(model)
@@ -76,7 +78,7 @@ class SURGECheckHook(Hook):
             or (runner._resume and find_latest_checkpoint(runner.work_dir))
             or 'the checkpoint'
         )
-        model = _unwrapped(runner.model)
+        model = plain_model(runner.model)
         if runner._resume:
             check_resumed(model, checkpoint, path)
         else:
@@ -105,7 +107,7 @@ class SURGECheckHook(Hook):
         say; what reads checkpoints wants a dict.
         """
         meta = checkpoint['meta']
-        meta[BINARIZED] = binarization_of(_unwrapped(runner.model))
+        meta[BINARIZED] = binarization_of(plain_model(runner.model))
         if isinstance(meta.get('dataset_meta'), list):
             meta['dataset_meta'] = meta['dataset_meta'][0]
 
@@ -123,7 +125,7 @@ def check_classes(
     Raises:
         ClassesError: If not. Datasets that tell no classes are left out.
     """
-    if hasattr(_unwrapped(model), 'language_model'):
+    if hasattr(plain_model(model), 'language_model'):
         return
     known = [
         (_name(mode, leaf), leaf.metainfo, names)
@@ -183,15 +185,9 @@ def _name(mode: str, dataset: Any) -> str:
     return f'{mode}_dataloader' + f' ({file})' * bool(file)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while isinstance(getattr(model, 'module', None), nn.Module):
-        model = model.module
-    return model
-
-
 def _numbers(model: nn.Module) -> dict[str, int]:
     """``num_classes`` of the heads of classes, by its key in a config."""
-    model = _unwrapped(model)
+    model = plain_model(model)
     heads = {}
     for name, module in model.named_modules():
         # The number of a head in a cascade stands last.

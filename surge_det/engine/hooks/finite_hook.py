@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.optim import Optimizer
 
-from surge_det.datasets.dropped import some
 from surge_det.engine.finite import all_finite, is_finite
 from surge_det.engine.hooks.runner_info import optim_wrappers, plain_model
+from surge_det.text import some
 
 _STATISTICS = ('running_mean', 'running_var')
 # After so many halvings torch's gradient scaler, which begins at 65,536, has a

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
@@ -46,5 +45,7 @@ def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """Return a model without what wraps it for several processes."""
-    return model.module if is_model_wrapper(model) else model
+    """Return a model without what wraps it, in processes or for TTA."""
+    while isinstance(getattr(model, 'module', None), nn.Module):
+        model = model.module
+    return model

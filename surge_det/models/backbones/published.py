@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surge_det.core import checks
 from surge_det.core.layers import named_surge_layers
+from surge_det.text import some
 
 _SIGN = (
     'sign: the published code takes torch.sign, whose sign(0) is 0; here it '
@@ -335,7 +336,7 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
     ):
         what = type(checkpoint).__name__
         if isinstance(checkpoint, Mapping):
-            what += f' with the keys {_some(checkpoint)}'
+            what += f' with the keys {some(checkpoint)}'
         raise ValueError(
             f'no state dict in the file: it holds a {what}; allowed is a '
             "dict of tensors, by itself or under 'state_dict' or 'model'"
@@ -357,13 +358,13 @@ def detect_layout(keys: Iterable[str]) -> str:
     """
     keys = list(keys)
 
-    def some(pattern: str) -> bool:
+    def has(pattern: str) -> bool:
         return any(re.fullmatch(pattern, key) for key in keys)
 
     for name, layout in _LAYOUTS.items():
-        if all(map(some, layout.has)) and not any(map(some, layout.lacks)):
+        if all(map(has, layout.has)) and not any(map(has, layout.lacks)):
             return name
-    if some(r'(.*\.)?layer1\.0\.shift1\.shift'):
+    if has(r'(.*\.)?layer1\.0\.shift1\.shift'):
         raise ValueError(
             "the file has surge_det's own keys already; it needs no "
             "conversion (init_cfg takes prefix='backbone.' for the "
@@ -371,7 +372,7 @@ def detect_layout(keys: Iterable[str]) -> str:
         )
     raise ValueError(
         f'the layout is none of {list(LAYOUTS)}: the keys are such as '
-        f'{_some(keys)}'
+        f'{some(keys)}'
     )
 
 
@@ -413,7 +414,7 @@ def convert_published(
     if not sources:
         raise ValueError(
             f'nothing of the file fits {type(backbone).__name__} as layout '
-            f'{layout!r}: its keys are such as {_some(state_dict)}; expected '
+            f'{layout!r}: its keys are such as {some(state_dict)}; expected '
             f'are matches of {" and ".join(rules.has)}'
         )
 
@@ -452,7 +453,7 @@ def convert_published(
     if wrong:
         raise ValueError(
             f'{len(wrong)} shape(s) differ from those of '
-            f'{type(backbone).__name__}: {_some(wrong)}'
+            f'{type(backbone).__name__}: {some(wrong)}'
         )
     taken = set(sources.values())
     for bias, key in rules.folded.items():
@@ -523,9 +524,3 @@ def _only_signs(state: Mapping[str, Tensor], keys: Iterable[str]) -> bool:
     return bool(weights) and all(
         torch.equal(w, w[:, :1].expand_as(w)) for w in weights
     )
-
-
-def _some(names: Iterable[object], count: int = 5) -> str:
-    names = [str(name) for name in names]
-    more = len(names) - count
-    return ', '.join(names[:count]) + (f' and {more} more' * (more > 0))

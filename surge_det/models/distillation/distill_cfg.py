@@ -32,7 +32,9 @@ from surge_det.core import checks
 from surge_det.core.binarization import check_binarization, stored_binarization
 from surge_det.core.layers import named_surge_layers
 from surge_det.datasets.classes import stored_meta
+from surge_det.models.preflight import evaluating
 from surge_det.shipped import shipped_config
+from surge_det.text import shortened
 
 from .losses import (
     DistillLoss,
@@ -166,10 +168,7 @@ class Distiller:
 
     def _try(self, student: nn.Module, teacher: nn.Module) -> None:
         """Show both an image, so that what does not fit is said at once."""
-        training = [(module, module.training) for module in student.modules()]
-        for module, _ in training:
-            module.training = False
-        try:
+        with evaluating(student):
             error = self._unfit(student, teacher)
             if error is None:
                 return
@@ -189,9 +188,6 @@ class Distiller:
                     others or 'none of the losses',
                 )
             )
-        finally:
-            for module, flag in training:
-                module.training = flag
 
     def _with(self, loss: type[DistillLoss]) -> Distiller:
         losses = [{'type': loss.__name__}]
@@ -242,10 +238,9 @@ class Distiller:
                 model, self.teacher_ckpt, 'cpu', strict=True, logger='silent'
             )
         except _UNREADABLE as error:
-            text = ' '.join(str(error).split())[:300]
             raise TeacherError(
                 f'{KEY}: teacher_ckpt={self.teacher_ckpt!r} has not the '
-                f'weights of {self.teacher_config}: {text}'
+                f'weights of {self.teacher_config}: {shortened(error)}'
             ) from error
         meta = checkpoint.get('meta') or {}
         trained = stored_binarization(meta)
