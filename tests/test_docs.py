@@ -1,13 +1,17 @@
 """What README and docs name exists, and the configs in them build."""
 
+import argparse
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+
+from surge_det.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -60,6 +64,44 @@ def test_files_of_commands_exist(page):
     for name in _FILE.findall(page.read_text()):
         if '/my_' not in name and 'NAME' not in name:
             assert (ROOT / name).is_file(), name
+
+
+def _command_lines(page):
+    """The commands in a page's blocks of shell, as lists of words."""
+    blocks = re.findall(r'^```shell\n(.*?)^```', page.read_text(), re.M | re.S)
+    for block in blocks:
+        block = block.replace('\\\n', ' ')
+        variable = r'^(\w+)="([^"]*)"\n'
+        for name, value in re.findall(variable, block, re.M):
+            block = block.replace(f'${name}', value.replace('\n', ' '))
+        block = re.sub(variable, '', block, flags=re.M)
+        for tool, rest in re.findall(
+            r'(?:python tools/(\w+)\.py|surge-det) ([^|>&\n]*)', block
+        ):
+            words = shlex.split(rest, comments=True)
+            if tool:
+                script = (ROOT / 'tools' / f'{tool}.py').read_text()
+                command = re.search(r'\bscript\((.*)\)', script)[1]
+                words = [*re.findall(r"'(\S+)'", command), *words]
+            if '...' not in words:
+                yield words
+
+
+def _takes_any_file(parser):
+    for action in parser._actions:
+        action.type = None
+        if isinstance(action, argparse._SubParsersAction):
+            for own in action.choices.values():
+                _takes_any_file(own)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_commands_have_options_that_there_are(page):
+    for words in _command_lines(page):
+        parser = build_parser(words[0])
+        _takes_any_file(parser)
+        _, unknown = parser.parse_known_args(words)
+        assert not unknown, words
 
 
 def _snippet(page, start):
