@@ -103,11 +103,3 @@ def test_telemetry_that_is_there_stays(monkeypatch):
     monkeypatch.setitem(sys.modules, 'openvino_telemetry', package)
     extra.require('openvino')
     assert sys.modules['openvino_telemetry'] is package
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_images_on_a_gpu():
-    x = torch.randn(2, 3, 4, 4)
-    network = Network(convert(nn.ReLU(), x), threads=1)
-    (y,) = network.tensors(x.cuda())
-    assert torch.equal(y, x.relu().cuda())
