@@ -2,14 +2,13 @@ import inspect
 import io
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
+from command_line import python
 from torch.utils.data import Dataset
 
 pytest.importorskip('mmengine')
@@ -434,15 +433,8 @@ for path in sys.stdin.read().split():
 
 
 def _reads(paths):
-    done = subprocess.run(
-        [sys.executable, '-c', READS],
-        input='\n'.join(map(str, paths)),
-        capture_output=True,
-        text=True,
-    )
-    lines = [line.split(' ', 2) for line in done.stdout.splitlines()]
-    last = lines[-1] if lines else 'the first file'
-    assert done.returncode == 0, f'{last}, or the next: {done.stderr[-900:]}'
+    said = python(READS, input='\n'.join(map(str, paths)))
+    lines = [line.split(' ', 2) for line in said.splitlines()]
     return {path: (what, found) for path, what, found in lines}
 
 

@@ -4,12 +4,12 @@ import ctypes
 import gc
 import importlib.util
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import python
 from torch import nn
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
@@ -86,16 +86,8 @@ print('openvino_telemetry' in sys.modules)
 
 
 def test_telemetry_stays_out():
-    done = subprocess.run(
-        [sys.executable, '-c', _IMPORT, extra.__file__],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == [
-        'openvino.tools.ovc.telemetry_stub',
-        'False',
-    ]
+    said = python(_IMPORT, extra.__file__).split()
+    assert said == ['openvino.tools.ovc.telemetry_stub', 'False']
 
 
 def test_telemetry_that_is_there_stays(monkeypatch):
