@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -39,6 +40,46 @@ def test_check(check):
         pytest.importorskip('mambapy')
     rows = list(check(DEVICE))
     assert [row for row in rows if not row.passed] == []
+
+
+@pytest.mark.parametrize(
+    ('types', 'limit'),
+    [({'dtype': torch.float64}, 1e-10), ({'narrow': torch.bfloat16}, 0.02)],
+    ids=str,
+)
+def test_types_that_the_check_leaves_out(types, limit):
+    for name, layer, x, grad in cuda_check._cases():
+        found = cuda_check._apply(layer, x, grad, DEVICE, **types)[0]
+        wanted = cuda_check._formula(layer, x, grad)
+        assert cuda_check._distance(found, wanted) < limit, name
+
+
+def test_a_step_under_autocast_waits_for_nothing():
+    net, x = cuda_check._net(DEVICE), cuda_check._images(DEVICE)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE.type):
+            loss = net(x).float().square().mean()
+        loss.backward()
+        optimizer.step()
+
+    step()
+    with cuda_check.waiting_forbidden(DEVICE):
+        step()
+
+
+@pytest.mark.skipif(
+    find_spec('openvino') is None, reason='needs the extra deploy'
+)
+def test_openvino_takes_images_of_a_gpu():
+    from surge_det.deploy.openvino import Network, convert
+
+    x = torch.randn(2, 3, 4, 4)
+    network = Network(convert(nn.ReLU(), x), threads=1)
+    (y,) = network.tensors(x.to(DEVICE))
+    assert torch.equal(y, x.relu().to(DEVICE))
 
 
 class Model(BaseModel):

@@ -44,6 +44,19 @@ def run(*command, root, cwd=ROOT, ok=True):
     return result.stdout
 
 
+def python(code, *args, **kwargs):
+    """Run code in a Python of its own; what it prints."""
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        **kwargs,
+    )
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr[-4000:]
+    return done.stdout
+
+
 @functools.cache
 def warm_python():
     """Start what saves each tool five seconds of imports."""

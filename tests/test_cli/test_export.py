@@ -1,5 +1,7 @@
 """export.py, test.py and infer.py on a small detector."""
 
+import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -57,6 +59,40 @@ def packed(trained):
     args = [trained / 'config.py', trained / 'epoch_1.pth']
     main(['export', *args, '--format', 'packed'])
     return trained / 'epoch_1.safetensors'
+
+
+@pytest.fixture(scope='module')
+def exported(trained, tmp_path_factory):
+    """A function: an engine's file, and what its export has printed."""
+
+    @functools.cache
+    def export(kind):
+        needed = {'onnx': 'surge_runtime', 'openvino': 'openvino'}[kind]
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f'needs {needed}')
+        folder = tmp_path_factory.mktemp(kind)
+        path = (folder / 'detector').with_suffix(SUFFIXES[kind])
+        args = [trained / 'config.py', trained / 'epoch_1.pth']
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            main(['export', *args, '--format', kind, '--out', path])
+        return path, out.getvalue()
+
+    return export
+
+
+@pytest.fixture(scope='module')
+def evaluated(trained, packed, exported, tmp_path_factory):
+    """A function: a format's file, and what `evaluate` says of it."""
+
+    @functools.cache
+    def evaluate_once(kind):
+        if kind in ('onnx', 'openvino'):
+            path, _ = exported(kind)
+        else:
+            path = packed if kind == 'packed' else trained / 'epoch_1.pth'
+        return path, *evaluate(trained, path, tmp_path_factory.mktemp(kind))
+
+    return evaluate_once
 
 
 def printed(capsys, trained, *args):
@@ -242,21 +278,12 @@ def evaluate(trained, checkpoint, work_dir, config=None):
     return json.loads(log.read_text())['pascal_voc/mAP'], predictions
 
 
-def test_evaluation_of_a_packed_file(packed, trained, tmp_path):
+def test_evaluation_of_a_packed_file(evaluated):
     """mmdet's evaluator gives the checkpoint's figure."""
-    (figure, predictions), (packed_figure, packed_predictions) = (
-        evaluate(trained, file, tmp_path / str(i))
-        for i, file in enumerate([trained / 'epoch_1.pth', packed])
-    )
+    _, figure, predictions = evaluated('pth')
+    _, packed_figure, packed_predictions = evaluated('packed')
     assert figure == packed_figure
-    found = load(packed_predictions)
-    expected = load(predictions)
-    assert len(found) == len(expected) == 6
-    for one, other in zip(found, expected):
-        for key in ('bboxes', 'scores', 'labels'):
-            assert torch.equal(
-                one['pred_instances'][key], other['pred_instances'][key]
-            )
+    same_predictions(packed_predictions, predictions)
 
 
 def test_evaluation_refuses_what_is_damaged(packed, trained, tmp_path, capsys):
@@ -310,28 +337,22 @@ def test_faults_that_are_not_the_files_keep_their_traceback(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'needed', 'operation', 'files'),
+    ('kind', 'operation', 'files'),
     [
-        ('onnx', 'surge_runtime', 'BinaryConv', ['detector.onnx']),
+        ('onnx', 'BinaryConv', ['detector.onnx']),
         (
-            'openvino',
             'openvino',
             'BinaryConvolution',
             ['detector.xml', 'detector.bin', 'detector.roi.bin'],
         ),
     ],
 )
-def test_engines(
-    kind, needed, operation, files, trained, capsys, images, tmp_path
-):
-    if importlib.util.find_spec(needed) is None:
-        pytest.skip(f'needs {needed}')
-    path = tmp_path / files[0]
-    out = printed(capsys, trained, '--format', kind, '--out', path)
+def test_engines(kind, operation, files, trained, exported, images, tmp_path):
+    path, out = exported(kind)
     line = next(x for x in out.splitlines() if 'layer4.1.conv2' in x)
     assert f'  {operation}  ' in line
     for name in files:
-        size = (tmp_path / name).stat().st_size
+        size = path.with_name(name).stat().st_size
         assert f'{name}: {size:,} bytes' in out
     boxes = []
     for model in (path, trained / 'epoch_1.pth'):
@@ -383,20 +404,10 @@ def same_predictions(one, other):
 
 @pytest.mark.parametrize('kind', ['pth', 'packed', 'onnx', 'openvino'])
 def test_what_a_config_starts_from_is_not_loaded_over_a_file(
-    kind, trained, packed, start, tmp_path
+    kind, trained, evaluated, start, tmp_path
 ):
-    engines = {'onnx': 'surge_runtime', 'openvino': 'openvino'}
-    if kind in engines:
-        if importlib.util.find_spec(engines[kind]) is None:
-            pytest.skip(f'needs {engines[kind]}')
-        path = (tmp_path / 'detector').with_suffix(SUFFIXES[kind])
-        args = [str(trained / 'config.py'), str(trained / 'epoch_1.pth')]
-        args += ['--format', kind, '--out', str(path)]
-        main(['export', *args])
-    else:
-        path = packed if kind == 'packed' else trained / 'epoch_1.pth'
-    figure, plain = evaluate(trained, path, tmp_path / 'plain')
-    found, started = evaluate(trained, path, tmp_path / 'start', start)
+    path, figure, plain = evaluated(kind)
+    found, started = evaluate(trained, path, tmp_path, start)
     assert found == figure
     same_predictions(plain, started)
 

@@ -78,4 +78,3 @@ def test_a_process_that_fails_ends_the_job(tmp_path, way, said):
         if line.startswith('failed at')
     )
     assert ended - failed < 60
-    print(f'{way}: ended after {ended - failed:.1f} s')

@@ -10,8 +10,6 @@ import pickle
 import resource
 import socket
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 import zlib
@@ -19,6 +17,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from command_line import python
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -477,15 +476,8 @@ def test_images_that_are_bombs_or_programs(tmp_path):
     (folder / 'a.png').write_bytes(png(15_000, 15_000))
     assert (folder / 'a.png').stat().st_size < 1e6
     (folder / 'b.jpg').write_bytes(EPS)
-    done = subprocess.run(
-        [sys.executable, '-c', IMAGES],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={k: v for k, v in os.environ.items() if 'OPENCV' not in k},
-    )
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
+    env = {k: v for k, v in os.environ.items() if 'OPENCV' not in k}
+    said = python(IMAGES, cwd=tmp_path, env=env).splitlines()
     for line, name in zip(said, ('a.png', 'b.jpg') * 2, strict=True):
         assert f'{name} cannot be read as an image' in line
     assert not (tmp_path / 'ran').exists()

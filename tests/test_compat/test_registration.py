@@ -1,9 +1,9 @@
-import subprocess
 import sys
 from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
+from command_line import python
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
@@ -157,9 +157,4 @@ assert MODELS.get('SURGEConv2d')
 
 @pytest.mark.parametrize('order', ORDERS)
 def test_any_order_of_imports(order):
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', ORDERS[order]],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    python(ORDERS[order])

@@ -536,16 +536,6 @@ def test_accumulated_steps_add_up():
     assert relative_error(layer.aux_weight.grad, total) < 1e-10
 
 
-def test_repeated_backward_over_one_graph():
-    layer = SURGEConv2d(3, 4, 3)
-    x = torch.randn(2, 3, 5, 5, requires_grad=True)
-    loss = layer(x).pow(2).sum()
-    loss.backward(retain_graph=True)
-    once = x.grad.clone()
-    loss.backward()
-    assert torch.equal(x.grad, 2 * once)
-
-
 def test_a_copy_after_a_step_has_its_own_scaler():
     layer = SURGEConv2d(3, 4, 3, eta=0.3)
     x = torch.randn(2, 3, 5, 5)

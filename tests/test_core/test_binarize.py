@@ -195,7 +195,7 @@ def test_subclass_without_a_forward_of_its_own_is_covered():
 @pytest.mark.parametrize(
     ('argument', 'value'),
     [
-        ('include', ['nek.*']),
+        ('include', ['nek.*', 'neck.*']),
         ('exclude', ['neck.0.conv']),
         ('overrides', {'head.*': {}}),
         # It matches a layer, but one that stays real.

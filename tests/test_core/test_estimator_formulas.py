@@ -15,7 +15,13 @@ FORMULAS = {
     'EDE': rivals.ede,
 }
 CLASSES = {'ApproxSign': ApproxSign, 'ReSTE': ReSTE, 'EDE': EDE}
+# ApproxSign does not change in training.
+CASES = [
+    ('ApproxSign', 0.0),
+    *((name, p) for name in ('ReSTE', 'EDE') for p in POINTS),
+]
 every = pytest.mark.parametrize('name', list(CLASSES))
+scheduled = pytest.mark.parametrize(('name', 'p'), CASES)
 
 
 def values(dtype=torch.float64):
@@ -33,12 +39,8 @@ def at(name, p):
     return estimator
 
 
-@every
-@pytest.mark.parametrize('p', POINTS)
+@scheduled
 def test_derivative(name, p):
-    if name == 'ApproxSign' and p:
-        assert not hasattr(ApproxSign, 'set_progress')
-        return
     x = values()
     got = at(name, p).derivative(x)
     want = rivals.elementwise(FORMULAS[name], p)(x)
@@ -80,11 +82,8 @@ def test_where_they_end():
     assert ede.scheduled() == pytest.approx({'t': 0.1, 'k': 10.0})
 
 
-@every
-@pytest.mark.parametrize('p', [0.0, 0.6, 1.0])
+@scheduled
 def test_derivative_is_the_surrogates(name, p):
-    if name == 'ApproxSign' and p:
-        p = 0.0
     # Off the points where a formula changes.
     x = (torch.linspace(-2.5, 2.5, 200).double() + 1e-3).requires_grad_()
     estimator = at(name, p)
@@ -104,12 +103,9 @@ def test_surrogate_of_ste(clip):
     assert torch.equal(slope, STE(clip=clip).derivative(x.detach()))
 
 
-@every
+@scheduled
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize('p', [0.0, 1.0])
-def test_narrow_types(name, dtype, p):
-    if name == 'ApproxSign':
-        p = 0.0
+def test_narrow_types(name, p, dtype):
     # Off the points where ReSTE jumps.
     x = (torch.linspace(-3, 3, 61) + 0.01).to(dtype)
     kept = x.clone()

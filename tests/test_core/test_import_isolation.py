@@ -1,12 +1,10 @@
 import ast
-import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from command_line import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / 'surge_det' / 'core'
 
 SCRIPT = textwrap.dedent(
@@ -57,15 +55,7 @@ SCRIPT = textwrap.dedent(
 
 
 def test_core_works_where_only_torch_is_installed():
-    result = subprocess.run(
-        [sys.executable, '-c', SCRIPT],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().endswith('works alone')
+    assert python(SCRIPT, cwd=ROOT).strip().endswith('works alone')
 
 
 FILES = sorted(CORE.rglob('*.py'))
@@ -120,12 +110,4 @@ print([name for name in HEAVY[2:] if name in sys.modules])
 
 
 def test_commands_answer_before_anything_heavy_is_imported():
-    result = subprocess.run(
-        [sys.executable, '-c', COMMANDS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ['[]', '[]']
+    assert python(COMMANDS, cwd=ROOT).splitlines() == ['[]', '[]']

@@ -608,7 +608,6 @@ def test_voc_config_follows_the_recipe(monkeypatch):
         f'VOC{year}/ImageSets/Main/trainval.txt' for year in (2007, 2012)
     ]
     leaves = [*repeat.dataset.datasets, cfg.test_dataloader.dataset]
-    leaves.append(cfg.val_dataloader.dataset)
     for leaf in leaves:
         assert leaf.data_root == 'somewhere/VOCdevkit/'
     for leaf in repeat.dataset.datasets:
@@ -623,6 +622,8 @@ def test_voc_config_follows_the_recipe(monkeypatch):
     assert test.ann_file == 'VOC2007/ImageSets/Main/test.txt'
     assert tuple(test.pipeline[1].scale) == (1000, 600)
     assert cfg.test_evaluator.eval_mode == '11points'
+    for key in ('dataloader', 'evaluator'):
+        assert cfg[f'val_{key}'] == cfg[f'test_{key}']
     with pytest.raises(FileNotFoundError, match='VOCtrainval_06-Nov-2007'):
         check_data(cfg)
 

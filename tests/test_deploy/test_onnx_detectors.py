@@ -165,6 +165,9 @@ def exported(request, tmp_path_factory):
     return model, path
 
 
+small = pytest.mark.parametrize('exported', ['faster_rcnn'], indirect=True)
+
+
 class _Engine:
     """A network in ONNX Runtime, as `install_networks` wants it."""
 
@@ -239,11 +242,11 @@ def test_loaded_as_a_detector_of_mmdet(exported, tmp_path):
     assert len(result['labels']) == len(direct.labels)
 
 
-def test_the_same_bytes_again(tmp_path):
-    first, second = tmp_path / 'first.onnx', tmp_path / 'second.onnx'
-    for path in (first, second):
-        ONNX.save(_detector(small_config()), path)
-    assert first.read_bytes() == second.read_bytes()
+@small
+def test_the_same_bytes_again(exported, tmp_path):
+    again = tmp_path / 'again.onnx'
+    ONNX.save(_detector(small_config()), again)
+    assert again.read_bytes() == exported[1].read_bytes()
 
 
 def test_the_file_says_what_it_is(exported):
@@ -268,14 +271,14 @@ def test_the_file_says_what_it_is(exported):
     assert all(len(check) == 1 and check[0] for check in checks)
 
 
-def test_the_engine_keeps_the_first_layers_in_its_layout(tmp_path):
-    small, written = tmp_path / 'detector.onnx', tmp_path / 'optimized.onnx'
-    ONNX.save(_detector(small_config()), small)
+@small
+def test_the_engine_keeps_the_first_layers_in_its_layout(exported, tmp_path):
+    written = tmp_path / 'optimized.onnx'
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(library_path())
     options.optimized_model_filepath = str(written)
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(small, options)
+    onnxruntime.InferenceSession(exported[1], options)
     kinds = [(n.domain, n.op_type) for n in onnx.load(written).graph.node]
     theirs = 'com.microsoft.nchwc'
     assert kinds[:2] == [('surge', 'Preprocess'), (theirs, 'Conv')]
@@ -283,20 +286,19 @@ def test_the_engine_keeps_the_first_layers_in_its_layout(tmp_path):
     assert ('', 'MaxPool') not in kinds
 
 
-def test_another_kernel_is_found_at_load(tmp_path):
-    path = tmp_path / 'detector.onnx'
-    ONNX.save(_detector(small_config()), path)
-    proto = onnx.load(path)
+@small
+def test_another_kernel_is_found_at_load(exported):
+    proto = onnx.load(exported[1])
     node = next(n for n in proto.graph.node if n.op_type == 'BinaryConv')
     next(a for a in node.attribute if a.name == 'check').i += 1
     with pytest.raises(RuntimeError, match='compute other values'):
         open_session(proto.SerializeToString())
 
 
-def test_a_damaged_file_is_refused(tmp_path):
+@small
+def test_a_damaged_file_is_refused(exported, tmp_path):
     path = tmp_path / 'detector.onnx'
-    ONNX.save(_detector(small_config()), path)
-    data = bytearray(path.read_bytes())
+    data = bytearray(exported[1].read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match='damaged or changed'):
@@ -306,13 +308,12 @@ def test_a_damaged_file_is_refused(tmp_path):
         load_detector(path)
 
 
-def test_another_config_is_refused(tmp_path):
-    path = tmp_path / 'detector.onnx'
+@small
+def test_another_config_is_refused(exported):
     cfg = small_config()
-    ONNX.save(_detector(cfg), path)
     cfg.model.roi_head.bbox_head.num_classes = 7
     with pytest.raises(ValueError, match='3 classes, not 7'):
-        load_detector(path, cfg)
+        load_detector(exported[1], cfg)
 
 
 def test_classes_have_to_be_known(tmp_path):
@@ -381,16 +382,18 @@ def test_detectors_of_other_kinds_are_refused(name, reason):
     assert reason in problem(model)
 
 
-def test_a_packed_detector_becomes_the_same_file(tmp_path):
-    model = _detector(small_config())
+@small
+def test_a_packed_detector_becomes_the_same_file(exported, tmp_path):
+    model, path = exported
     packed = FORMATS['packed']
     packed.save(model, tmp_path / 'detector.safetensors')
     loaded = packed.load(tmp_path / 'detector.safetensors')
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    found = []
-    for name, each in (('a.onnx', model), ('b.onnx', loaded)):
-        ONNX.save(each, tmp_path / name)
-        found.append(surge_runtime.Detector(tmp_path / name)(image))
+    ONNX.save(loaded, tmp_path / 'b.onnx')
+    found = [
+        surge_runtime.Detector(each)(image)
+        for each in (path, tmp_path / 'b.onnx')
+    ]
     assert len(found[0].scores) > 0
     for name in ('boxes', 'scores', 'labels'):
         first, second = (getattr(each, name) for each in found)

@@ -352,12 +352,3 @@ def test_a_float_twin_is_what_the_engine_knows():
     # Only outputs are transposed; norms are part of convolutions.
     assert operations['Transpose'] == len(model.graph.output)
     assert not operations['BatchNormalization'] + operations['Mul']
-
-
-def test_the_same_bytes_again(detector):
-    network = dense_network(detector)
-    first, second = (
-        convert(network, torch.zeros(1, 3, size, size)).SerializeToString()
-        for size in (96, 96)
-    )
-    assert first == second

@@ -4,12 +4,12 @@ import ctypes
 import gc
 import importlib.util
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import python
 from torch import nn
 
 pytest.importorskip('mmdet', reason='needs the toolbox')
@@ -86,16 +86,8 @@ print('openvino_telemetry' in sys.modules)
 
 
 def test_telemetry_stays_out():
-    done = subprocess.run(
-        [sys.executable, '-c', _IMPORT, extra.__file__],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == [
-        'openvino.tools.ovc.telemetry_stub',
-        'False',
-    ]
+    said = python(_IMPORT, extra.__file__).split()
+    assert said == ['openvino.tools.ovc.telemetry_stub', 'False']
 
 
 def test_telemetry_that_is_there_stays(monkeypatch):
@@ -103,11 +95,3 @@ def test_telemetry_that_is_there_stays(monkeypatch):
     monkeypatch.setitem(sys.modules, 'openvino_telemetry', package)
     extra.require('openvino')
     assert sys.modules['openvino_telemetry'] is package
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_images_on_a_gpu():
-    x = torch.randn(2, 3, 4, 4)
-    network = Network(convert(nn.ReLU(), x), threads=1)
-    (y,) = network.tensors(x.cuda())
-    assert torch.equal(y, x.relu().cuda())

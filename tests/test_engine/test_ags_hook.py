@@ -305,32 +305,6 @@ def test_wrapper_dict_and_float_models(make_model, float_model):
         assert any('not applied' in m for m in runner.messages) is told
 
 
-def test_one_transfer_and_only_when_due(make_model, monkeypatch):
-    model = make_model()
-    inputs = torch.randn(2, 3, 8, 8)
-    model(inputs, torch.tensor([0, 1]), 'loss')['loss'].backward()
-    runner = fake_runner(model, None)
-    hook = AGSHook(interval=10)
-    hook.before_train(runner)
-    reads = []
-    for name in ('item', 'tolist', '__float__', 'cpu', 'numpy'):
-        original = getattr(torch.Tensor, name)
-
-        def read(tensor, *args, _name=name, _original=original):
-            reads.append(_name)
-            return _original(tensor, *args)
-
-        monkeypatch.setattr(torch.Tensor, name, read)
-    for index in range(9):
-        hook.after_train_iter(runner, index)
-    assert reads == []
-    hook.after_train_iter(runner, 9)
-    assert reads == ['tolist']
-    # Both layers' figures but those of a first log or that nobody asked for,
-    # and the median.
-    assert len(runner.hub) == 2 * 6 + 1
-
-
 def test_one_line_for_ten_logs(make_model):
     model = make_model()
     model.head.ags.last_scale = torch.tensor(0.25)

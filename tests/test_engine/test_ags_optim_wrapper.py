@@ -334,35 +334,6 @@ def test_config_wins_over_the_checkpoint(make_model, log_messages):
     assert model.head.ags.eta == 0.3
 
 
-@pytest.mark.parametrize('eta', [0.2, 'auto'])
-def test_resume_equals_an_uninterrupted_run(make_model, make_runner, eta):
-    wrapper = {'ags': {'eta': eta}}
-    whole = make_model()
-    recorder = EtaRecorder(whole.body[1])
-    runner = make_runner(whole, wrapper, max_epochs=2, work_dir='whole')
-    runner.register_hook(recorder)
-    runner.train()
-
-    # Every epoch's state is saved; the run goes on from the first's.
-    part = make_model()
-    part_recorder = EtaRecorder(part.body[1])
-    runner = make_runner(
-        part,
-        wrapper,
-        max_epochs=2,
-        work_dir='part',
-        load_from=f'{runner.work_dir}/epoch_1.pth',
-        resume=True,
-    )
-    runner.register_hook(part_recorder)
-    runner.train()
-    assert len(recorder.etas) == 12
-    assert len(set(recorder.etas)) == (12 if eta == 'auto' else 1)
-    assert part_recorder.etas == recorder.etas[6:]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(part.state_dict()[name], value), name
-
-
 @pytest.mark.parametrize('told', [False, True])
 def test_schedule_without_progress_is_warned_of_once(
     make_model, monkeypatch, told

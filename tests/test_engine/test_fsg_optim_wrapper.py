@@ -130,40 +130,6 @@ def test_frozen_layer_is_left_alone(make_model):
     assert torch.equal(model.head.weight, before)
 
 
-@on_cpu
-def test_resume_equals_an_uninterrupted_run(make_model, make_runner):
-    wrapper = {
-        'type': 'FSGOptimWrapper',
-        'fsg': {**FSG_CFG, 'history_dtype': 'bfloat16'},
-        'clip_grad': {'max_norm': 1.0},
-    }
-    whole = make_model(compensate=False)
-    runner = make_runner(whole, wrapper, max_epochs=2, work_dir='whole')
-    runner.train()
-    saved = runner.optim_wrapper.state_dict()['fsg']
-
-    part = make_model(compensate=False)
-    runner = make_runner(
-        part,
-        wrapper,
-        max_epochs=2,
-        work_dir='part',
-        load_from=f'{runner.work_dir}/epoch_1.pth',
-        resume=True,
-    )
-    runner.train()
-    for name, value in whole.state_dict().items():
-        assert torch.equal(part.state_dict()[name], value), name
-    state = runner.optim_wrapper.state_dict()['fsg']
-    for net in ('fast_net', 'slow_net'):
-        for name, value in saved[net].items():
-            assert torch.equal(state[net][name], value), name
-    for name, kept in saved['layers'].items():
-        assert kept['history'][0].dtype == torch.bfloat16
-        for a, b in zip(kept['history'], state['layers'][name]['history']):
-            assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize('other', [OptimWrapper, AGSOptimWrapper])
 def test_state_passes_to_and_from_other_wrappers(make_model, tmp_path, other):
     model = make_model(compensate=False)

@@ -24,7 +24,7 @@ from torch import nn
 from surge_det.core import SURGEConv2d, SURGELinear, method_cfg
 from surge_det.engine import Terminated
 from surge_det.engine.hooks import seed_hook
-from surge_det.engine.hooks.seed_hook import _PlacedBatches, seed_all
+from surge_det.engine.hooks.seed_hook import _PlacedBatches
 from surge_det.whole_files import newest_checkpoint
 
 _count = itertools.count()
@@ -340,19 +340,3 @@ def test_an_index_that_comes_twice_has_two_draws(monkeypatch):
         (batch,) = _PlacedBatches(inner)
         draws |= {random.random() for _ in batch}
     assert len(draws) == 4
-
-
-def test_batches_are_those_of_the_whole_epoch():
-    inner = torch.utils.data.BatchSampler(range(10), 3, drop_last=False)
-    batches = _PlacedBatches(inner)
-    batches.seed, batches.iteration, batches.skip = 1, 20, 2
-    assert len(batches) == 4
-    taken = list(batches)
-    assert [list(b) for b in taken] == [[6, 7, 8], [9]]
-    assert [b.place for b in taken] == [(1, 0, 22), (1, 0, 23)]
-    # As a data loading process meets it.
-    draws = []
-    for _ in taken[0]:
-        draws.append((random.random(), np.random.rand(), torch.rand(())))
-    seed_all('sample', 1, 0, 22, 1, 7)
-    assert draws[1] == (random.random(), np.random.rand(), torch.rand(()))

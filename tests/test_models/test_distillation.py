@@ -273,7 +273,6 @@ def build(distill_cfg=None, cfg=None, method='surge'):
     if distill_cfg:
         cfg.model.distill_cfg = distill_cfg
         method += '+kd'
-    init_default_scope('mmdet')
     set_random_seed(3)
     model = MODELS.build(apply_method(cfg, method).model)
     model.init_weights()
@@ -434,7 +433,6 @@ def test_one_stage_detectors_and_other_widths(tmp_path):
     cfg.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=24)
     cfg.model.bbox_head.in_channels = 24
     cfg.dump(tmp_path / 'float.py')
-    init_default_scope('mmdet')
     torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'float.pth')
     model = build(settings(tmp_path), student)
     model.distiller.losses[2].score = 0.0

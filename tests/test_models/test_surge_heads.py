@@ -46,35 +46,6 @@ def test_layers_are_found_in_every_scope(scope):
     assert type(conv) is SURGEConv2d
 
 
-@pytest.mark.parametrize(
-    'init_cfg',
-    [
-        dict(type='Kaiming', layer='Conv2d'),
-        dict(type='Xavier', layer='Conv2d', distribution='uniform'),
-        dict(type='Normal', layer='Conv2d', std=0.01),
-        dict(type='Normal', layer='SURGEConv2d', std=0.01),
-    ],
-)
-def test_replica_equals_weight_after_mmengine_initialization(init_cfg):
-    from mmengine.model import BaseModule
-
-    class Net(BaseModule):
-        def __init__(self):
-            super().__init__(init_cfg)
-            self.conv = SURGEConv2d(3, 4, 3)
-
-        def forward(self, x):
-            return self.conv(x)
-
-    net = Net()
-    before = net.conv.weight.detach().clone()
-    net.init_weights()
-    assert not torch.equal(net.conv.weight, before)
-    net(torch.randn(1, 3, 5, 5)).sum().backward()
-    aux = dict(net.named_parameters())['conv.aux_weight']
-    assert torch.equal(aux, net.conv.weight)
-
-
 def test_fpn_has_one_bit_3x3_convolutions_with_bias_and_prelu():
     neck = MODELS.build(
         dict(type='SURGEFPN', in_channels=[4, 6], out_channels=8, num_outs=3)

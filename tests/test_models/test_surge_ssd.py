@@ -504,13 +504,15 @@ def test_recipe(data):
     assert cfg.optim_wrapper.optimizer == dict(
         type='Adam', lr=1e-3, weight_decay=0.0
     )
-    assert cfg.auto_scale_lr.base_batch_size == 32
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=32)
     assert cfg.train_dataloader.batch_size == 8
     assert cfg.model.backbone.init_cfg.checkpoint == 'torchvision://vgg16'
     preprocess = cfg.model.data_preprocessor
     assert preprocess.bgr_to_rgb
     assert torch.allclose(torch.tensor(preprocess.mean), MEAN.flatten())
     assert torch.allclose(torch.tensor(preprocess.std), STD.flatten())
+    if data == 'voc':
+        assert cfg.val_evaluator.eval_mode == '11points'
     # Iterations of BiDet's schedule, at batch 32.
     images, iterations, steps = {
         'voc': (16551 * 10, 300_000, (30_000, 80_000, 200_000)),
