@@ -21,6 +21,7 @@ _LOGARITHMIC = {'scale', 'norm_b', 'norm_a'}
 _SHARES = {'clipped', 'flipped', 'outside'}
 _SIGNED = {'cosine', 'missed'}
 _GROWTH = 100
+_CLIPPED = 0.9
 
 
 @cache
@@ -117,9 +118,16 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
     )
     yield from told(
         'clipped',
-        lambda values: values[-1] > 0.99,
-        'the estimator clips the whole input, so nothing passes but what the '
-        'replica gives: a BN before the sign, or a wider window',
+        lambda values: values[-1] > _CLIPPED,
+        'the estimator clips nearly the whole input, so little passes but '
+        'what the replica gives: a norm before the sign (`norm_cfg` of '
+        'SURGEFPN), or a wider window',
+    )
+    yield from told(
+        'norm_b',
+        grown,
+        '‖g_b‖ has grown a hundredfold: layers after this one clip nearly '
+        'all of their input, or the learning rate is too high',
     )
     yield from told(
         'flipped',

@@ -60,8 +60,12 @@ def test_a_run_and_what_it_resumed(tmp_path):
         ('scale', [0.01, 1.1, 0.1], None),
         ('scale', [0.1, math.nan, 0.1], 'λ was not finite'),
         ('scale', [0.1, 0.1, math.inf], 'λ was not finite'),
-        ('clipped', [0.1, 0.5, 0.995], 'the estimator clips the whole'),
+        # Measured where NEU-DET lost 0.2 mAP, and where a run went well.
+        ('clipped', [0.1, 0.5, 0.96], 'the estimator clips nearly the whole'),
+        ('clipped', [0.1, 0.5, 0.64], None),
         ('clipped', [0.995, 0.5, 0.1], None),
+        ('norm_b', [0.1, 1.0, 31.5], '‖g_b‖ has grown a hundredfold'),
+        ('norm_b', [0.1, 1.0, 0.46], None),
         ('flipped', [0.0, 0.0, 0.0], 'no weight has changed its sign'),
         ('slope', [0.25, 1.0, 30.0], 'a slope of a PReLU has grown'),
     ],
