@@ -399,7 +399,7 @@ def detector_cost(
     if 'type' not in (cfg.get('model') or {}):
         raise ValueError("config has no model: 'model.type' is missing")
     init_default_scope(cfg.get('default_scope') or 'mmdet')
-    height, width = test_shape(cfg) if shape is None else shape
+    height, width = image_shape(cfg) if shape is None else shape
     if min(height, width) < 1:
         checks.refuse('shape', shape, 'numbers > 0')
     model = MODELS.build(cfg.model).eval()
@@ -473,7 +473,7 @@ def _fix_proposals(model: nn.Module) -> int | None:
     return number
 
 
-def test_shape(cfg: Config) -> tuple[int, int]:
+def image_shape(cfg: Config) -> tuple[int, int]:
     """Height and width of an image after the test pipeline.
 
     Raises:
@@ -489,7 +489,8 @@ def test_shape(cfg: Config) -> tuple[int, int]:
     if scale is None:
         raise ValueError(
             "config's test pipeline (test_dataloader.dataset.pipeline) has no "
-            'Resize with a scale; give the size of the image'
+            'Resize with a scale; give the shape of the image (--shape, '
+            'or --size in a benchmark)'
         )
     width, height = (scale, scale) if isinstance(scale, int) else scale
     results = dict(

@@ -19,7 +19,7 @@ from surge_det.deploy.comparison import check_input
 from surge_det.deploy.extra import require
 from surge_det.deploy.openvino.runtime import shared_core
 from surge_det.engine.apply_method import apply_method
-from surge_det.models.complexity import test_shape
+from surge_det.models.complexity import image_shape
 
 from . import inference_report as report
 from .inference_measure import (
@@ -90,7 +90,7 @@ def config_sizes(cfg: Config) -> list[tuple[int, int]]:
         step.type.endswith('Resize') and not step.get('keep_ratio')
         for step in test_pipeline(cfg)
     )
-    return [test_shape(cfg)] if one_for_all else DEFAULT_SIZES
+    return [image_shape(cfg)] if one_for_all else DEFAULT_SIZES
 
 
 def layer_cases(args: argparse.Namespace) -> Iterator[Case]:

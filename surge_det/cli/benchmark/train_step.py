@@ -22,7 +22,7 @@ from torch import nn
 from surge_det.cli.common import read_config, training_data
 from surge_det.core import SURGEConv2d
 from surge_det.core.layers import named_surge_layers
-from surge_det.models.complexity import test_shape
+from surge_det.models.complexity import image_shape
 
 from .measure import interleaved, peak_mib, timed
 from .reference import REFERENCES, copy_as
@@ -88,7 +88,7 @@ def random_batches(
     Raises:
         ValueError: If neither ``--size`` nor the config says how large.
     """
-    size = args.size or test_shape(cfg)
+    size = args.size or image_shape(cfg)
     head = cfg.model.get('roi_head') or cfg.model
     torch.manual_seed(seed)
     batch = demo_mm_inputs(
