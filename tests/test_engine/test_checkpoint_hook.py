@@ -17,6 +17,7 @@ from torch import nn
 pytest.importorskip('mmdet', reason='needs the toolbox')
 
 # isort: split
+from command_line import python
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
@@ -282,17 +283,39 @@ def test_processes_that_training_starts_end_by_the_signal(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+EARLY = """
+import os
+import signal
+
+# Before the hook's own, as if a pool had ended a worker that it just began.
+os.register_at_fork(
+    after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM)
+)
+from surge_det.engine.hooks import checkpoint_hook
+
+hook = checkpoint_hook.SURGECheckpointHook()
+hook._handler = signal.signal(signal.SIGTERM, hook._terminate)
+checkpoint_hook._listening = hook
+child = os.fork()
+if not child:
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+
+
+def test_a_child_that_is_ended_at_once_ends():
+    assert python(EARLY).strip() == str(-signal.SIGTERM)
+
+
 def test_only_training_ends_its_data_loading():
     context = multiprocessing.get_context('fork')
-    process = context.Process(target=_sleep, args=(_start,))
+    runs = context.Event()
+    process = context.Process(
+        target=_sleep, args=(lambda *args: (_start(*args), runs.set()),)
+    )
     process.start()
-    status = Path(f'/proc/{process.pid}/status')
-    deadline = time.monotonic() + 120
-    # Until it blocks the signal.
-    while time.monotonic() < deadline:
-        blocked = status.read_text().split('SigBlk:')[1].split()[0]
-        if int(blocked, 16) & 1 << signal.SIGTERM - 1:
-            break
+    assert runs.wait(120)
     # As a scheduler does that signals all processes of a job.
     subprocess.run(['kill', '-TERM', str(process.pid)], check=True)
     process.join(0.5)

@@ -45,7 +45,24 @@ def _forget_signal() -> None:
         _listening.leave_signal()
 
 
-os.register_at_fork(after_in_child=_forget_signal)
+# A signal that a child gets before it has forgotten ours would be lost, and
+# who joins the child would wait for ever: it is held back until then.
+_mask = threading.local()
+
+
+def _hold_signal() -> None:
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _release_signal() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+os.register_at_fork(
+    before=_hold_signal,
+    after_in_parent=_release_signal,
+    after_in_child=lambda: (_forget_signal(), _release_signal()),
+)
 
 
 class Terminated(SystemExit):
