@@ -293,7 +293,10 @@ class Evaluation(Task):
     def _read_result(self, minutes: float, memory: float) -> EvaluationResult:
         score = read_map(self.work_dir)
         if score is None or not math.isfinite(score):
-            raise RuntimeError(f'no mAP was measured on {self.split}: {score}')
+            found = [*map(read_json, sorted(self.work_dir.glob('*/*.json')))]
+            raise RuntimeError(
+                f'no mAP was measured on {self.split}: {found or "nothing"}'
+            )
         ann_file = test_datasets(self.cfg)[0].get('ann_file')
         checkpoint = self.run.checkpoint().name
         return EvaluationResult(score, minutes, ann_file, checkpoint)

@@ -58,10 +58,15 @@ def _release_signal() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 
+def _begin_child() -> None:
+    _forget_signal()
+    _release_signal()
+
+
 os.register_at_fork(
     before=_hold_signal,
     after_in_parent=_release_signal,
-    after_in_child=lambda: (_forget_signal(), _release_signal()),
+    after_in_child=_begin_child,
 )
 
 
