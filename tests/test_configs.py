@@ -39,7 +39,7 @@ OVERFIT = [
 # Base channels by name; all others have 64.
 WIDTHS = {
     f'surge_faster_rcnn_r18_w{width}_{data}': width
-    for data, widths in (('bccd', (16, 32, 96, 128)), ('neu', (32, 128)))
+    for data, widths in (('bccd', (16, 32, 96, 128)), ('neu', (16,)))
     for width in widths
 }
 FSG = {'fsg_faster_rcnn_r18_bccd'}

@@ -1,7 +1,7 @@
 # All channels follow the width; surge_faster_rcnn_r18_neu.py has 64.
 _base_ = './surge_faster_rcnn_r18_neu.py'
 
-width = 128
+width = 16
 model = dict(
     backbone=dict(base_channels=width),
     neck=dict(
