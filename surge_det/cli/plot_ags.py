@@ -1,4 +1,4 @@
-"""Draw what AGS did in every layer of a training, and say what looks wrong."""
+"""Draw what each 1-bit layer did in a training, and say what looks wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
         Of each of ``FIGURES`` and ``slope``, layers in the model's order.
 
     Raises:
-        FileNotFoundError: If there is nothing of AGS in it.
+        FileNotFoundError: If there is nothing of a 1-bit layer in it.
         ValueError: If a log is malformed.
     """
     rows: dict[int, dict[str, float]] = {}
@@ -68,10 +68,10 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
             if key.startswith('ags/') and figure in _titles():
                 series = found.setdefault(figure, {})
                 series.setdefault(name, {})[step] = value
-    if 'scale' not in found:
+    if not found.keys() - {'slope'}:
         raise FileNotFoundError(
-            f'{work_dir} has no log of AGS: looked for */vis_data/scalars.json'
-            ' of a training with AGSHook and layers that have a replica'
+            f'{work_dir} has no log of 1-bit layers: looked for '
+            '*/vis_data/scalars.json of a training with AGSHook'
         )
     return found
 
@@ -119,8 +119,8 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
     yield from told(
         'clipped',
         lambda values: values[-1] > _CLIPPED,
-        'the estimator clips nearly the whole input, so little passes but '
-        'what the replica gives: a norm before the sign (`norm_cfg` of '
+        'the estimator clips nearly the whole input, so hardly a gradient '
+        "passes but a replica's: a norm before the sign (`norm_cfg` of "
         'SURGEFPN), or a wider window',
     )
     yield from told(
@@ -210,4 +210,7 @@ def run(args: argparse.Namespace) -> None:
         fail(error)
     for text in [*findings(figures)] or ['nothing looks wrong']:
         print(text)
-    print(f'AGS of {len(figures["scale"])} layers: {out}')
+    layers = {
+        name for key in figures if key != 'slope' for name in figures[key]
+    }
+    print(f'what {len(layers)} layers did: {out}')

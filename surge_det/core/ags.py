@@ -64,12 +64,10 @@ class AGS:
             weights, (2,); ``None`` before the first pass.
         last_eta: :math:`\eta` of the last backward pass, a number or a 0-dim
             tensor.
-        watches: Whether a backward pass leaves the three that follow, too,
+        watches: Whether a backward pass leaves the two that follow, too,
             which take passes over the gradients.
         last_cosine: Cosine of the angle between ``g_b`` and ``g_a``.
         last_missed: ``r`` of that pass.
-        last_clipped: Share of the input for which the estimator's derivative
-            is 0.
         last_scale: :math:`\lambda` of the last backward pass, 0-dim tensor on
             the gradient's device (reading it as a number is what
             synchronises), or ``None`` before the first.
@@ -87,7 +85,6 @@ class AGS:
         self.watches = False
         self.last_cosine: Tensor | None = None
         self.last_missed: Tensor | None = None
-        self.last_clipped: Tensor | None = None
         self.last_scale: Tensor | None = None
         self.last_norm_b: Tensor | None = None
         self.last_norm_a: Tensor | None = None
@@ -162,7 +159,7 @@ class AGS:
         """Remember a backward pass without compensation."""
         self.last_eta = 0.0
         self.last_norm_b = self.last_norm_a = None
-        self.last_cosine = self.last_missed = self.last_clipped = None
+        self.last_cosine = self.last_missed = None
         self.last_scale = torch.zeros(
             (), dtype=_norm_dtype(grad), device=grad.device
         )

@@ -1,4 +1,4 @@
-"""What a layer with a replica did in its last backward pass, in figures."""
+"""What a 1-bit layer did in its last backward pass, in figures."""
 
 from __future__ import annotations
 
@@ -29,28 +29,30 @@ def layer_figures(
     """Return what is known of ``FIGURES``, on the layer's device.
 
     Args:
-        layer: With a replica; ``layer.ags.watches`` was set for its last
-            backward pass.
+        layer: ``layer.watches`` was set for its last backward pass.
         before: The second value that an earlier call returned.
 
     Returns:
-        0-dim tensors by the figure's name; ``eta`` = 0 has no norms. And
-        where weights are +1, as bool, to know later which were turned.
+        0-dim tensors by the figure's name. Without a replica there is
+        nothing of AGS, and ``eta`` = 0 has no norms. And where weights are
+        +1, as bool, to know later which were turned.
     """
-    ags, weight = layer.ags, layer.weight.detach()
+    weight = layer.weight.detach()
     known = {
-        key: getattr(ags, f'last_{key}')
+        key: value
         for key in FIGURES
-        if getattr(ags, f'last_{key}', None) is not None
+        for owner in (layer.ags, layer)
+        if (value := getattr(owner, f'last_{key}', None)) is not None
     }
     if not isinstance(known.get('eta', weight), Tensor):
         known['eta'] = weight.new_full((), known['eta'])
     signs = weight >= 0
     if before is not None:
         known['flipped'] = (signs != before).float().mean()
-    norm = torch.linalg.vector_norm
-    distance = norm(layer.aux_weight.detach() - weight)
-    tiny = torch.finfo(weight.dtype).tiny
     known['outside'] = (weight.abs() > 1).float().mean()
-    known['distance'] = distance / norm(weight).clamp(min=tiny)
+    if layer.compensate:
+        norm = torch.linalg.vector_norm
+        distance = norm(layer.aux_weight.detach() - weight)
+        tiny = torch.finfo(weight.dtype).tiny
+        known['distance'] = distance / norm(weight).clamp(min=tiny)
     return known, signs

@@ -41,6 +41,8 @@ class Settings:
             input that is kept for them; ``None`` for that of the others.
         on_weight_grad: Called in the backward pass with the gradient at the
             quantized weights, ``dL/dQ``, in the weights' type.
+        on_clipped: Called in the backward pass with the share of the input
+            where ``h_x`` is 0, a 0-dim tensor.
     """
 
     operator: ConvOperator | LinearOperator
@@ -51,6 +53,7 @@ class Settings:
     pad_value: float = 0.0
     aux_dtype: torch.dtype | None = None
     on_weight_grad: Callable[[Tensor], None] | None = None
+    on_clipped: Callable[[Tensor], None] | None = None
 
 
 # The backward pass reads eta and leaves lambda in a Python object: under
@@ -254,6 +257,10 @@ class _Surge(torch.autograd.Function):
         compensate = aux_weight is not None and ags.is_on
 
         with _no_autocast(z):
+            if settings.on_clipped is not None:
+                ones = torch.ones(kept.shape, dtype=dtype, device=z.device)
+                passed = kept.estimated(settings, ones)
+                settings.on_clipped((passed == 0).float().mean())
             # lambda needs g_b even where x itself takes no gradient.
             need_g_b = need_x or (compensate and need_aux)
             g_b, grad_q, grad_bias = operator.adjoint(
@@ -267,9 +274,6 @@ class _Surge(torch.autograd.Function):
             if g_b is not None:
                 if compensate and ags.needs_dropped:
                     dropped = g_b.clone()
-                if compensate and ags.watches:
-                    passed = kept.estimated(settings, torch.ones_like(g_b))
-                    ags.last_clipped = (passed == 0).float().mean()
                 g_b = kept.estimated(settings, g_b)
                 if dropped is not None:
                     dropped -= g_b

@@ -67,6 +67,9 @@ class SURGELayer(nn.Module):
     ags: AGS | None
     # What generates the weights' updates, if anything does (FSG).
     fsg: Any = None
+    # Of the last backward pass, where the layer was watched.
+    last_clipped: Tensor | None = None
+    _watches = False
     # The replica that is known to have begun. By identity, because other
     # tensors may stand in for a layer's own (torch.func.functional_call).
     _begun: Tensor | None = None
@@ -227,6 +230,25 @@ class SURGELayer(nn.Module):
         return self
 
     @property
+    def watches(self) -> bool:
+        """Whether a backward pass in training leaves ``last_clipped``.
+
+        That is the share of the input where the activation estimator's
+        derivative is 0, a 0-dim tensor. It takes a pass over the input.
+        :class:`~surge_det.core.AGS` has more to leave.
+        """
+        return self._watches
+
+    @watches.setter
+    def watches(self, value: bool) -> None:
+        self._watches = value
+        if self.ags is not None:
+            self.ags.watches = value
+
+    def _keep_clipped(self, share: Tensor) -> None:
+        self.last_clipped = share
+
+    @property
     def weight_bits(self) -> int:
         """1 or 32."""
         return 1 if self.binarize_weight else 32
@@ -300,6 +322,7 @@ class SURGELayer(nn.Module):
             if self._begun is not self.aux_weight:
                 self._begin_if_zero()
             aux_weight = self.aux_weight
+        watched = self.training and self.watches and self.binarize_activation
         weight, on_weight_grad = self.weight, None
         if self.training and learning and self.fsg is not None:
             on_weight_grad = self.fsg.record
@@ -314,6 +337,7 @@ class SURGELayer(nn.Module):
             self.pad_value,
             self.aux_dtype,
             on_weight_grad,
+            self._keep_clipped if watched else None,
         )
         return surge(x, weight, aux_weight, self.bias, settings)
 

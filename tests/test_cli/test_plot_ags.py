@@ -87,21 +87,26 @@ def test_what_looks_wrong(tmp_path, figure, values, told):
     assert text.endswith(f', in 1 of {of}: {name}')
 
 
-@pytest.mark.parametrize('zero', [False, True])
-def test_the_sheet(tmp_path, capsys, zero):
+@pytest.mark.parametrize('case', ['replica', 'zero', 'no replica'])
+def test_the_sheet(tmp_path, capsys, case):
     import matplotlib.image
 
     row = fine(10)
-    if zero:
+    layers = 3
+    if case == 'zero':
+        layers = 1
         row = {
             'ags/scale/head': 0.0,
             'ags/eta/head': 0.0,
             'ags/cosine/head': math.nan,
         }
+    if case == 'no replica':
+        own = ('clipped', 'flipped', 'outside', 'slope')
+        row = {k: v for k, v in row.items() if k.split('/')[1] in own}
     write(tmp_path, {10: row})
     main(['plot-ags', tmp_path])
     said = capsys.readouterr().out
-    assert f'AGS of {1 if zero else 3} layers' in said
+    assert f'what {layers} layers did' in said
     assert 'nothing looks wrong' in said
     picture = matplotlib.image.imread(tmp_path / 'ags.png')
     assert picture.shape[0] > 200
@@ -113,4 +118,4 @@ def test_nothing_to_draw(tmp_path, capsys):
     write(tmp_path, {})
     with pytest.raises(SystemExit):
         main(['plot-ags', tmp_path])
-    assert 'has no log of AGS' in capsys.readouterr().err
+    assert 'has no log of 1-bit layers' in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_definitions(name, eta, aux_dtype):
     turned = ((layer.weight >= 0) != before).float().mean().item()
     assert turned >= 7 / 108
     x = (1.5 * torch.randn(2, 3, 6, 6)).requires_grad_()
-    layer.ags.watches = True
+    layer.watches = True
     grad = torch.randn(2, 4, 4, 4)
     layer(x).backward(grad)
     got, _ = layer_figures(layer, before)
@@ -100,3 +100,27 @@ def test_what_was_not_asked_for_is_not_computed():
         'clipped',
         'flipped',
     }
+
+
+@pytest.mark.parametrize('name', ESTIMATORS)
+@pytest.mark.parametrize('without', [{'compensate': False}, {'eta': 0}])
+def test_what_is_clipped_needs_no_replica(name, without):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(
+        3, 4, 3, activation_estimator=ESTIMATORS[name], **without
+    )
+    x = 1.5 * torch.randn(2, 3, 6, 6)
+    layer.watches = True
+    # The first layer's input takes no gradient.
+    layer(x).sum().backward()
+    got, _ = layer_figures(layer)
+    assert got['clipped'] == (derivative(name, x) == 0).float().mean()
+    assert ('distance' in got) == layer.compensate
+    assert not {'cosine', 'missed', 'norm_b'} & set(got)
+
+
+def test_nothing_is_clipped_that_is_not_binarized():
+    layer = SURGEConv2d(3, 4, 3, binarize_activation=False)
+    layer.watches = True
+    layer(torch.randn(1, 3, 5, 5)).sum().backward()
+    assert 'clipped' not in layer_figures(layer)[0]

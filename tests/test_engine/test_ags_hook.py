@@ -124,10 +124,26 @@ def test_eta_zero_has_no_norms(make_model, make_runner):
     )
     runner.train()
     row = ags_rows(runner)[6]
-    figures = ('scale', 'eta', 'flipped', 'outside', 'distance')
+    figures = set(FIGURES) - {'norm_b', 'norm_a', 'cosine', 'missed'}
     assert {*row} == {f'ags/{f}/{n}' for f in figures for n in LAYERS}
     for name in LAYERS:
         assert row[f'ags/scale/{name}'] == row[f'ags/eta/{name}'] == 0
+
+
+def test_layers_without_replica_log_what_needs_none(make_model, make_runner):
+    runner = make_runner(
+        make_model(compensate=False), custom_hooks=[{'type': 'AGSHook'}]
+    )
+    runner.train()
+    row = ags_rows(runner)[6]
+    figures = ('clipped', 'flipped', 'outside')
+    assert {*row} == {f'ags/{f}/{n}' for f in figures for n in LAYERS}
+    assert 0 < row['ags/clipped/head'] < 1
+    # Of AGS there is nothing to tell.
+    text = text_log(runner)
+    assert 'ags_scale' not in text
+    assert 'AGS lambda' not in text
+    assert 'no backward pass' not in text
 
 
 @pytest.mark.parametrize(
@@ -327,7 +343,7 @@ def test_figures_are_asked_for_where_they_are_logged(make_model):
     seen = []
     for index in range(6):
         hook.before_train_iter(runner, index)
-        seen.append(model.head.ags.watches)
+        seen.append(model.head.watches)
     assert seen == [False, False, True] * 2
 
 

@@ -1,4 +1,4 @@
-"""Logging of AGS."""
+"""Logging of what AGS and the estimators do."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from surge_det.core.layers import SURGELayer
 from surge_det.engine.optim.ags_optim_wrapper import (
     AGS_REMEDY,
     AGSMixin,
+    binarized_layers,
     compensated_layers,
 )
 
@@ -31,14 +32,14 @@ _LOGS = 10
 
 @HOOKS.register_module()
 class AGSHook(Hook):
-    r"""Sends what AGS does in every layer to mmengine's message hub.
+    r"""Sends what every 1-bit layer does to mmengine's message hub.
 
-    At the log interval, for each SURGE layer with a replica,
-    ``ags/<figure>/<layer>`` with each of
-    :data:`~surge_det.core.figures.FIGURES`, and for each ``nn.PReLU``
-    ``ags/slope/<module>``, its largest slope. The same values go to the
-    visualizer, so every entry of ``vis_backends`` gets them, and `surge-det
-    plot-ags` draws them. The text log gets ``ags_scale``, the median
+    At the log interval, for each SURGE layer, ``ags/<figure>/<layer>`` with
+    each of :data:`~surge_det.core.figures.FIGURES`, without a replica with
+    those that need none, and for each ``nn.PReLU`` ``ags/slope/<module>``, its
+    largest slope. The same values go to the visualizer, so every entry of
+    ``vis_backends`` gets them, and `surge-det plot-ags` draws them. Where
+    there are replicas the text log gets ``ags_scale``, the median
     :math:`\lambda`, and at the end of an epoch, or after ten logs, one line
     with its range and the layers at both ends.
 
@@ -73,6 +74,7 @@ class AGSHook(Hook):
         self.interval = checks.integer('interval', interval, 1, or_none=True)
         self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
+        self._compensated: dict[str, SURGELayer] = {}
         self._slopes: dict[str, nn.PReLU] = {}
         self._signs: dict[str, Tensor] = {}
         self._line, self._unsaid = '', 0
@@ -86,7 +88,8 @@ class AGSHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the layers; warn where AGS was lost."""
-        self._layers = compensated_layers(runner.model)
+        self._layers = binarized_layers(runner.model)
+        self._compensated = compensated_layers(runner.model)
         self._signs, self._unsaid = {}, 0
         self._warned_of_unreached = False
         self._without_gradient, self._warned_of = set(), set()
@@ -98,12 +101,13 @@ class AGSHook(Hook):
         self._start, self._first = self._largest_slopes(), {}
         self._began = False
         wrappers = optim_wrappers(runner)
-        if self._layers and not any(isinstance(w, AGSMixin) for w in wrappers):
+        lost = not any(isinstance(w, AGSMixin) for w in wrappers)
+        if self._compensated and lost:
             found = ', '.join(type(w).__name__ for w in wrappers)
             runner.logger.warning(
                 f'AGS is not applied from the config: the optimizer wrapper '
-                f'is {found}, so {len(self._layers)} layers keep the eta they '
-                f'were built with. {AGS_REMEDY}'
+                f'is {found}, so {len(self._compensated)} layers keep the '
+                f'eta they were built with. {AGS_REMEDY}'
             )
 
     def before_train_iter(
@@ -119,7 +123,7 @@ class AGSHook(Hook):
             and logs_now(self, runner, batch_idx, self.interval)
         )
         for layer in self._layers.values():
-            layer.ags.watches = watches
+            layer.watches = watches
 
     def after_train_iter(
         self,
@@ -187,7 +191,9 @@ class AGSHook(Hook):
         """Return what is logged, and what may have grown."""
         ags = {}
         for name, layer in self._layers.items():
-            if layer.ags.last_scale is None:
+            if layer.last_clipped is None and (
+                layer.ags is None or layer.ags.last_scale is None
+            ):
                 continue
             figures, self._signs[name] = layer_figures(
                 layer, self._signs.get(name)
@@ -225,7 +231,7 @@ class AGSHook(Hook):
         return {
             f'lambda / eta of {name}': layer.ags.last_norm_b
             / layer.ags.last_norm_a
-            for name, layer in self._layers.items()
+            for name, layer in self._compensated.items()
             if layer.ags.last_norm_a is not None
         }
 
@@ -251,19 +257,21 @@ class AGSHook(Hook):
         self, runner: Runner, values: dict[str, float]
     ) -> None:
         unreached = [
-            name for name in self._layers if f'ags/scale/{name}' not in values
+            name
+            for name in self._compensated
+            if f'ags/scale/{name}' not in values
         ]
         if unreached:
             runner.logger.warning(
                 f'AGS: no backward pass has reached {len(unreached)} of '
-                f'{len(self._layers)} SURGE layers (frozen or unused): '
+                f'{len(self._compensated)} SURGE layers (frozen or unused): '
                 f'{", ".join(unreached)}'
             )
 
     def _warn_stuck(self, runner: Runner, values: dict[str, float]) -> None:
         without = {
             name
-            for name in self._layers
+            for name in self._compensated
             for key in ('norm_b', 'norm_a')
             if values.get(f'ags/{key}/{name}') == 0
         }
@@ -272,12 +280,13 @@ class AGSHook(Hook):
         self._without_gradient = without
         self._warned_of |= stuck
         if stuck:
+            names = ', '.join(n for n in self._compensated if n in stuck)
             runner.logger.warning(
-                f'AGS: {len(stuck)} of {len(self._layers)} SURGE layers had a '
-                'gradient of 0 at two logs in a row, so lambda is stuck: '
-                f'{", ".join(n for n in self._layers if n in stuck)}. Does '
-                'what follows start at 0 (zero_init_residual)? `surge-det '
-                'preflight` names such layers before training'
+                f'AGS: {len(stuck)} of {len(self._compensated)} SURGE layers '
+                'had a gradient of 0 at two logs in a row, so lambda is '
+                f'stuck: {names}. Does what follows start at 0 '
+                '(zero_init_residual)? `surge-det preflight` names such '
+                'layers before training'
             )
 
     def _summarize(self, runner: Runner, scales: dict[str, float]) -> None:

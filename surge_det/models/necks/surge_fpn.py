@@ -19,8 +19,8 @@ class SURGEFPN(OneBitByDefault, FPN):
     convolution sees too few values. By default there is no norm layer, as
     there. Trained from scratch, the inputs of the second convolutions then
     grow until the estimator clips nearly all of them;
-    ``norm_cfg=dict(type='BN')`` keeps them in its window, and gives plain STE
-    as much as any method gains over it (``docs/results/bccd.md``).
+    ``norm_cfg=dict(type='BN')`` keeps them in its window. What that is worth
+    depends on width and data (``docs/results/bccd.md``, ``neu.md``).
 
     Args:
         in_channels: Channels of each input level.
