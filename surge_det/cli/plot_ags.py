@@ -120,7 +120,7 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
         'clipped',
         lambda values: values[-1] > _CLIPPED,
         'the estimator clips nearly the whole input, so hardly a gradient '
-        "passes but a replica's: a norm before the sign (`norm_cfg` of "
+        "passes but a replica's: try a norm before the sign (`norm_cfg` of "
         'SURGEFPN), or a wider window',
     )
     yield from told(
