@@ -12,7 +12,7 @@ model = dict(
     neck=dict(norm_cfg=dict(type='BN')),
     roi_head=dict(bbox_head=dict(num_classes=6)),
 )
-# Nothing was chosen on these data: three times the epochs of BCCD.
+# Three times the epochs of BCCD; neither these nor the rate were chosen here.
 train_cfg = dict(max_epochs=12)
 default_hooks = dict(
     logger=dict(interval=20),

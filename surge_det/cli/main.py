@@ -30,7 +30,7 @@ COMMANDS = {
     'test': 'evaluate a detector',
     'compare': 'train one detector by several methods, side by side',
     'plot-run': 'draw loss and mAP of a training',
-    'plot-ags': 'draw what AGS did in every layer, and say what looks wrong',
+    'plot-ags': 'draw what each 1-bit layer did, and say what looks wrong',
     'probe': 'measure what compensation does to the loss, layer by layer',
     'show-detections': 'draw detections beside the ground truth',
     'export': 'write a trained detector as a file that runs',

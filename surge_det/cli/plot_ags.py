@@ -119,9 +119,9 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
     yield from told(
         'clipped',
         lambda values: values[-1] > _CLIPPED,
-        'the estimator clips nearly the whole input, so hardly a gradient '
-        "passes but a replica's: try a norm before the sign (`norm_cfg` of "
-        'SURGEFPN), or a wider window',
+        'the estimator clips nearly the whole input, so almost no '
+        'gradient passes, except through a replica; where mAP is low, try a '
+        'norm before the sign (`norm_cfg` of SURGEFPN) or a wider window',
     )
     yield from told(
         'norm_b',

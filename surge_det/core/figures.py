@@ -25,7 +25,7 @@ FIGURES = {
 @torch.no_grad()
 def layer_figures(
     layer: SURGELayer, before: Tensor | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return what is known of ``FIGURES``, on the layer's device.
 
     Args:
@@ -34,8 +34,8 @@ def layer_figures(
 
     Returns:
         0-dim tensors by the figure's name. Without a replica there is
-        nothing of AGS, and ``eta`` = 0 has no norms. And where weights are
-        +1, as bool, to know later which were turned.
+        nothing of AGS, and ``eta`` = 0 has no norms. And where 1-bit weights
+        are +1, as bool, to know later which were turned.
     """
     weight = layer.weight.detach()
     known = {
@@ -46,10 +46,13 @@ def layer_figures(
     }
     if not isinstance(known.get('eta', weight), Tensor):
         known['eta'] = weight.new_full((), known['eta'])
-    signs = weight >= 0
-    if before is not None:
-        known['flipped'] = (signs != before).float().mean()
-    known['outside'] = (weight.abs() > 1).float().mean()
+    signs = None
+    if layer.binarize_weight:
+        # Some binarizers shift the weights before they take the sign.
+        signs = layer.binarized_weight().z >= 0
+        known['outside'] = (weight.abs() > 1).float().mean()
+        if before is not None:
+            known['flipped'] = (signs != before).float().mean()
     if layer.compensate:
         norm = torch.linalg.vector_norm
         distance = norm(layer.aux_weight.detach() - weight)

@@ -257,7 +257,7 @@ class _Surge(torch.autograd.Function):
         compensate = aux_weight is not None and ags.is_on
 
         with _no_autocast(z):
-            if settings.on_clipped is not None:
+            if settings.on_clipped is not None and kept.shape.numel():
                 ones = torch.ones(kept.shape, dtype=dtype, device=z.device)
                 passed = kept.estimated(settings, ones)
                 settings.on_clipped((passed == 0).float().mean())

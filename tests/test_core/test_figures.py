@@ -119,8 +119,35 @@ def test_what_is_clipped_needs_no_replica(name, without):
     assert not {'cosine', 'missed', 'norm_b'} & set(got)
 
 
-def test_nothing_is_clipped_that_is_not_binarized():
-    layer = SURGEConv2d(3, 4, 3, binarize_activation=False)
+def test_what_is_not_binarized_is_neither_clipped_nor_turned():
+    x = torch.randn(1, 3, 5, 5)
+    for own, others in (
+        ('binarize_activation', {'flipped', 'outside'}),
+        ('binarize_weight', {'clipped'}),
+    ):
+        layer = SURGEConv2d(3, 4, 3, compensate=False, **{own: False})
+        layer.watches = True
+        layer(x).sum().backward()
+        _, signs = layer_figures(layer)
+        assert {*layer_figures(layer, signs)[0]} == others
+
+
+@pytest.mark.parametrize('binarizer', ['IRNet', 'ReCU'])
+def test_a_weight_is_turned_where_the_sign_is_that_the_layer_takes(binarizer):
+    torch.manual_seed(0)
+    layer = SURGEConv2d(
+        8, 16, 3, compensate=False, weight_binarizer={'type': binarizer}
+    )
+    _, before = layer_figures(layer)
+    # Their mean is subtracted before the sign is taken.
+    layer.weight.data += 0.05
+    assert layer_figures(layer, before)[0]['flipped'] == 0
+    layer.weight.data *= -1
+    assert layer_figures(layer, before)[0]['flipped'] == 1
+
+
+def test_of_no_input_nothing_is_clipped():
+    layer = SURGEConv2d(3, 4, 3)
     layer.watches = True
-    layer(torch.randn(1, 3, 5, 5)).sum().backward()
+    layer(torch.randn(0, 3, 5, 5)).sum().backward()
     assert 'clipped' not in layer_figures(layer)[0]

@@ -47,8 +47,7 @@ def test_on_a_gpu_nothing_is_read_or_copied(
     with pretended_gpu():
         layer = kind(*sizes, **own, **keywords, device='cuda', dtype=dtype)
         layer.begin_training()
-        if layer.ags:
-            layer.watches = True
+        layer.watches = True
         x = torch.randn(shape, device='cuda', dtype=dtype).requires_grad_()
         for _ in range(2):
             with only_there():

@@ -138,7 +138,7 @@ def test_layers_without_replica_log_what_needs_none(make_model, make_runner):
     row = ags_rows(runner)[6]
     figures = ('clipped', 'flipped', 'outside')
     assert {*row} == {f'ags/{f}/{n}' for f in figures for n in LAYERS}
-    assert 0 < row['ags/clipped/head'] < 1
+    assert 0 < row['ags/clipped/body.1'] < 1
     # Of AGS there is nothing to tell.
     text = text_log(runner)
     assert 'ags_scale' not in text

@@ -34,9 +34,10 @@ _LOGS = 10
 class AGSHook(Hook):
     r"""Sends what every 1-bit layer does to mmengine's message hub.
 
-    At the log interval, for each SURGE layer, ``ags/<figure>/<layer>`` with
-    each of :data:`~surge_det.core.figures.FIGURES`, without a replica with
-    those that need none, and for each ``nn.PReLU`` ``ags/slope/<module>``, its
+    At the log interval, for each SURGE layer that is not frozen,
+    ``ags/<figure>/<layer>`` with each of
+    :data:`~surge_det.core.figures.FIGURES`, without a replica with those
+    that need none, and for each ``nn.PReLU`` ``ags/slope/<module>``, its
     largest slope. The same values go to the visualizer, so every entry of
     ``vis_backends`` gets them, and `surge-det plot-ags` draws them. Where
     there are replicas the text log gets ``ags_scale``, the median
@@ -191,9 +192,7 @@ class AGSHook(Hook):
         """Return what is logged, and what may have grown."""
         ags = {}
         for name, layer in self._layers.items():
-            if layer.last_clipped is None and (
-                layer.ags is None or layer.ags.last_scale is None
-            ):
+            if not layer.weight.requires_grad:
                 continue
             figures, self._signs[name] = layer_figures(
                 layer, self._signs.get(name)
