@@ -100,8 +100,11 @@ def test_commands_have_options_that_there_are(page):
     for words in _command_lines(page):
         parser = build_parser(words[0])
         _takes_any_file(parser)
-        _, unknown = parser.parse_known_args(words)
+        args, unknown = parser.parse_known_args(words)
         assert not unknown, words
+        if words[0] == 'compare' and args.methods:
+            # A rate of a method that is not compared is refused.
+            assert {x.partition('=')[0] for x in args.lr} <= {*args.methods}
 
 
 def _snippet(page, start):

@@ -340,7 +340,7 @@ class IDaDistillLoss(DistillLoss):
     Args:
         weight: As in :class:`DistillLoss`. At 0.4 its gradient in the
             backbone is about as large as the detection loss's at the start
-            of a training (docs/distillation.md).
+            of a training on BCCD.
         keep: Share of the pairs, 0 to 1; one pair is always kept.
         score: The least score of a proposal.
     """
