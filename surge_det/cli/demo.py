@@ -12,9 +12,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from surge_det.cli.common import config_file
 from surge_det.cli.plot_run import read_map
 from surge_det.whole_files import newest_checkpoint
+
+CONFIG = 'surge_faster_rcnn_r18_demo'
 
 # What makes two runs the same training, whatever the folder they write to.
 TRAINING_KEYS = (
@@ -70,14 +71,9 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    add = parser.add_argument
-    add(
-        '--config',
-        type=config_file,
-        default='surge_faster_rcnn_r18_demo',
-        help='what to train (one of the three *_demo)',
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/demo')
     )
-    add('--work-dir', type=Path, default=Path('work_dirs/demo'))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,8 +81,9 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.config import Config
 
     from surge_det.datasets import data_root
+    from surge_det.shipped import shipped_config
 
-    work_dir = args.work_dir
+    config, work_dir = shipped_config(CONFIG), args.work_dir
     print(
         'Draws a dataset, trains a 1-bit detector on it, evaluates it and '
         'draws what it finds: 4 minutes on two CPU cores with AVX-512, 5 '
@@ -105,14 +102,14 @@ def run(args: argparse.Namespace) -> None:
     options = ['--model', 'shapes', '--score-thr', '0.5', '--out', shipped]
     call('infer', *images, *options)
 
-    epochs = Config.fromfile(args.config).train_cfg.max_epochs
+    epochs = Config.fromfile(config).train_cfg.max_epochs
     final = work_dir / f'epoch_{epochs}.pth'
-    checkpoint = last_checkpoint(args.config, work_dir, since)
+    checkpoint = last_checkpoint(config, work_dir, since)
     if checkpoint == final:
         print(f'\nTrained already: {final}')
     else:
         resume = ['--resume'] if checkpoint else []
-        call('train', args.config, '--work-dir', work_dir, *resume)
+        call('train', config, '--work-dir', work_dir, *resume)
 
     predictions = work_dir / 'predictions.pkl'
     if (
@@ -123,11 +120,11 @@ def run(args: argparse.Namespace) -> None:
         print(f'Evaluated already: {predictions}')
     else:
         options = ['--work-dir', work_dir / 'test', '--out', predictions]
-        call('test', args.config, final, *options)
+        call('test', config, final, *options)
     pictures = work_dir / 'detections'
     # Lower ones are often a second class of an object that has its box.
     options = ['--out', pictures, '--score-thr', '0.5']
-    call('show-detections', args.config, predictions, *options)
+    call('show-detections', config, predictions, *options)
     curve = work_dir / 'curve.png'
     call('plot-run', work_dir, '--out', curve)
 
