@@ -328,7 +328,7 @@ def safe_load(f, map_location=None, weights_only=True, **kwargs):
         checkpoint = torch.load(
             f, map_location=map_location, weights_only=True, **kwargs
         )
-    return _disarm_config(checkpoint, source)
+    return _with_safe_meta(checkpoint, source)
 
 
 def load_predictions(path):
@@ -411,11 +411,16 @@ def safe_load_url(url, *args, **kwargs):
     kwargs['weights_only'] = True
     with _explaining(url), _allowing_mmengine():
         checkpoint = torch.hub.load_state_dict_from_url(url, *args, **kwargs)
-    return _disarm_config(checkpoint, url)
+    return _with_safe_meta(checkpoint, url)
 
 
-def _disarm_config(checkpoint, source):
+def _with_safe_meta(checkpoint, source):
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    # A parameter of a plain state dict may have that name.
+    if not isinstance(meta, (dict, torch.Tensor, type(None))):
+        raise ValueError(
+            f'{source}: its meta is a {type(meta).__name__}, a dict is allowed'
+        )
     if isinstance(meta, dict) and 'config' in meta:
         from mmengine.logging import print_log
 

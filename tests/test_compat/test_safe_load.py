@@ -244,6 +244,17 @@ def test_missing_file_stays_a_missing_file(tmp_path):
         _load(tmp_path / 'nothing.pth')
 
 
+@pytest.mark.parametrize('meta', [[1], 'text', 3])
+def test_a_meta_of_another_type_is_refused(tmp_path, meta):
+    path = tmp_path / 'odd.pth'
+    torch.save({'state_dict': {}, 'meta': meta}, path)
+    kind = type(meta).__name__
+    with pytest.raises(ValueError, match=f'odd.pth: its meta is a {kind}, a'):
+        _load(path)
+    torch.save({'meta': torch.ones(1)}, path)
+    assert _load(path)['meta'] == 1
+
+
 def test_stored_config_is_not_executed_on_resume(trained, tmp_path):
     trace = tmp_path / 'ran'
     code = f"open({str(trace)!r}, 'w').close()\n"

@@ -609,6 +609,33 @@ def test_heads_that_want_more_are_said(tmp_path):
     steps(build(settings(tmp_path, 'PearsonDistillLoss'), cfg), 1)
 
 
+@pytest.mark.parametrize('loss', ['LogitsDistillLoss', 'IDaDistillLoss'])
+@pytest.mark.parametrize('by_stride', [False, True])
+def test_heads_that_emit_something_else_in_training(tmp_path, loss, by_stride):
+    cfg = small_one_stage()
+    cfg.model.bbox_head = dict(
+        type='FCOSHead',
+        num_classes=3,
+        in_channels=cfg.model.bbox_head.in_channels,
+        feat_channels=8,
+        stacked_convs=1,
+        norm_cfg=None,
+        norm_on_bbox=by_stride,
+    )
+    cfg.model.pop('train_cfg', None)
+    twin = apply_method(copy.deepcopy(cfg), 'float')
+    twin.dump(tmp_path / 'float.py')
+    save(MODELS.build(twin.model), tmp_path / 'float.pth')
+    model = build(settings(tmp_path, loss), cfg)
+    if not by_stride:
+        assert model.distiller.teacher_of(model)
+        return
+    said = 'FCOSHead: in training it emits.*would do: PearsonDistillLoss$'
+    with pytest.raises(TeacherError, match=said):
+        model.distiller.teacher_of(model)
+    assert all(module.training for module in model.modules())
+
+
 def test_a_teacher_without_what_the_student_has_is_said():
     level, head = double(1, 2, 2, 3), Head()
     student = seen(
@@ -710,6 +737,7 @@ def test_a_training_with_weight_0_needs_no_file(weight):
         (dict(losses=[dict(type='L1Loss')]), "'L1Loss'"),
         (dict(losses=[dict(type='Nothing')]), "'Nothing'"),
         (dict(losses=['LogitsDistillLoss']), 'dicts with a type'),
+        (dict(losses=2 * [dict(type='PearsonDistillLoss')]), 'type once'),
         (dict(losses=[dict(type='IDaDistillLoss', keep=2)]), 'keep=2'),
         (dict(losses=[dict(type='IDaDistillLoss', best=2)]), 'best'),
         (dict(losses=[dict(type='PearsonDistillLoss', weight=-1)]), 'weight'),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -36,16 +37,9 @@ from surge_det.models.preflight import evaluating
 from surge_det.shipped import shipped_config
 from surge_det.text import shortened
 
-from .losses import (
-    DistillLoss,
-    IDaDistillLoss,
-    LogitsDistillLoss,
-    PearsonDistillLoss,
-    TeacherError,
-)
+from .losses import DistillLoss, TeacherError
 from .seen import Seen, head_of, second_stage, watch
 
-_LOSSES = LogitsDistillLoss, PearsonDistillLoss, IDaDistillLoss
 # Pixels of an image that is tried: enough for the levels of an SSD300.
 _SIDE = 320
 _KEYS = ('teacher_config', 'teacher_ckpt', 'losses')
@@ -61,10 +55,11 @@ class Distiller:
         teacher_config: File of the teacher's config, or the name of a shipped
             one.
         teacher_ckpt: File or address of its weights.
-        losses: Dicts of losses, by ``type``.
+        losses: Dicts of losses, by ``type``, each type once.
 
     Raises:
-        ValueError: If a loss is unknown or an argument is out of range.
+        ValueError: If a loss is unknown or there twice, or an argument is out
+            of range.
     """
 
     def __init__(
@@ -84,6 +79,9 @@ class Distiller:
         if not isinstance(losses, (list, tuple)) or not losses:
             checks.refuse('losses', losses, 'a list of dicts with a type')
         self.losses = [_build_loss(loss) for loss in losses]
+        # Of two of a type the log would have one name.
+        if len({type(loss) for loss in self.losses}) < len(losses):
+            checks.refuse('losses', losses, 'each type once')
         self._teacher: nn.Module | None = None
 
     def __deepcopy__(self, memo: dict) -> Distiller:
@@ -175,7 +173,7 @@ class Distiller:
             names = (type(model).__name__ for model in (student, teacher))
             others = ' and '.join(
                 loss.__name__
-                for loss in _LOSSES
+                for loss in DistillLoss.__subclasses__()
                 if not self._with(loss)._unfit(student, teacher)
             )
             raise TeacherError(
@@ -197,9 +195,9 @@ class Distiller:
     def _unfit(self, student: nn.Module, teacher: nn.Module) -> str | None:
         mean = getattr(student.data_preprocessor, 'mean', None)
         channels = 3 if mean is None else len(mean)
-        inputs = next(student.parameters()).new_zeros(
-            1, channels, _SIDE, _SIDE
-        )
+        # Drawn on the CPU, whose random state is kept.
+        inputs = torch.randn(1, channels, _SIDE, _SIDE)
+        inputs = inputs.to(next(student.parameters()))
         rois = inputs.new_tensor([[0, 0, 0, _SIDE / 2, _SIDE / 2]])
         try:
             student.extract_feat(inputs)
@@ -211,6 +209,8 @@ class Distiller:
             theirs = self._beside(seen, teacher, inputs, [(_SIDE, _SIDE)])
             for loss in self._on:
                 loss.check(seen, theirs)
+            if any(loss.needs_heads for loss in self._on):
+                _check_mode(seen)
             self._losses(seen, theirs)
         except TeacherError as error:
             return str(error)
@@ -292,6 +292,39 @@ def _run_heads(
         if getattr(teacher.roi_head, 'with_shared_head', False):
             pooled = teacher.roi_head.shared_head(pooled)
         head(pooled)
+
+
+def _check_mode(seen: Seen) -> None:
+    """See that a student's head says in training what a teacher's does.
+
+    FCOS with ``norm_on_bbox`` multiplies distances by the stride in
+    evaluation alone, VFNet then leaves out a map.
+
+    Args:
+        seen: In evaluation.
+
+    Raises:
+        TeacherError: If it does not.
+    """
+    if seen.head is None:
+        return
+    # The head alone: dropout and norms stay as they are.
+    seen.head.training = True
+    try:
+        emitted = seen.head(seen.features)
+    finally:
+        seen.head.training = False
+    there, here = ([*chain(*maps)] for maps in (emitted, seen.dense))
+    if len(there) != len(here) or not all(map(_close, there, here)):
+        raise TeacherError(
+            f'{type(seen.head).__name__}: in training it emits something '
+            'else than in evaluation, as the teacher does'
+        )
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    # A GPU need not compute twice alike.
+    return x.shape == y.shape and torch.allclose(x, y, rtol=1e-2, atol=1e-5)
 
 
 class _Distilled:

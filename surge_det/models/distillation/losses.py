@@ -87,7 +87,7 @@ class LogitsDistillLoss(DistillLoss):
     def check(self, student: Seen, teacher: Seen) -> None:
         """As the base class says."""
         if student.head is None and student.roi is None:
-            raise _no_head(self, 'student')
+            raise _no_head(type(self), 'student')
         if student.head is not None:
             _check_dense(student, teacher)
         if student.roi is not None:
@@ -109,17 +109,16 @@ class LogitsDistillLoss(DistillLoss):
         return losses
 
 
-def _no_head(loss: DistillLoss, whose: str) -> TeacherError:
+def _no_head(loss: type[DistillLoss], whose: str) -> TeacherError:
     return TeacherError(
-        f'{type(loss).__name__}: the {whose} has no head with anchors or '
-        'points'
+        f'{loss.__name__}: the {whose} has no head with anchors or points'
     )
 
 
 def _check_dense(student: Seen, teacher: Seen) -> None:
     """See that two heads say the same with the same numbers."""
     if teacher.head is None:
-        raise _no_head(LogitsDistillLoss(), 'teacher')
+        raise _no_head(LogitsDistillLoss, 'teacher')
     # YOLOv3 emits scores and deltas in one map.
     for whose, each in (('student', student), ('teacher', teacher)):
         if len(each.dense) < 2:
@@ -359,7 +358,7 @@ class IDaDistillLoss(DistillLoss):
         """As the base class says."""
         for whose, each in (('student', student), ('teacher', teacher)):
             if each.head is None:
-                raise _no_head(self, whose)
+                raise _no_head(type(self), whose)
         _check_features(self, student, teacher)
 
     def __call__(self, student: Seen, teacher: Seen) -> dict[str, Tensor]:

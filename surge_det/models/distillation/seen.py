@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class Seen:
     roi: tuple[Tensor, Tensor] | None = None
     roi_head: nn.Module | None = None
 
+    @torch.no_grad()
     def proposals(self, score: float, iou: float) -> list[Tensor]:
         """Return what ``head`` takes for objects, each (boxes, 4), in pixels.
 
@@ -58,7 +60,7 @@ class Seen:
             cfg=cfg,
             rescale=False,
         )
-        return [each.bboxes[each.scores > score].detach() for each in found]
+        return [each.bboxes[each.scores > score] for each in found]
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
