@@ -1,5 +1,6 @@
 import copy
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from mmengine.runner import BaseLoop, save_checkpoint, set_random_seed
+from processes import needs_gloo, run_processes
 from replicas import begin_training
 from small_detector import small_config, small_one_stage
 
@@ -375,19 +377,35 @@ def test_accumulated_gradients(teacher, dtype):
     assert not model.state_dict()[name].equal(before[name])
 
 
-def test_in_a_group_of_processes(teacher, tmp_path):
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+def _learn_in_group(rank, world, folder):
+    model = build(settings(Path(folder)))
+    parallel = MMDistributedDataParallel(model)
+    (log,) = steps(parallel, 1)
+    alike = copy.deepcopy(model.state_dict())
+    # Batches of their own, but weights in common.
+    torch.manual_seed(rank)
+    data = demo_mm_inputs(2, [[3, 64, 96]] * 2, num_classes=3)
+    optim = AGSOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
+    parallel.train_step(data, optim)
+    weights = [p.detach() for p in model.parameters()]
+    torch.save((log, alike, weights), f'{folder}/{rank}.pth')
+
+
+@needs_gloo
+def test_in_a_group_of_processes(teacher):
+    run_processes(_learn_in_group, teacher)
+    (log, alike, weights), (_, _, others) = (
+        torch.load(teacher / f'{rank}.pth') for rank in (0, 1)
     )
-    try:
-        model, alone = (build(settings(teacher)) for _ in range(2))
-        (log,) = steps(MMDistributedDataParallel(model), 1)
-        (same_log,) = steps(alone, 1)
-    finally:
-        torch.distributed.destroy_process_group()
+    alone = build(settings(teacher))
+    (same_log,) = steps(alone, 1)
+    # The same batch on both is as good as one process.
     assert log == same_log
     assert log['loss_distill_features'] > 0
-    assert same(model, alone)
+    assert all(v.equal(alike[k]) for k, v in alone.state_dict().items())
+    assert all(map(torch.equal, weights, others))
+    before = list(alone.parameters())
+    assert not all(map(torch.equal, weights, before))
 
 
 def test_a_resumed_training_goes_on(teacher):
