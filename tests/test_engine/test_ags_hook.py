@@ -176,6 +176,19 @@ def test_unreached_layers_are_listed_once(make_model, make_runner):
     assert 'ags/scale/body.1' not in ags_rows(runner)[6]
 
 
+def test_a_frozen_layer_that_gradients_pass_is_reached(
+    make_model, make_runner
+):
+    model = make_model()
+    # The stem before it learns.
+    model.body[1].requires_grad_(False)
+    runner = make_runner(model, custom_hooks=[{'type': 'AGSHook'}])
+    runner.train()
+    assert 'no backward pass' not in text_log(runner)
+    # What does not learn is not logged.
+    assert not any('body.1' in key for key in ags_rows(runner)[6])
+
+
 def test_layers_without_gradient_are_warned_of_once(make_model):
     model = make_model()
     runner = fake_runner(model, None)

@@ -145,7 +145,7 @@ class AGSHook(Hook):
         self._warn_grown(runner, sizes)
         if not self._warned_of_unreached:
             self._warned_of_unreached = True
-            self._warn_unreached(runner, values)
+            self._warn_unreached(runner)
         if not values:
             return
         self._warn_stuck(runner, values)
@@ -252,13 +252,11 @@ class AGSHook(Hook):
                     'learning rate too high?'
                 )
 
-    def _warn_unreached(
-        self, runner: Runner, values: dict[str, float]
-    ) -> None:
+    def _warn_unreached(self, runner: Runner) -> None:
         unreached = [
             name
-            for name in self._compensated
-            if f'ags/scale/{name}' not in values
+            for name, layer in self._compensated.items()
+            if layer.ags.last_scale is None
         ]
         if unreached:
             runner.logger.warning(
