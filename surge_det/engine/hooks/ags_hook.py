@@ -46,9 +46,10 @@ class AGSHook(Hook):
 
     Values are those of the main process and of a layer's last application in
     its last backward pass. Norms contain AMP's loss scale and the division by
-    the number of accumulated iterations; :math:`\lambda` does not. All but
-    norms and :math:`\lambda` are computed only in iterations that log; reading
-    them synchronises with the device, once.
+    the number of accumulated iterations; :math:`\lambda` does not. Norms,
+    :math:`\eta` and :math:`\lambda`, and with ``eta='auto'`` ``r``, are
+    computed in every pass, all else only in iterations that log; reading them
+    synchronises with the device, once.
 
     A layer with a gradient of 0 at two logs in a row is warned of, once: its
     :math:`\lambda` says nothing, and it does not learn. A layer whose
