@@ -28,6 +28,8 @@ from .runner_info import logs_now, optim_wrappers, plain_model
 _GROWTH = 100
 # How many logs there are to a line of the text log, where epochs are long.
 _LOGS = 10
+# How many layers it names at either end.
+_TOP = 3
 
 
 @HOOKS.register_module()
@@ -63,18 +65,16 @@ class AGSHook(Hook):
     Args:
         interval: Iterations between two logs; ``None``: as the runner's
             ``LoggerHook``.
-        top: How many layers the text log names at either end.
 
     Raises:
-        ValueError: If ``interval`` or ``top`` is out of range.
+        ValueError: If ``interval`` is out of range.
     """
 
     # Before LoggerHook (BELOW_NORMAL), which writes what this one sends.
     priority = 'NORMAL'
 
-    def __init__(self, interval: int | None = None, top: int = 3) -> None:
+    def __init__(self, interval: int | None = None) -> None:
         self.interval = checks.integer('interval', interval, 1, or_none=True)
-        self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
         self._compensated: dict[str, SURGELayer] = {}
         self._slopes: dict[str, nn.PReLU] = {}
@@ -300,10 +300,10 @@ class AGSHook(Hook):
             )
         # Where both ends would overlap, one list is enough.
         ends = {'layers': ordered}
-        if len(ordered) >= 2 * self.top:
+        if len(ordered) >= 2 * _TOP:
             ends = {
-                'smallest': ordered[: self.top],
-                'largest': ordered[::-1][: self.top],
+                'smallest': ordered[:_TOP],
+                'largest': ordered[::-1][:_TOP],
             }
         for label, names in ends.items():
             if names:
