@@ -20,7 +20,6 @@ Series = dict[str, dict[int, float]]
 _LOGARITHMIC = {'scale', 'norm_b', 'norm_a'}
 _SHARES = {'clipped', 'flipped', 'outside'}
 _SIGNED = {'cosine', 'missed'}
-_GROWTH = 100
 _CLIPPED = 0.9
 
 
@@ -82,33 +81,50 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
     Args:
         figures: What :func:`read_figures` returns.
     """
+    from surge_det.core.figures import GROWTH
+
+    logged = {
+        key: {name: [*s.values()] for name, s in series.items()}
+        for key, series in figures.items()
+    }
+    # What is left of λ without η; 0 or infinite where a gradient is 0.
+    logged['ratio'] = {
+        name: [
+            b / a if a else math.inf
+            for b, a in zip(norms, logged.get('norm_a', {}).get(name, []))
+        ]
+        for name, norms in logged.get('norm_b', {}).items()
+    }
 
     def told(figure: str, is_wrong, text: str) -> Iterator[str]:
-        series = figures.get(figure, {})
-        wrong = [name for name, s in series.items() if is_wrong([*s.values()])]
+        series = logged.get(figure, {})
+        wrong = [name for name, values in series.items() if is_wrong(values)]
         if wrong:
             shown = ', '.join(wrong[:5]) + ', ...' * (len(wrong) > 5)
             yield f'{text}, in {len(wrong)} of {len(series)}: {shown}'
 
     def stuck(values):
-        return len(values) > 1 and values[-1] == values[-2] == 0
+        # Once may be chance.
+        return len(values) > 1 and {*values[-2:]} <= {0, math.inf}
 
     def grown(values):
-        values = [value for value in values if math.isfinite(value)]
-        start = statistics.median(values[: max(len(values) // 4, 1)] or [0])
-        return start > 0 and values[-1] >= _GROWTH * start
+        # 0 may be chance too, or a part that begins at 0.
+        values = [value for value in values if 0 < value < math.inf]
+        first = values[: max(len(values) // 4, 1)]
+        return values and values[-1] >= GROWTH * statistics.median(first)
 
     yield from told(
-        'norm_b',
+        'ratio',
         stuck,
-        'no gradient arrives (‖g_b‖ is 0), so λ is 0: what follows may start '
-        'at 0 (zero_init_residual) or be frozen; see `surge-det preflight`',
+        'no gradient arrives (‖g_b‖ or ‖g_a‖ is 0), so λ says nothing: what '
+        'follows may start at 0 (zero_init_residual) or be frozen, or the '
+        'replica be 0; see `surge-det preflight`',
     )
     yield from told(
-        'scale',
+        'ratio',
         grown,
-        'λ has grown a hundredfold: the replica goes to 0, or the learning '
-        'rate is too high',
+        'λ / η has grown a hundredfold: the replica goes to 0, or the '
+        'learning rate is too high',
     )
     yield from told(
         'scale',

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from surge_det.core import checks
-from surge_det.core.figures import layer_figures
+from surge_det.core.figures import GROWTH, layer_figures
 from surge_det.core.layers import SURGELayer
 from surge_det.engine.optim.ags_optim_wrapper import (
     AGS_REMEDY,
@@ -24,8 +24,6 @@ from surge_det.engine.optim.ags_optim_wrapper import (
 
 from .runner_info import logs_now, optim_wrappers, plain_model
 
-# What is told of slopes and lambda: that they are so many times the first.
-_GROWTH = 100
 # How many logs there are to a line of the text log, where epochs are long.
 _LOGS = 10
 # How many layers it names at either end.
@@ -245,7 +243,7 @@ class AGSHook(Hook):
         for key, value in sizes.items():
             first = self._first.get(key, math.inf)
             # An infinite one is of a step that a gradient scaler skips.
-            grown = _GROWTH * first <= value < math.inf
+            grown = GROWTH * first <= value < math.inf
             if grown and key not in self._warned_of:
                 self._warned_of.add(key)
                 runner.logger.warning(
