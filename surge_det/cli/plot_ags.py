@@ -44,7 +44,8 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
         work_dir: As given to ``surge-det train``.
 
     Returns:
-        Of each of ``FIGURES`` and ``slope``, layers in the model's order.
+        Of each of ``FIGURES`` and ``slope``, layers in the model's order;
+        last those that the fullest log does not name.
 
     Raises:
         FileNotFoundError: If there is nothing of a 1-bit layer in it.
@@ -61,12 +62,15 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
             first = min(own)
             rows = {step: r for step, r in rows.items() if step < first} | own
     found: dict[str, Series] = {}
-    for step, row in sorted(rows.items()):
-        for key, value in row.items():
-            _, figure, name = [*key.split('/', 2), '', ''][:3]
-            if key.startswith('ags/') and figure in _titles():
-                series = found.setdefault(figure, {})
-                series.setdefault(name, {})[step] = value
+    rows = dict(sorted(rows.items()))
+    # A layer that the first log does not name may be the model's first.
+    fullest = sorted(rows.values(), key=len, reverse=True)
+    for key in dict.fromkeys(key for row in fullest for key in row):
+        _, figure, name = [*key.split('/', 2), '', ''][:3]
+        if key.startswith('ags/') and figure in _titles():
+            found.setdefault(figure, {})[name] = {
+                step: row[key] for step, row in rows.items() if key in row
+            }
     if not found.keys() - {'slope'}:
         raise FileNotFoundError(
             f'{work_dir} has no log of 1-bit layers: looked for '

@@ -51,6 +51,19 @@ def test_a_run_and_what_it_resumed(tmp_path):
     assert list(plot.findings(figures)) == []
 
 
+def test_layers_are_in_the_models_order(tmp_path):
+    late, gone, *_ = LAYERS
+    rows = {step: fine(step) for step in (10, 20, 30)}
+    rows[10] = {k: v for k, v in rows[10].items() if not k.endswith(late)}
+    rows[30] = {k: v for k, v in rows[30].items() if not k.endswith(gone)}
+    write(tmp_path, rows)
+    for figure, series in plot.read_figures(tmp_path).items():
+        if figure != 'slope':
+            assert list(series) == list(LAYERS)
+            assert list(series[late]) == [20, 30]
+            assert list(series[gone]) == [10, 20]
+
+
 @pytest.mark.parametrize(
     ('figure', 'values', 'told'),
     [
