@@ -203,7 +203,15 @@ def summarize(probes: Sequence[dict[str, LayerProbe]]) -> dict[str, Row]:
 
     Returns:
         Rows by the layer's name, ``ALL`` last.
+
+    Raises:
+        ValueError: If no batch has a layer.
     """
+    if not any(probes):
+        raise ValueError(
+            'no gradient reaches a layer with a replica: nothing can be '
+            'measured'
+        )
     names = list(dict.fromkeys(name for found in probes for name in found))
     # All layers of a batch count as one that falls by their sum.
     groups = {
@@ -440,9 +448,9 @@ def run(args: argparse.Namespace) -> None:
             )
         set_schedules(model, cfg, iteration, len(loader))
         probes = list(measure(model, loader, args.batches, options))
+        rows = summarize(probes)
     except (FileNotFoundError, ValueError) as error:
         fail(error)
-    rows = summarize(probes)
     print()
     show(rows, auto)
     print()

@@ -137,6 +137,15 @@ def test_the_command(trained, capsys):
             + ['model.rpn_head.conv_cfg.compensate=False']
             + ['model.roi_head.bbox_head.linear_cfg.compensate=False'],
         ),
+        (
+            'no gradient reaches a layer with a replica',
+            ['--batches', '2', '--cfg-options']
+            + [
+                f'model.{head}.loss_{of}.loss_weight=0'
+                for head in ('rpn_head', 'roi_head.bbox_head')
+                for of in ('cls', 'bbox')
+            ],
+        ),
     ],
 )
 def test_what_cannot_be_probed(trained, capsys, says, args):
