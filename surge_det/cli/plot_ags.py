@@ -20,7 +20,6 @@ Series = dict[str, dict[int, float]]
 _LOGARITHMIC = {'scale', 'norm_b', 'norm_a'}
 _SHARES = {'clipped', 'flipped', 'outside'}
 _SIGNED = {'cosine', 'missed'}
-_GROWTH = 100
 _CLIPPED = 0.9
 
 
@@ -45,7 +44,8 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
         work_dir: As given to ``surge-det train``.
 
     Returns:
-        Of each of ``FIGURES`` and ``slope``, layers in the model's order.
+        Of each of ``FIGURES`` and ``slope``, layers in the model's order;
+        last those that the fullest log does not name.
 
     Raises:
         FileNotFoundError: If there is nothing of a 1-bit layer in it.
@@ -62,12 +62,15 @@ def read_figures(work_dir: str | Path) -> dict[str, Series]:
             first = min(own)
             rows = {step: r for step, r in rows.items() if step < first} | own
     found: dict[str, Series] = {}
-    for step, row in sorted(rows.items()):
-        for key, value in row.items():
-            _, figure, name = [*key.split('/', 2), '', ''][:3]
-            if key.startswith('ags/') and figure in _titles():
-                series = found.setdefault(figure, {})
-                series.setdefault(name, {})[step] = value
+    rows = dict(sorted(rows.items()))
+    # A layer that the first log does not name may be the model's first.
+    fullest = sorted(rows.values(), key=len, reverse=True)
+    for key in dict.fromkeys(key for row in fullest for key in row):
+        _, figure, name = [*key.split('/', 2), '', ''][:3]
+        if key.startswith('ags/') and figure in _titles():
+            found.setdefault(figure, {})[name] = {
+                step: row[key] for step, row in rows.items() if key in row
+            }
     if not found.keys() - {'slope'}:
         raise FileNotFoundError(
             f'{work_dir} has no log of 1-bit layers: looked for '
@@ -82,33 +85,50 @@ def findings(figures: dict[str, Series]) -> Iterator[str]:
     Args:
         figures: What :func:`read_figures` returns.
     """
+    from surge_det.core.figures import GROWTH
+
+    logged = {
+        key: {name: [*s.values()] for name, s in series.items()}
+        for key, series in figures.items()
+    }
+    # What is left of λ without η; 0 or infinite where a gradient is 0.
+    logged['ratio'] = {
+        name: [
+            b / a if a else math.inf
+            for b, a in zip(norms, logged.get('norm_a', {}).get(name, []))
+        ]
+        for name, norms in logged.get('norm_b', {}).items()
+    }
 
     def told(figure: str, is_wrong, text: str) -> Iterator[str]:
-        series = figures.get(figure, {})
-        wrong = [name for name, s in series.items() if is_wrong([*s.values()])]
+        series = logged.get(figure, {})
+        wrong = [name for name, values in series.items() if is_wrong(values)]
         if wrong:
             shown = ', '.join(wrong[:5]) + ', ...' * (len(wrong) > 5)
             yield f'{text}, in {len(wrong)} of {len(series)}: {shown}'
 
     def stuck(values):
-        return len(values) > 1 and values[-1] == values[-2] == 0
+        # Once may be chance.
+        return len(values) > 1 and {*values[-2:]} <= {0, math.inf}
 
     def grown(values):
-        values = [value for value in values if math.isfinite(value)]
-        start = statistics.median(values[: max(len(values) // 4, 1)] or [0])
-        return start > 0 and values[-1] >= _GROWTH * start
+        # 0 may be chance too, or a part that begins at 0.
+        values = [value for value in values if 0 < value < math.inf]
+        first = values[: max(len(values) // 4, 1)]
+        return values and values[-1] >= GROWTH * statistics.median(first)
 
     yield from told(
-        'norm_b',
+        'ratio',
         stuck,
-        'no gradient arrives (‖g_b‖ is 0), so λ is 0: what follows may start '
-        'at 0 (zero_init_residual) or be frozen; see `surge-det preflight`',
+        'no gradient arrives (‖g_b‖ or ‖g_a‖ is 0), so λ says nothing: what '
+        'follows may start at 0 (zero_init_residual) or be frozen, or the '
+        'replica be 0; see `surge-det preflight`',
     )
     yield from told(
-        'scale',
+        'ratio',
         grown,
-        'λ has grown a hundredfold: the replica goes to 0, or the learning '
-        'rate is too high',
+        'λ / η has grown a hundredfold: the replica goes to 0, or the '
+        'learning rate is too high',
     )
     yield from told(
         'scale',

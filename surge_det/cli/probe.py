@@ -52,14 +52,14 @@ class Row(NamedTuple):
 
     Args:
         fall: Mean fall of the loss by a step along ``g_b``.
-        ratios: By η; none where the loss does not fall along ``g_b``.
+        ratios: By η; ``None`` where the loss does not fall along ``g_b``.
         turned: Share of signs that the step along ``g_b`` turns.
         cosine: Between ``g_b`` and ``g_a``, mean of the batches.
         applications: Most of a batch.
     """
 
     fall: float
-    ratios: dict[float, Estimate]
+    ratios: dict[float, Estimate | None]
     turned: float
     cosine: float
     applications: int
@@ -203,7 +203,15 @@ def summarize(probes: Sequence[dict[str, LayerProbe]]) -> dict[str, Row]:
 
     Returns:
         Rows by the layer's name, ``ALL`` last.
+
+    Raises:
+        ValueError: If no batch has a layer.
     """
+    if not any(probes):
+        raise ValueError(
+            'no gradient reaches a layer with a replica: nothing can be '
+            'measured'
+        )
     names = list(dict.fromkeys(name for found in probes for name in found))
     # All layers of a batch count as one that falls by their sum.
     groups = {
@@ -227,9 +235,10 @@ def _row(group: list[list[LayerProbe]]) -> Row:
     fall = mean(falls[0.0])
     return Row(
         fall,
-        {eta: ratio(of, falls[0.0]) for eta, of in falls.items()}
-        if fall > 0
-        else {},
+        {
+            eta: ratio(of, falls[0.0]) if fall > 0 else None
+            for eta, of in falls.items()
+        },
         mean(layer.turned[0.0] for layer in every),
         mean(layer.cosine for layer in every),
         max(layer.applications for layer in every),
@@ -249,7 +258,7 @@ def conclusion(rows: Mapping[str, Row]) -> str:
     together = {
         eta: ratio
         for eta, ratio in rows[ALL].ratios.items()
-        if 0 < eta < math.inf
+        if ratio and 0 < eta < math.inf
     }
     if not together:
         return 'a step along g_b does not lower the loss: nothing to compare'
@@ -276,8 +285,7 @@ def conclusion(rows: Mapping[str, Row]) -> str:
         found = [
             name
             for name in names
-            if eta in rows[name].ratios
-            and verdict(rows[name].ratios[eta]) == sign
+            if (ratio := rows[name].ratios[eta]) and verdict(ratio) == sign
         ]
         text += (
             f'; by itself it {word} at η = {eta:g} in {len(found)} of '
@@ -306,10 +314,8 @@ def show(rows: Mapping[str, Row], auto: Mapping[str, float]) -> None:
         if name == ALL:
             lines.append(())
         ratios = [
-            f'{row.ratios[eta].mean:.2f}{marks[verdict(row.ratios[eta])]}'
-            if row.ratios
-            else '? '
-            for eta in etas
+            f'{ratio.mean:.2f}{marks[verdict(ratio)]}' if ratio else '? '
+            for ratio in map(row.ratios.get, etas)
         ]
         times = f' x{row.applications}' * (
             row.applications > 1 and name != ALL
@@ -357,7 +363,10 @@ def draw(
     places = np.arange(len(rows))
     values = np.array(
         [
-            [row.ratios[eta].mean if row.ratios else math.nan for eta in etas]
+            [
+                ratio.mean if ratio else math.nan
+                for ratio in map(row.ratios.get, etas)
+            ]
             for row in rows.values()
         ]
     )
@@ -372,8 +381,7 @@ def draw(
     )
     for y, row in enumerate(rows.values()):
         for x, eta in enumerate(etas):
-            if row.ratios:
-                ratio = row.ratios[eta]
+            if ratio := row.ratios[eta]:
                 left.text(
                     x,
                     y,
@@ -440,9 +448,9 @@ def run(args: argparse.Namespace) -> None:
             )
         set_schedules(model, cfg, iteration, len(loader))
         probes = list(measure(model, loader, args.batches, options))
+        rows = summarize(probes)
     except (FileNotFoundError, ValueError) as error:
         fail(error)
-    rows = summarize(probes)
     print()
     show(rows, auto)
     print()
@@ -453,7 +461,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     if unreached:
         print(f'no gradient reaches {", ".join(unreached)}')
-    flat = [name for name, row in rows.items() if not row.ratios]
+    flat = [name for name, row in rows.items() if not row.ratios[0.0]]
     if flat:
         print(f'a step along g_b does not lower the loss: {", ".join(flat)}')
     print(conclusion(rows))

@@ -50,8 +50,9 @@ class AGS:
     where :math:`\bar r` is the mean of ``r`` over the passes so far, each
     with 0.95 of the weight of the next, and ``r``, beyond -4 and 4, is -4
     or 4. ``r`` stands for the product of relative bias and alignment that
-    the paper's best factor has. It is 0 where nothing is dropped, or a
-    gradient is 0; a pass with a gradient that is not finite is left out.
+    the paper's best factor has. It is 0 where nothing is dropped. A pass with
+    a gradient that is 0 or not finite has none, and is left out;
+    :math:`\eta` is 0 before the first that has one.
 
     Source: SURGE (arXiv 2605.10989), AGS.
 
@@ -66,7 +67,8 @@ class AGS:
             tensor.
         watches: Whether a backward pass leaves the two that follow, too,
             which take passes over the gradients.
-        last_cosine: Cosine of the angle between ``g_b`` and ``g_a``.
+        last_cosine: Cosine of the angle between ``g_b`` and ``g_a``; it and
+            the next are NaN where one of them is 0.
         last_missed: ``r`` of that pass.
         last_scale: :math:`\lambda` of the last backward pass, 0-dim tensor on
             the gradient's device (reading it as a number is what
@@ -197,12 +199,12 @@ def check_eta(
 def _product(
     x: Tensor, grad_a: Tensor, norm_b: Tensor, norm_a: Tensor
 ) -> Tensor:
-    """Return ``<x, grad_a> / (norm_b * norm_a)``, and 0 where a norm is 0."""
+    """Return ``<x, grad_a> / (norm_b * norm_a)``; NaN where a norm is 0."""
     tiny = torch.finfo(norm_a.dtype).tiny
     # Divided before they are multiplied: products of small gradients vanish.
     a = grad_a.to(norm_a.dtype) / norm_a.clamp(min=tiny)
     x = x.to(norm_b.dtype) / norm_b.clamp(min=tiny)
-    return torch.where((norm_a == 0) | (norm_b == 0), 0, (a * x).sum())
+    return torch.where((norm_a == 0) | (norm_b == 0), torch.nan, (a * x).sum())
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype:

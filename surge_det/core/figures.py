@@ -20,6 +20,8 @@ FIGURES = {
     'outside': ('|w| > 1', 'share of latent weights'),
     'distance': ('‖w_a − w‖ / ‖w‖', 'of the replica from the latent weights'),
 }
+# A norm, their ratio or a slope that is so many times the first is told.
+GROWTH = 100
 
 
 @torch.no_grad()

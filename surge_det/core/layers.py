@@ -235,15 +235,19 @@ class SURGELayer(nn.Module):
 
         That is the share of the input where the activation estimator's
         derivative is 0, a 0-dim tensor. It takes a pass over the input.
-        :class:`~surge_det.core.AGS` has more to leave.
+        :class:`~surge_det.core.AGS` has more to leave. Setting it clears
+        what earlier passes left.
         """
         return self._watches
 
     @watches.setter
     def watches(self, value: bool) -> None:
         self._watches = value
+        # Or it would stand beside the lambda of a later, unwatched pass.
+        self.last_clipped = None
         if self.ags is not None:
             self.ags.watches = value
+            self.ags.last_cosine = self.ags.last_missed = None
 
     def _keep_clipped(self, share: Tensor) -> None:
         self.last_clipped = share

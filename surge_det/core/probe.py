@@ -87,6 +87,10 @@ def probe(
             checks.number('etas', eta, low=0)
     checks.number('step', step, above=0)
     model = copy.deepcopy(model).train()
+    for module in model.modules():
+        # Checkpointing runs layers once more in the backward pass.
+        if hasattr(module, 'with_cp'):
+            module.with_cp = False
     points = {
         name: _Point(name, layer)
         for name, layer in named_surge_layers(model)
@@ -155,7 +159,8 @@ class _Keeper(AGS):
     ) -> Tensor:
         # What is returned from a backward pass may be added to in place.
         self.grads = grad_b.clone(), grad_a.to(grad_b.dtype, copy=True)
-        return torch.zeros_like(super().scale(grad_b, grad_a))
+        self.skip(grad_b)
+        return self.last_scale
 
     def direction(self, eta: float) -> Tensor:
         grad_b, grad_a = self.grads

@@ -51,29 +51,50 @@ def test_a_run_and_what_it_resumed(tmp_path):
     assert list(plot.findings(figures)) == []
 
 
+def test_layers_are_in_the_models_order(tmp_path):
+    late, gone, *_ = LAYERS
+    rows = {step: fine(step) for step in (10, 20, 30)}
+    rows[10] = {k: v for k, v in rows[10].items() if not k.endswith(late)}
+    rows[30] = {k: v for k, v in rows[30].items() if not k.endswith(gone)}
+    write(tmp_path, rows)
+    for figure, series in plot.read_figures(tmp_path).items():
+        if figure != 'slope':
+            assert list(series) == list(LAYERS)
+            assert list(series[late]) == [20, 30]
+            assert list(series[gone]) == [10, 20]
+
+
 @pytest.mark.parametrize(
     ('figure', 'values', 'told'),
     [
         ('norm_b', [1.0, 0.0, 0.0], 'no gradient arrives'),
         ('norm_b', [0.0, 1.0, 0.0], None),
-        ('scale', [0.01, 0.1, 1.1], 'λ has grown a hundredfold'),
-        ('scale', [0.01, 1.1, 0.1], None),
+        # Of the other gradient λ is enormous, or 0 with eta='auto'.
+        ('norm_a', [0.0, 0.0, 0.0], 'no gradient arrives'),
+        ('norm_b norm_a', [1.0, 0.0, 0.0], 'no gradient arrives'),
+        ('norm_a', [1.0, 0.1, 0.009], 'λ / η has grown a hundredfold'),
+        ('norm_a', [0.0, 1.0, 0.009], 'λ / η has grown a hundredfold'),
+        ('norm_a', [1.0, 0.009, 0.1], None),
+        # Its η may have grown.
+        ('scale', [0.001, 0.1, 0.2], None),
         ('scale', [0.1, math.nan, 0.1], 'λ was not finite'),
         ('scale', [0.1, 0.1, math.inf], 'λ was not finite'),
         # Measured where NEU-DET lost 0.2 mAP, and where a run went well.
         ('clipped', [0.1, 0.5, 0.96], 'the estimator clips nearly the whole'),
         ('clipped', [0.1, 0.5, 0.64], None),
         ('clipped', [0.995, 0.5, 0.1], None),
-        ('norm_b', [0.1, 1.0, 31.5], '‖g_b‖ has grown a hundredfold'),
+        ('norm_b norm_a', [0.1, 1.0, 31.5], '‖g_b‖ has grown a hundredfold'),
         ('norm_b', [0.1, 1.0, 0.46], None),
         ('flipped', [0.0, 0.0, 0.0], 'no weight has changed its sign'),
         ('slope', [0.25, 1.0, 30.0], 'a slope of a PReLU has grown'),
+        ('slope', [0.0, 0.25, 30.0], 'a slope of a PReLU has grown'),
     ],
 )
 def test_what_looks_wrong(tmp_path, figure, values, told):
     name = 'act' if figure == 'slope' else LAYERS[1]
     rows = {
-        step: fine(step) | {f'ags/{figure}/{name}': value}
+        step: fine(step)
+        | {f'ags/{key}/{name}': value for key in figure.split()}
         for step, value in zip((10, 20, 30), values)
     }
     write(tmp_path, rows)

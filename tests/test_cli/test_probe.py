@@ -18,6 +18,7 @@ from surge_det.cli.main import main
 from surge_det.cli.probe import (
     ALL,
     conclusion,
+    draw,
     load_model,
     load_state,
     set_schedules,
@@ -137,6 +138,15 @@ def test_the_command(trained, capsys):
             + ['model.rpn_head.conv_cfg.compensate=False']
             + ['model.roi_head.bbox_head.linear_cfg.compensate=False'],
         ),
+        (
+            'no gradient reaches a layer with a replica',
+            ['--batches', '2', '--cfg-options']
+            + [
+                f'model.{head}.loss_{of}.loss_weight=0'
+                for head in ('rpn_head', 'roi_head.bbox_head')
+                for of in ('cls', 'bbox')
+            ],
+        ),
     ],
 )
 def test_what_cannot_be_probed(trained, capsys, says, args):
@@ -231,7 +241,7 @@ def test_layers_that_do_not_fall_have_no_ratio(capsys):
     ]
     rows = summarize(batches)
     assert list(rows) == ['a', 'b', ALL]
-    assert rows['b'].ratios == {}
+    assert {*rows['b'].ratios.values()} == {None}
     assert rows['a'].ratios[0.5][0] == pytest.approx(0.9)
     show(rows, {})
     (line,) = [
@@ -240,8 +250,28 @@ def test_layers_that_do_not_fall_have_no_ratio(capsys):
         if line.startswith('b ')
     ]
     assert line.split()[-3:] == ['?', '?', '?']
-    falls_nowhere = {'a': probed(1.0, 1.0, scale=-1.0)}
-    assert 'does not lower the loss' in told(falls_nowhere, falls_nowhere)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('other', [0.1, -0.1])
+def test_what_does_not_fall_together_is_shown(tmp_path, capsys, other):
+    import matplotlib.image
+
+    batch = {
+        'a': probed(1.0, 0.9, scale=-1.0),
+        'b': probed(0.8, 0.7, scale=other),
+    }
+    assert 'does not lower the loss' in told(batch, batch)
+    rows = summarize([batch, batch])
+    show(rows, {})
+    lines = capsys.readouterr().out.splitlines()
+    (b,) = [line for line in lines if line.startswith('b ')]
+    shown = ['0.80-', '0.70-', '0.50-'] if other > 0 else ['?', '?', '?']
+    assert b.split()[-3:] == shown
+    (together,) = [line for line in lines if line.startswith(ALL)]
+    assert together.split()[-3:] == ['?', '?', '?']
+    draw(rows, {}, 'title', tmp_path / 'x.png')
+    assert matplotlib.image.imread(tmp_path / 'x.png')[..., :3].std() > 0
 
 
 def test_schedules_stand_where_the_checkpoint_was(trained):

@@ -191,12 +191,13 @@ def test_auto_is_bounded_and_never_nan():
     one = torch.ones(4)
     # Nothing passes the estimator: there is nothing to go by.
     assert ags.scale(0 * one, one, one) == 0
-    assert ags.estimate.tolist() == pytest.approx([0, 0.05])
     # No replica's gradient.
     assert ags.scale(one, 0 * one, one) == 0
+    assert ags.estimate.tolist() == [0, 0]
     # Hardly anything passes: no pass has more than its share.
+    ags.scale(one, one, 0 * one)
     ags.scale(1e-30 * one, one, one)
-    assert ags.last_eta.item() == pytest.approx(1 / 3, abs=0.03)
+    assert ags.last_eta.item() == pytest.approx(1 / 1.95)
     for _ in range(100):
         ags.scale(1e-30 * one, one, one)
     assert ags.last_eta.item() == pytest.approx(1, abs=0.01)
@@ -210,6 +211,30 @@ def test_auto_is_bounded_and_never_nan():
     for _ in range(200):
         ags.scale(one, one, -one)
     assert ags.last_eta.item() == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_a_pass_without_a_gradient_tells_auto_nothing(dtype):
+    one = torch.ones(4, dtype=dtype)
+    ags = AGS('auto')
+    ags.watches = True
+    ags.scale(one, one, one)
+    known, eta = ags.estimate, ags.last_eta
+    # A quarter of r = 1.
+    assert eta.item() == pytest.approx(0.25)
+    for grads in (
+        (0 * one, one, one),
+        (one, 0 * one, one),
+        (0 * one, 0 * one, 0 * one),
+        (one[:0], one[:0], one[:0]),
+    ):
+        for _ in range(50):
+            ags.scale(*grads)
+        assert torch.equal(ags.estimate, known)
+        assert ags.last_eta == eta
+        assert ags.last_missed.isnan()
+        assert ags.last_cosine.isnan()
+        assert ags.last_missed.dtype == dtype
 
 
 def test_auto_without_an_estimator_adds_nothing():

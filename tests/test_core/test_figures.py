@@ -102,6 +102,27 @@ def test_what_was_not_asked_for_is_not_computed():
     }
 
 
+@pytest.mark.parametrize('eta', [0.1, 'auto'])
+def test_what_a_watched_pass_left_does_not_outlive_it(eta):
+    layer = SURGEConv2d(3, 4, 3, eta=eta)
+    watched = {'cosine', 'missed', 'clipped'}
+
+    def applied():
+        out = layer(torch.randn(1, 3, 5, 5, requires_grad=True))
+        out.sum().backward()
+        return watched & {*layer_figures(layer)[0]}
+
+    layer.watches = True
+    # Of several applications the last one counts.
+    assert applied() == applied() == watched
+    layer.watches = False
+    assert applied() == set()
+    # A pass to watch that does not reach the layer.
+    layer.watches = True
+    assert not watched & {*layer_figures(layer)[0]}
+    assert applied() == watched
+
+
 @pytest.mark.parametrize('name', ESTIMATORS)
 @pytest.mark.parametrize('without', [{'compensate': False}, {'eta': 0}])
 def test_what_is_clipped_needs_no_replica(name, without):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from surge_det.core import SURGEConv2d, SURGELinear
 from surge_det.core.probe import probe
@@ -133,6 +134,8 @@ def test_the_loss_is_that_of_the_signs(applications, shift, normalize):
 class Small(nn.Module):
     """What a detector has: batch statistics, dropout, layers in a row."""
 
+    with_cp = False
+
     def __init__(self):
         super().__init__()
         self.conv = SURGEConv2d(3, 4, 3, eta='auto')
@@ -143,8 +146,15 @@ class Small(nn.Module):
         self.x = torch.randn(8, 3, 5, 5)
 
     def forward(self):
-        x = self.drop(self.norm(self.conv(self.x)))
+        x = self.x
+        if self.with_cp:
+            x = checkpoint(self.front, x, use_reentrant=False)
+        else:
+            x = self.front(x)
         return self.fc(x.mean((2, 3))).square().mean()
+
+    def front(self, x):
+        return self.drop(self.norm(self.conv(x)))
 
 
 def test_the_model_stays_as_it_was():
@@ -174,6 +184,15 @@ def test_layers_behind_mix_nothing():
     first = probe(model, loss)['conv']
     model.fc.ags.eta = 5.0
     assert probe(model, loss)['conv'] == first
+
+
+def test_checkpointing_changes_nothing():
+    torch.manual_seed(0)
+    model = Small()
+    first = probe(model, loss)
+    model.with_cp = True
+    assert probe(model, loss) == first
+    assert model.with_cp
 
 
 def test_a_replica_of_zeros_takes_no_step():

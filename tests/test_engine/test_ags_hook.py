@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from surge_det.core.figures import FIGURES
 from surge_det.engine import AGSHook, AGSOptimWrapper
+from surge_det.engine.hooks import ags_hook
 
 LAYERS = ('body.1', 'head')
 
@@ -54,13 +55,14 @@ def ags_rows(runner):
     }
 
 
-def test_what_is_logged_where(make_model, make_runner):
+def test_what_is_logged_where(make_model, make_runner, monkeypatch):
+    monkeypatch.setattr(ags_hook, '_TOP', 1)
     model = make_model()
     recorder = Recorder(model)
     runner = make_runner(
         model,
         {'ags': {'eta': 0.4}},
-        custom_hooks=[{'type': 'AGSHook', 'top': 1}],
+        custom_hooks=[{'type': 'AGSHook'}],
     )
     runner.register_hook(recorder)
     runner.train()
@@ -174,6 +176,19 @@ def test_unreached_layers_are_listed_once(make_model, make_runner):
     assert warning.endswith('1 of 2 SURGE layers (frozen or unused): body.1')
     assert 'WARNING' in warning
     assert 'ags/scale/body.1' not in ags_rows(runner)[6]
+
+
+def test_a_frozen_layer_that_gradients_pass_is_reached(
+    make_model, make_runner
+):
+    model = make_model()
+    # The stem before it learns.
+    model.body[1].requires_grad_(False)
+    runner = make_runner(model, custom_hooks=[{'type': 'AGSHook'}])
+    runner.train()
+    assert 'no backward pass' not in text_log(runner)
+    # What does not learn is not logged.
+    assert not any('body.1' in key for key in ags_rows(runner)[6])
 
 
 def test_layers_without_gradient_are_warned_of_once(make_model):
@@ -371,7 +386,6 @@ def test_values_that_are_not_finite_are_named(make_model):
     [
         ({'interval': 0}, 'interval=0 is not allowed: None or'),
         ({'interval': 1.5}, 'interval=1.5'),
-        ({'top': -1}, 'top=-1'),
     ],
 )
 def test_bad_arguments(arguments, named):

@@ -334,6 +334,19 @@ def test_config_wins_over_the_checkpoint(make_model, log_messages):
     assert model.head.ags.eta == 0.3
 
 
+@pytest.mark.parametrize('eta', [0.3, 'auto'])
+def test_only_auto_saves_its_estimates(make_model, eta):
+    model = make_model(eta='auto')
+    first = AGSOptimWrapper(optimizer=sgd(model))
+    step(first, model, batch(0))
+    model = make_model()
+    wrapper = AGSOptimWrapper(optimizer=sgd(model), ags={'eta': eta})
+    wrapper.load_state_dict(first.state_dict())
+    step(wrapper, model, batch(1))
+    estimates = wrapper.state_dict()['ags']['estimates']
+    assert {*estimates} == ({'body.1', 'head'} if eta == 'auto' else set())
+
+
 @pytest.mark.parametrize('told', [False, True])
 def test_schedule_without_progress_is_warned_of_once(
     make_model, monkeypatch, told

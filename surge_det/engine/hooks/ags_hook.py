@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from surge_det.core import checks
-from surge_det.core.figures import layer_figures
+from surge_det.core.figures import GROWTH, layer_figures
 from surge_det.core.layers import SURGELayer
 from surge_det.engine.optim.ags_optim_wrapper import (
     AGS_REMEDY,
@@ -24,10 +24,10 @@ from surge_det.engine.optim.ags_optim_wrapper import (
 
 from .runner_info import logs_now, optim_wrappers, plain_model
 
-# What is told of slopes and lambda: that they are so many times the first.
-_GROWTH = 100
 # How many logs there are to a line of the text log, where epochs are long.
 _LOGS = 10
+# How many layers it names at either end.
+_TOP = 3
 
 
 @HOOKS.register_module()
@@ -46,9 +46,10 @@ class AGSHook(Hook):
 
     Values are those of the main process and of a layer's last application in
     its last backward pass. Norms contain AMP's loss scale and the division by
-    the number of accumulated iterations; :math:`\lambda` does not. All but
-    norms and :math:`\lambda` are computed only in iterations that log; reading
-    them synchronises with the device, once.
+    the number of accumulated iterations; :math:`\lambda` does not. Norms,
+    :math:`\eta` and :math:`\lambda`, and with ``eta='auto'`` ``r``, are
+    computed in every pass, all else only in iterations that log; reading them
+    synchronises with the device, once.
 
     A layer with a gradient of 0 at two logs in a row is warned of, once: its
     :math:`\lambda` says nothing, and it does not learn. A layer whose
@@ -62,18 +63,16 @@ class AGSHook(Hook):
     Args:
         interval: Iterations between two logs; ``None``: as the runner's
             ``LoggerHook``.
-        top: How many layers the text log names at either end.
 
     Raises:
-        ValueError: If ``interval`` or ``top`` is out of range.
+        ValueError: If ``interval`` is out of range.
     """
 
     # Before LoggerHook (BELOW_NORMAL), which writes what this one sends.
     priority = 'NORMAL'
 
-    def __init__(self, interval: int | None = None, top: int = 3) -> None:
+    def __init__(self, interval: int | None = None) -> None:
         self.interval = checks.integer('interval', interval, 1, or_none=True)
-        self.top = checks.integer('top', top, 0)
         self._layers: dict[str, SURGELayer] = {}
         self._compensated: dict[str, SURGELayer] = {}
         self._slopes: dict[str, nn.PReLU] = {}
@@ -145,7 +144,7 @@ class AGSHook(Hook):
         self._warn_grown(runner, sizes)
         if not self._warned_of_unreached:
             self._warned_of_unreached = True
-            self._warn_unreached(runner, values)
+            self._warn_unreached(runner)
         if not values:
             return
         self._warn_stuck(runner, values)
@@ -244,7 +243,7 @@ class AGSHook(Hook):
         for key, value in sizes.items():
             first = self._first.get(key, math.inf)
             # An infinite one is of a step that a gradient scaler skips.
-            grown = _GROWTH * first <= value < math.inf
+            grown = GROWTH * first <= value < math.inf
             if grown and key not in self._warned_of:
                 self._warned_of.add(key)
                 runner.logger.warning(
@@ -252,13 +251,11 @@ class AGSHook(Hook):
                     'learning rate too high?'
                 )
 
-    def _warn_unreached(
-        self, runner: Runner, values: dict[str, float]
-    ) -> None:
+    def _warn_unreached(self, runner: Runner) -> None:
         unreached = [
             name
-            for name in self._compensated
-            if f'ags/scale/{name}' not in values
+            for name, layer in self._compensated.items()
+            if layer.ags.last_scale is None
         ]
         if unreached:
             runner.logger.warning(
@@ -301,10 +298,10 @@ class AGSHook(Hook):
             )
         # Where both ends would overlap, one list is enough.
         ends = {'layers': ordered}
-        if len(ordered) >= 2 * self.top:
+        if len(ordered) >= 2 * _TOP:
             ends = {
-                'smallest': ordered[: self.top],
-                'largest': ordered[::-1][: self.top],
+                'smallest': ordered[:_TOP],
+                'largest': ordered[::-1][:_TOP],
             }
         for label, names in ends.items():
             if names:

@@ -189,7 +189,7 @@ class AGSMixin:
             'estimates': {
                 name: ags.estimate.tolist()
                 for name, ags in self._ags.items()
-                if ags.estimate is not None
+                if ags.follows and ags.estimate is not None
             },
         }
         return state
