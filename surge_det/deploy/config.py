@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.config.config import RESERVED_KEYS
 
+from surge_det.text import brief
+
 # What inference needs; the rest of a config is about training.
 _KEYS = (
     'custom_imports',
@@ -105,7 +107,9 @@ class _Literals(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id not in ('inf', 'nan'):
-            raise ValueError(f'the name {node.id!r} in line {node.lineno}')
+            raise ValueError(
+                f'the name {brief(node.id)} in line {node.lineno}'
+            )
         return ast.Constant(getattr(math, node.id))
 
 
@@ -153,7 +157,7 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
         ValueError: If it is something else.
     """
     if not isinstance(meta, dict):
-        raise ValueError(f'{source}: dataset_meta={meta!r} is no dict')
+        raise ValueError(f'{source}: dataset_meta={brief(meta)} is no dict')
     meta = dict(meta)
     classes, palette = meta.get('classes', []), meta.get('palette', 'random')
     if not isinstance(classes, (list, tuple)) or not all(

@@ -205,6 +205,27 @@ def test_files_that_are_wrong(change_of, said, exported, tmp_path):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    'metadata',
+    [
+        dict(version=2, surge_det='\x1b[2J\nerror: 2'),
+        dict(version='\x1b[2J\n' * 999),
+        dict(arithmetic={'backbone.layer1.0.conv1': '\x1b[2J\n' * 99}),
+        dict(arithmetic={'\x1b[2J\n' * 99: '1-bit'}),
+    ],
+    ids=lambda value: ', '.join(value),
+)
+def test_what_a_file_says_stays_on_one_line(metadata, exported, tmp_path):
+    if 'arithmetic' in metadata:
+        whole, _ = content(exported[2])
+        metadata['arithmetic'] = whole['arithmetic'] | metadata['arithmetic']
+    path = change(exported[2], tmp_path, metadata=metadata)
+    with pytest.raises(ValueError, match=r'\\x1b\[2J\\n') as error:
+        PACKED.load(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+
+
 def test_files_that_are_damaged(exported, tmp_path):
     whole = exported[2].read_bytes()
     path = tmp_path / 'x.safetensors'

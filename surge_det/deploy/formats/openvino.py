@@ -33,7 +33,7 @@ from surge_det.deploy.openvino import conversion, detector, self_check
 from surge_det.deploy.openvino.lowering import operation, stored_as_bits
 from surge_det.deploy.openvino.runtime import Network, shared_core
 from surge_det.models.preflight import evaluating
-from surge_det.text import shortened
+from surge_det.text import brief, shortened
 from surge_det.version import __version__
 
 from .base import (
@@ -257,8 +257,9 @@ def _read(path: Path) -> dict[str, Any]:
     found = info['format'], info.get('version')
     if found != (FORMAT, VERSION):
         raise ValueError(
-            f'{path}: format {found[0]!r}, version {found[1]!r}; this '
-            f'surge_det reads {FORMAT!r}, version {VERSION!r}: export again'
+            f'{path}: format {brief(found[0])}, version '
+            f'{brief(found[1])}; this surge_det reads {FORMAT!r}, version '
+            f'{VERSION!r}: export again'
         )
     missing = _KEYS - set(info)
     if missing:
