@@ -140,7 +140,7 @@ def read_meta(text: str, source: str | Path) -> dict[str, Any]:
     """
     try:
         meta = json.loads(text)
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f'{source}: no dataset_meta: {error}') from error
     return checked_meta(meta, source)
 

@@ -83,6 +83,7 @@ def test_dataset_meta_comes_back():
         *('[1]', '{', '', '[' * 100_000, '{"classes": 3}'),
         *('{"classes": [3]}', '{"palette": 3}', '{"palette": [[1, 2]]}'),
         *('{"palette": [[1, 2, "x"]]}', '{"palette": [[1, 2, 256]]}'),
+        *(3, {}, ['{}']),
     ):
         with pytest.raises(ValueError, match=r'x\.bin: .*dataset_meta'):
             read_meta(text, 'x.bin')

@@ -189,6 +189,11 @@ def change(path, tmp_path, metadata=(), tensors=(), drop=()):
         (dict(metadata={'config': 'import os'}), 'not allowed'),
         (dict(metadata={'dataset_meta': '3'}), 'dataset_meta'),
         (dict(metadata={'folded': ['neck']}), 'does not fit'),
+        (dict(metadata={'folded': [['a']]}), r"folded has \['a'\], no text"),
+        (dict(metadata={'folded': [{}]}), 'folded has {}, no text'),
+        (dict(metadata={'shared': {'a': ['x']}}), 'shared has .*, no text'),
+        (dict(metadata={'shared': {'a': {}}}), 'shared has {}, no text'),
+        (dict(metadata={'arithmetic': {'a': [1]}}), 'arithmetic has .* no'),
         (dict(drop=['backbone.layer1.0.conv1.bits']), r'layer1\.0\.conv1'),
         (dict(tensors={'more': torch.zeros(1)}), 'more'),
         (

@@ -227,10 +227,16 @@ def _network(
     stored: dict[str, Any], path: str | Path, threads: int | None
 ) -> Network:
     """Return the network of a file, after it was tried on this machine."""
-    structure, recorded = map(json.loads, (stored['outputs'], stored['check']))
-    network = Network(stored['model'], structure, threads)
-    self_check.check_layers(network.model, network.settings)
-    comparison.check_network(network.tensors, recorded, str(path))
+    try:
+        structure, recorded = (
+            json.loads(stored[key]) for key in ('outputs', 'check')
+        )
+        network = Network(stored['model'], structure, threads)
+        self_check.check_layers(network.model, network.settings)
+        comparison.check_network(network.tensors, recorded, str(path))
+    # Of what stands there in place of a record.
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: damaged: {brief(error)}') from error
     return network
 
 
@@ -250,7 +256,7 @@ def _read(path: Path) -> dict[str, Any]:
     info = {}
     if model.has_rt_info(['surge_det']):
         info = model.get_rt_info(['surge_det']).value
-    if 'format' not in info:
+    if not isinstance(info, dict) or 'format' not in info:
         raise ValueError(
             f'{path}: not written by surge-det export --format openvino'
         )

@@ -46,6 +46,7 @@ from .digest import DAMAGED, digest
 
 FORMAT = 'surge_det.packed'
 VERSION = 3
+# A list is one of texts, and a dict has texts as values.
 _KINDS = {
     **{'config': str, 'dataset_meta': str, 'digest': str},
     **{'folded': list, 'shared': dict, 'arithmetic': dict},
@@ -176,8 +177,14 @@ def _metadata(entries: dict[str, str], path: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f'{path}: damaged: no {sorted(missing)} in it')
     for key, kind in _KINDS.items():
-        if not isinstance(metadata[key], kind):
+        value = metadata[key]
+        if not isinstance(value, kind):
             raise ValueError(f'{path}: damaged: {key} is no {kind.__name__}')
+        for each in value.values() if kind is dict else value:
+            if not isinstance(each, str):
+                raise ValueError(
+                    f'{path}: damaged: {key} has {brief(each)}, no text'
+                )
     return metadata
 
 
