@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+from mmcv import Color
 from mmengine.config import Config
 from mmengine.config.config import RESERVED_KEYS
 
@@ -25,6 +27,10 @@ _KEYS = (
 )
 # No config comes near it.
 _CHARACTERS = 1_000_000
+# Each character takes its time in each picture, and a control character, or
+# half of a surrogate pair, cannot be drawn.
+_NAME = re.compile(r'[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,100}')
+_PALETTES = ('random', 'coco', 'citys', 'voc', *Color.__members__)
 
 
 def inference_part(cfg: Config) -> dict[str, Any]:
@@ -149,8 +155,9 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
     """Return a ``dataset_meta`` as visualizers take it.
 
     Args:
-        meta: ``classes`` is a list of names, ``palette`` a list of colours
-            (three numbers) or the name of one; what else there is stays.
+        meta: ``classes`` is a list of names, up to 100 characters each,
+            ``palette`` a list of colours (three numbers) or the name of one
+            that mmdet has; what else there is stays.
         source: Name of the file, for messages.
 
     Raises:
@@ -166,6 +173,12 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
         raise ValueError(
             f'{source}: its dataset_meta has no list of names as classes'
         )
+    for name in classes:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f'{source}: its dataset_meta has the class {brief(name)}: up '
+                'to 100 characters are allowed, and no control characters'
+            )
     # Visualizers take colours as tuples.
     if isinstance(palette, (list, tuple)):
         palette = [
@@ -179,6 +192,11 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
             for color in palette
         ):
             palette = None
+    if isinstance(palette, str) and palette not in _PALETTES:
+        raise ValueError(
+            f'{source}: its dataset_meta has the palette {brief(palette)}: a '
+            f'list of colours is allowed, or one of {", ".join(_PALETTES)}'
+        )
     if not isinstance(palette, (list, str)):
         raise ValueError(
             f'{source}: its dataset_meta has no list of colours as palette'

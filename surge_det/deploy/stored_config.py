@@ -29,7 +29,7 @@ from torch.nn.parameter import is_lazy
 from surge_det.core.binarizers.base import BINARIZERS
 from surge_det.core.estimators.base import ESTIMATORS
 from surge_det.datasets.root import leaf_datasets
-from surge_det.deploy.config import read_config
+from surge_det.deploy.config import checked_meta, read_config
 from surge_det.text import brief, shortened
 
 # Keys of training, wherever they stand, and of how files are read.
@@ -221,12 +221,13 @@ def _dataset(dataset: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
     meta = dataset.get('metainfo')
     if isinstance(meta, Mapping):
         # A text would be the name of a file to read.
-        found['metainfo'] = {
+        kept = {
             key: meta[key]
             for key, of in (('classes', str), ('palette', (list, tuple)))
             if isinstance(meta.get(key), (list, tuple))
             and all(isinstance(each, of) for each in meta[key])
         }
+        found['metainfo'] = checked_meta(kept, source)
     return found
 
 

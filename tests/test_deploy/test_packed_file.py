@@ -143,7 +143,7 @@ def test_shared_layers_stay_shared(tmp_path):
     cfg = Config.fromfile(CONFIGS / 'surge_rtmdet_tiny_coco.py')
     cfg.model.backbone.widen_factor = 0.125
     cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
-    cfg.model.bbox_head.update(in_channels=32, feat_channels=32)
+    cfg.model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=1)
     model = trained(cfg, {'classes': ('a',)})
     path = tmp_path / 'x.safetensors'
     PACKED.save(model, path)
@@ -194,6 +194,14 @@ def change(path, tmp_path, metadata=(), tensors=(), drop=()):
         (dict(metadata={'shared': {'a': ['x']}}), 'shared has .*, no text'),
         (dict(metadata={'shared': {'a': {}}}), 'shared has {}, no text'),
         (dict(metadata={'arithmetic': {'a': [1]}}), 'arithmetic has .* no'),
+        (
+            dict(metadata={'dataset_meta': '{"classes": ["a", "b"]}'}),
+            'num_classes=3, and there are names of 2 classes',
+        ),
+        (
+            dict(metadata={'dataset_meta': '{"classes": []}'}),
+            'num_classes=3, and there are names of 0 classes',
+        ),
         (dict(drop=['backbone.layer1.0.conv1.bits']), r'layer1\.0\.conv1'),
         (dict(tensors={'more': torch.zeros(1)}), 'more'),
         (
