@@ -169,3 +169,31 @@ def test_a_changed_byte_is_refused(name, tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert f'{path} is damaged' in line
     assert 'install surge_det again' in line
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'said'),
+    [
+        ('shapes.safetensors', None, 'cannot be read'),
+        ('metafile.yml', None, 'is damaged or missing'),
+        ('metafile.yml', 'Models: [', 'is damaged or missing'),
+        ('metafile.yml', 'Models: [{}]', 'is damaged or missing'),
+        ('metafile.yml', '[]', 'is damaged or missing'),
+        ('metafile.yml', '', 'is damaged or missing'),
+    ],
+)
+def test_a_half_installation(file, text, said, tmp_path, monkeypatch, capsys):
+    shutil.copytree(shipped.WEIGHTS, tmp_path / 'weights')
+    monkeypatch.setattr(shipped, 'FOLDER', tmp_path)
+    monkeypatch.setattr(shipped, 'WEIGHTS', tmp_path / 'weights')
+    path = tmp_path / 'weights' / file
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main(['infer', 'images', '--model', 'shapes'])
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert str(path) in line
+    assert said in line
+    assert line.endswith('install surge_det again')
