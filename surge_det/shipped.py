@@ -58,20 +58,33 @@ def shipped_weights(name: str) -> Path:
 
     Raises:
         ValueError: If there is no such detector, with the names of all, or
-            if its file is not what was shipped.
+            if its file, or the list of all, is not what was shipped.
     """
     # The base installation has none.
     import yaml
 
-    text = (WEIGHTS / 'metafile.yml').read_text('utf-8')
-    models = {model['Name']: model for model in yaml.safe_load(text)['Models']}
+    path = WEIGHTS / 'metafile.yml'
+    try:
+        listed = yaml.safe_load(path.read_text('utf-8'))['Models']
+        models = {model['Name']: model for model in listed}
+    except (LookupError, OSError, TypeError, ValueError, yaml.YAMLError):
+        raise ValueError(
+            f'{name!r} does not exist, and {path}, which lists the shipped '
+            'models, is damaged or missing; install surge_det again'
+        ) from None
     if name not in models:
         raise ValueError(
             f'{name!r} does not exist; the shipped models are '
             + ', '.join(models)
         )
     path = FOLDER / models[name]['Weights']
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f'{path} cannot be read ({error.strerror}); install surge_det '
+            'again'
+        ) from None
     if found != models[name]['SHA-256']:
         raise ValueError(
             f'{path} is damaged: its SHA-256 is {found} instead of '

@@ -113,10 +113,10 @@ def test_infer_draws_boxes(drawn, tmp_path):
         for index, box in enumerate(found['bboxes']):
             if found['scores'][index] <= 0.3:
                 continue
-            count += 1
             # A surer one, in the order of scores, is over the same object.
-            if (over[index, :index] > 0.6).any():
+            if (over[index, :index] > 0.5).any():
                 continue
+            count += 1
             x1, y1, x2, y2 = (max(0, round(value)) for value in box)
             # Its left edge: paint that is not in the image.
             edge = np.s_[y1:y2, max(0, x1 - 1) : x1 + 2]
@@ -165,3 +165,31 @@ def test_a_changed_byte_is_refused(name, tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert f'{path} is damaged' in line
     assert 'install surge_det again' in line
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'said'),
+    [
+        ('shapes.safetensors', None, 'cannot be read'),
+        ('metafile.yml', None, 'is damaged or missing'),
+        ('metafile.yml', 'Models: [', 'is damaged or missing'),
+        ('metafile.yml', 'Models: [{}]', 'is damaged or missing'),
+        ('metafile.yml', '[]', 'is damaged or missing'),
+        ('metafile.yml', '', 'is damaged or missing'),
+    ],
+)
+def test_a_half_installation(file, text, said, tmp_path, monkeypatch, capsys):
+    shutil.copytree(shipped.WEIGHTS, tmp_path / 'weights')
+    monkeypatch.setattr(shipped, 'FOLDER', tmp_path)
+    monkeypatch.setattr(shipped, 'WEIGHTS', tmp_path / 'weights')
+    path = tmp_path / 'weights' / file
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main(['infer', 'images', '--model', 'shapes'])
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert str(path) in line
+    assert said in line
+    assert line.endswith('install surge_det again')

@@ -93,13 +93,15 @@ def _check(data: bytes) -> tuple[str, ...]:
     try:
         about = json.loads(model.metadata[b'surge_runtime'])
         version, classes = about['version'], about['classes']
+        if not isinstance(version, int):
+            raise TypeError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             'its metadata surge_runtime is no JSON with version and classes'
         ) from None
     if version != VERSION:
         raise ValueError(
-            f'written for version {version!r}; this surge_runtime reads '
+            f'written for version {version}; this surge_runtime reads '
             f'version {VERSION}'
         )
     body, tail = data[:-_TAIL_SIZE], data[-_TAIL_SIZE:]

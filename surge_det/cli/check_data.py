@@ -17,7 +17,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from surge_det.cli.common import add_cfg_options, add_config, load_config
+from surge_det.cli.common import (
+    add_cfg_options,
+    add_config,
+    load_config,
+    print_error,
+)
 from surge_det.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             [(n, *(f'{of[n]:,}' for of in boxes.values())) for n in names],
         )
     for fault in faults:
-        print(f'error: {fault}', file=sys.stderr)
+        print_error(fault)
     for hint in hints:
         print(hint, file=sys.stderr)
     return int(bool(faults))

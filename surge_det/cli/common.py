@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from surge_det.cli.cfg_options import setting
 from surge_det.cli.logs import shorten
 from surge_det.shipped import shipped_config, shipped_weights
-from surge_det.text import shortened
+from surge_det.text import printable, shortened
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 def fail(message: object) -> NoReturn:
     """End the program with a message for the user and status 2."""
-    print(f'error: {message}', file=sys.stderr)
+    print_error(message)
     raise SystemExit(2)
+
+
+def print_error(message: object) -> None:
+    """Print a message for the user, of whatever is in the files it quotes."""
+    print(printable(f'error: {message}'), file=sys.stderr)
 
 
 # Types of arguments: argparse names the argument in front of the message.

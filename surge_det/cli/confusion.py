@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from mmdet.evaluation import bbox_overlaps
 
 from surge_det.whole_files import replacing
@@ -62,6 +63,8 @@ def confusion_matrix(
     return counts
 
 
+# A dollar sign in a name is one.
+@rc_context({'text.parse_math': False})
 def draw_confusion(
     counts: np.ndarray, classes: Sequence[str], title: str, path: Path
 ) -> None:

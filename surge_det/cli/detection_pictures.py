@@ -1,6 +1,9 @@
 """Pictures of detections beside the ground truth."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmcv
@@ -14,6 +17,7 @@ from mmengine.visualization import Visualizer
 from surge_det.cli.confusion import confusion_matrix, draw_confusion
 from surge_det.datasets import check_data
 from surge_det.deploy.inferencer import surest
+from surge_det.text import brief
 from surge_det.whole_files import replacing
 
 # Images narrower than this are enlarged, so that labels are legible.
@@ -79,7 +83,8 @@ def draw_pair(visualizer, info, prediction, metainfo, score_thr):
     Args:
         visualizer (Visualizer): mmengine's; its canvas is drawn over.
         info (dict): The image's ``get_data_info``; boxes XYXY in its pixels.
-        prediction (dict): The image's entry of the predictions.
+        prediction (dict): The image's entry of the predictions, with
+            arrays: ``bboxes`` (N, 4), ``scores`` and ``labels`` (N,).
         metainfo (dict): ``classes``, and ``palette`` if there is one.
         score_thr (float): Detections with lower scores are left out, and
             those over an object that has a surer one.
@@ -104,13 +109,12 @@ def draw_pair(visualizer, info, prediction, metainfo, score_thr):
     left = _draw(visualizer, image, boxes * scale, labels, names, colors)
 
     pred = prediction['pred_instances']
-    scores = np.asarray(pred['scores'])
-    boxes = np.asarray(pred['bboxes'], float).reshape(-1, 4)
+    scores, boxes = pred['scores'], pred['bboxes']
     best = surest(torch.from_numpy(boxes), torch.from_numpy(scores))
     # The surest last, on top.
     order = [i for i in best.tolist()[::-1] if scores[i] >= score_thr]
     boxes = boxes[order]
-    labels = np.asarray(pred['labels'])[order].tolist()
+    labels = pred['labels'][order].tolist()
     names = [f'{classes[k]} {scores[i]:.2f}' for k, i in zip(labels, order)]
     right = _draw(visualizer, image, boxes * scale, labels, names, colors)
 
@@ -150,29 +154,74 @@ def _sheet(pairs):
     return page
 
 
-def _check_boxes(prediction, score_thr):
-    found, image = prediction['pred_instances'], prediction['img_id']
-    absent = {'bboxes', 'labels', 'scores'} - {*found.keys()}
+# What a field holds: kinds of NumPy's types, one to compute with, shape
+# behind the number of boxes, words.
+_FIELDS = {
+    'bboxes': ('iuf', np.float64, (4,), 'numbers, XYXY'),
+    'scores': ('iuf', np.float32, (), 'numbers'),
+    'labels': ('iu', np.int64, (), 'whole numbers'),
+}
+
+
+def _arrays(
+    prediction: Mapping[str, Any], score_thr: float, source: str | Path
+) -> dict[str, Any]:
+    """Return an image's entry of the predictions with arrays in it.
+
+    Raises:
+        ValueError: If it is of another type or shape, or has a box that
+            cannot be drawn; says of which image.
+    """
+    image, found = prediction['img_id'], prediction['pred_instances']
+    if not isinstance(image, (str, int, np.integer)):
+        raise ValueError(
+            f'{source}: the img_id {brief(image)} is no text and no whole '
+            'number'
+        )
+    where = f'{source}: image {brief(image)}'
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f'{where} has the pred_instances {brief(found)}, no dict of '
+            f'{", ".join(_FIELDS)}'
+        )
+    absent = _FIELDS.keys() - found.keys()
     if absent:
-        raise ValueError(
-            f'predictions: image {image!r} has no {sorted(absent)}'
-        )
-    scores = np.asarray(found['scores'])
-    boxes = np.asarray(found['bboxes'], float)
-    if len(scores) and boxes.shape != (len(scores), 4):
-        raise ValueError(
-            f'predictions: image {image!r} has boxes of shape {boxes.shape}, '
-            f'({len(scores)}, 4) is allowed: XYXY'
-        )
-    for box in boxes[scores >= score_thr]:
+        raise ValueError(f'{where} has no {sorted(absent)}')
+    arrays = {}
+    for key, (kinds, dtype, shape, words) in _FIELDS.items():
+        value, array = found[key], None
+        # A list may be lists in lists, more than fits into memory.
+        if isinstance(value, (np.ndarray, torch.Tensor)):
+            # NumPy lacks bfloat16, and does not see a GPU's memory.
+            with suppress(RuntimeError, TypeError):
+                array = np.asarray(value)
+        if array is not None and not array.size:
+            array = np.zeros((0, *shape), dtype)
+        if array is None or array.dtype.kind not in kinds:
+            raise ValueError(
+                f'{where} has the {key} {brief(value)}: a tensor or an array '
+                f'of {words} is allowed'
+            )
+        arrays[key] = array.astype(dtype)
+    count = arrays['scores'].size
+    for key, (*_, shape, words) in _FIELDS.items():
+        if arrays[key].shape != (count, *shape):
+            raise ValueError(
+                f'{where} has {key} of shape {arrays[key].shape}, '
+                f'{(count, *shape)} is allowed: {words}'
+            )
+    for box in arrays['bboxes'][arrays['scores'] >= score_thr]:
         if not (box[:2] <= box[2:]).all():
             raise ValueError(
-                f'predictions: image {image!r} has the box {box.tolist()}: '
-                'x1 <= x2 and y1 <= y2 must hold, without NaN'
+                f'{where} has the box {box.tolist()}: x1 <= x2 and y1 <= y2 '
+                'must hold, without NaN'
             )
+    return {'img_id': image, 'pred_instances': arrays}
 
 
-def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
+def show_detections(
+    cfg, predictions, out, num=12, score_thr=0.3, source='predictions'
+):
     """Write pictures of ``num`` test images, and a sheet of the first nine.
 
     Beside them ``confusion.png``: what all test images' objects are taken for.
@@ -183,6 +232,7 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
         out (str | Path): The pictures' folder.
         num (int): How many images, evenly spaced over the test set.
         score_thr (float): Detections with lower scores are left out.
+        source (str | Path): Name of the predictions' file, for messages.
 
     Returns:
         tuple[Path, list[Path]]: The sheet, and the single pictures.
@@ -201,11 +251,10 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
         for p in predictions
     ):
         raise ValueError(
-            'predictions must be a list of dicts with img_id and '
+            f'{source} must be a list of dicts with img_id and '
             'pred_instances, as surge-det test --out writes them'
         )
-    for prediction in predictions:
-        _check_boxes(prediction, score_thr)
+    predictions = [_arrays(p, score_thr, source) for p in predictions]
     check_data(cfg, ['test'])
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
@@ -213,24 +262,24 @@ def show_detections(cfg, predictions, out, num=12, score_thr=0.3):
     by_id = {p['img_id']: p for p in predictions}
     if len(by_id) < len(predictions) or len(by_id) != len(dataset):
         raise ValueError(
-            f'predictions are of {len(by_id)} images, the test set has '
+            f'{source}: predictions of {len(by_id)} images, the test set has '
             f'{len(dataset)}: not of this config?'
         )
     classes = dataset.metainfo['classes']
     labels = np.concatenate(
-        [np.asarray(p['pred_instances']['labels']) for p in predictions]
+        [p['pred_instances']['labels'] for p in predictions]
     )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(
-            f'predictions have labels from {labels.min()} to {labels.max()}, '
-            f'the test set {len(classes)} classes: not of this config?'
+            f'{source}: labels from {labels.min()} to {labels.max()}, the '
+            f'test set has {len(classes)} classes: not of this config?'
         )
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     for info in infos:
         if info['img_id'] not in by_id:
             raise ValueError(
-                f'no prediction for image {info["img_id"]!r}: the '
-                'predictions are not of this config'
+                f'{source}: no prediction for image {info["img_id"]!r}: not '
+                'of this config?'
             )
     visualizer = Visualizer()
     num = min(num, len(dataset))

@@ -3,8 +3,8 @@
 The model is a checkpoint of training, what ``surge-det export`` wrote, or a
 trained detector that is shipped: bccd (blood cells), neu (steel surfaces) or
 shapes (the demo's drawings). Each image gives OUT/vis/NAME, a picture, and
-OUT/preds/NAME.json, the boxes. Where boxes of several classes are over one
-object (IoU above 0.5), the picture has the surest of them.
+OUT/preds/NAME.json, all boxes, of any score. Where boxes of several classes
+are over one object (IoU above 0.5), the picture has the surest of them.
 
 Example::
 
@@ -28,6 +28,7 @@ from surge_det.cli.common import (
     model_file,
     read_config,
 )
+from surge_det.text import shortened
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
             try:
                 # Beside what is there, until all of it is written.
                 with TemporaryDirectory(dir=args.out) as folder:
-                    result = inferencer(
+                    inferencer(
                         str(image),
                         out_dir=folder,
                         pred_score_thr=args.score_thr,
@@ -163,17 +164,18 @@ def run(args: argparse.Namespace) -> None:
                 fail(f'{args.out} cannot be written: {error}')
             except Exception as error:
                 # Whatever a model of strangers raises.
-                why = f'{type(error).__name__}: {error}'
+                why = f'{type(error).__name__}: {shortened(error)}'
         if why is not None:
             failed.append(f'{image}: {why}')
             continue
-        scores = result['predictions'][0]['scores']
+        found = inferencer.drawn[0].get('pred_instances', {})
         # As mmdet draws them: those above it.
-        boxes += sum(score > args.score_thr for score in scores)
+        if 'scores' in found:
+            boxes += int((found['scores'] > args.score_thr).sum())
     print(
         f'{boxes} detections with score above {args.score_thr:g} in '
-        f'{len(images) - len(failed)} image(s): {args.out / "vis"}, '
-        f'{args.out / "preds"}'
+        f'{len(images) - len(failed)} image(s) drawn: {args.out / "vis"}; '
+        f'all boxes: {args.out / "preds"}'
     )
     if failed:
         fail(

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
             args.out,
             args.num,
             args.score_thr,
+            args.predictions,
         )
     except (OSError, UnsafeCheckpointError, ValueError) as error:
         fail(error)

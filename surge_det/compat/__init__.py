@@ -9,7 +9,8 @@ imported, then:
 - configs may have ours as base (`config_base`);
 - mmdet's ``SSDHead`` predicts (`ssd_head`);
 - functions are looked for in mmdet's scope without a warning (`functions`);
-- pictures are drawn with any palette (`palette`);
+- pictures are drawn with any palette (`palette`), and with names that hold
+  dollar signs (`plain_texts`);
 - OpenCV reads no image of more pixels than Pillow would;
 - the warning about ``pkg_resources`` that mmengine's imports set off is
   silenced: the pins and the doctor take care of it.
@@ -31,6 +32,7 @@ _MENDED_BY = {
     'mmengine.config.config': 'config_base',
     'mmengine.registry.root': 'registration',
     'mmengine.runner.checkpoint': 'safe_load',
+    'mmengine.visualization.visualizer': 'plain_texts',
     'mmdet.registry': 'functions',
     'mmdet.models.dense_heads.ssd_head': 'ssd_head',
     'mmdet.visualization.local_visualizer': 'palette',

@@ -18,7 +18,6 @@ import logging
 import os
 import pickle
 import re
-import reprlib
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from surge_det.text import brief, shortened
 from surge_det.whole_files import ZIP, fault
 
 _BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
@@ -67,10 +67,6 @@ def _refuse(source):
         )
     if start.startswith(ZIP) and (reason := fault(Path(source))):
         raise ValueError(f'{source}: {reason}')
-
-
-# Lists in lists of a small file may be more text than fits into memory.
-_short = reprlib.repr
 
 
 class _Named:
@@ -116,7 +112,7 @@ def _allowed_getattr(owner, name):
             return getattr(_load_class(path), name)
     raise pickle.UnpicklingError(
         'Unsupported global: GLOBAL builtins.getattr('
-        f'{_short(owner)}, {_short(name)})'
+        f'{brief(owner)}, {brief(name)})'
     )
 
 
@@ -165,7 +161,7 @@ def _encode_latin1(text, encoding):
     if encoding != 'latin1':
         raise pickle.UnpicklingError(
             'Unsupported global: GLOBAL _codecs.encode(..., '
-            f'{_short(encoding)})'
+            f'{brief(encoding)})'
         )
     return text.encode('latin1')
 
@@ -189,7 +185,7 @@ def _dtype(code, align=False, copy=False):
         # Not a copy, whose fields could be changed.
         return np.dtype(code)
     raise pickle.UnpicklingError(
-        f'Unsupported global: GLOBAL numpy.dtype({_short(code)})'
+        f'Unsupported global: GLOBAL numpy.dtype({brief(code)})'
     )
 
 
@@ -207,7 +203,7 @@ def _reconstruct(kind, shape, code):
         return np.empty(0, 'b')
     raise pickle.UnpicklingError(
         'Unsupported global: GLOBAL numpy._core.multiarray._reconstruct('
-        f'{_short(kind)})'
+        f'{brief(kind)})'
     )
 
 
@@ -277,7 +273,7 @@ def _explaining(source):
         raise UnsafeCheckpointError(_refusal(source, str(error))) from None
     # A stream of opcodes that is none, or states of another kind.
     except (AttributeError, LookupError) as error:
-        raise ValueError(f'{source}: no checkpoint: {error!r}') from error
+        raise ValueError(f'{source}: no checkpoint: {brief(error)}') from error
     # Of the archive's names, which no checksum is of.
     except UnicodeError as error:
         raise ValueError(f'{source}: damaged: {error}') from None
@@ -287,7 +283,7 @@ def _refusal(source, message) -> str:
     found = re.search(
         r'GLOBAL `?(?P<name>[\w.]+(?:\(.*\))?)', message
     ) or re.search(r'WeightsUnpickler error: (?P<name>.*)', message)
-    what = found['name'].strip() if found else message.strip()
+    what = shortened(found['name'] if found else message)
     return (
         f'{source}: refused to unpickle {what}. Only tensors, plain Python '
         "values and the classes that mmengine's own checkpoints need are "
@@ -352,7 +348,7 @@ def load_predictions(path):
         # A damaged stream leads to whatever comes.
         except Exception as error:
             raise ValueError(
-                f'{path}: no predictions, or damaged: {error!r}'
+                f'{path}: no predictions, or damaged: {brief(error)}'
             ) from error
     if not isinstance(found, list) or not all(
         isinstance(image, dict) for image in found

@@ -50,14 +50,24 @@ def binarization_of(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def stored_binarization(meta: dict[str, Any]) -> Any:
+def recorded(meta: dict[str, Any]) -> dict[str, str] | None:
+    """Return what :func:`binarization_of` said, if a checkpoint has it."""
+    found = meta.get(BINARIZED)
+    if isinstance(found, dict) and all(
+        isinstance(text, str) for pair in found.items() for text in pair
+    ):
+        return found
+    return None
+
+
+def stored_binarization(meta: dict[str, Any]) -> dict[str, str] | None:
     """Return what layers binarize, None where a checkpoint does not tell.
 
     Those that SURGE's hooks wrote do. Of others, a config that names nothing
     of SURGE's trained a real detector.
     """
-    found = meta.get(BINARIZED)
-    if isinstance(found, dict):
+    found = recorded(meta)
+    if found is not None:
         return found
     text = meta.get('cfg')
     if isinstance(text, str) and not re.search('SURGE|binarize_cfg', text):
@@ -74,11 +84,16 @@ def differences(model: nn.Module, trained: dict[str, str]) -> list[str]:
     """
     mine = binarization_of(model)
     return [
-        f'{name} {trained.get(name, "real")} there, '
+        f'{_seen(name)} {_seen(trained.get(name, "real"))} there, '
         f'{mine.get(name, "real")} here'
         for name in {**mine, **trained}
         if mine.get(name) != trained.get(name)
     ]
+
+
+def _seen(text: str) -> str:
+    # What a file says may be of any length, and hold ends of lines.
+    return repr(text[:99])[1:-1]
 
 
 def check_binarization(

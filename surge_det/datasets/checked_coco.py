@@ -7,7 +7,6 @@ import gc
 import json
 import logging
 import math
-import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
 from surge_det.datasets.dropped import DroppedBoxes
-from surge_det.text import some
+from surge_det.text import brief, some
 
 # Pixels. Nobody's image has as many on a side.
 _FAR = 1e7
@@ -217,7 +216,7 @@ class CheckedCOCO(COCO):
 
     def _index_categories(self) -> None:
         for entry in self._entries('categories'):
-            where = f'{self.name}: category {_short(entry)}'
+            where = f'{self.name}: category {brief(entry)}'
             key = entry['id'] = _joined(entry.get('id'))
             if not isinstance(key, int):
                 raise ValueError(f'{where}: its id must be a whole number')
@@ -239,7 +238,7 @@ class CheckedCOCO(COCO):
         self._id_type = str if any(isinstance(k, str) for k in keys) else int
         files: dict[str, Any] = {}
         for key, entry in zip(keys, entries):
-            where = f'{self.name}: image {_short(entry)}'
+            where = f'{self.name}: image {brief(entry)}'
             if key is None:
                 raise ValueError(
                     f'{where}: its id must be a whole number or a text'
@@ -362,7 +361,7 @@ class CheckedCOCO(COCO):
 
         def refuse(reason: str) -> NoReturn:
             raise ValueError(
-                f'{self.name}: annotations[{number}], {_short(ann)}: {reason}'
+                f'{self.name}: annotations[{number}], {brief(ann)}: {reason}'
             )
 
         if not isinstance(ann, dict):
@@ -415,7 +414,7 @@ class CheckedCOCO(COCO):
                 return
         except TypeError:  # A list, say.
             pass
-        key, count = Counter(map(_short, keys)).most_common(1)[0]
+        key, count = Counter(map(brief, keys)).most_common(1)[0]
         if count > 1:
             raise ValueError(
                 f'{self.name}: {count} annotations have the id {key}'
@@ -465,7 +464,7 @@ class CheckedCOCO(COCO):
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 self._refuse_format(
-                    f'{key}[{number}] is {_short(entry)}, not an object'
+                    f'{key}[{number}] is {brief(entry)}, not an object'
                 )
         return entries
 
@@ -511,9 +510,3 @@ def _number(value: Any) -> float:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-
-
-# Of any depth and length.
-_shortener = reprlib.Repr()
-_shortener.maxdict = 8
-_short = _shortener.repr

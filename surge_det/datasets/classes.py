@@ -45,7 +45,7 @@ def stored_meta(meta: dict[str, Any]) -> dict[str, Any]:
         ``dataset_meta`` (before mmdet 3, ``meta`` itself) with keys in small
         letters; empty where there are no classes in it.
     """
-    stored = _lowered(meta.get('dataset_meta') or meta)
+    stored = _lowered(meta.get('dataset_meta')) or _lowered(meta)
     return stored if 'classes' in stored else {}
 
 

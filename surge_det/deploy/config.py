@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+from mmcv import Color
 from mmengine.config import Config
 from mmengine.config.config import RESERVED_KEYS
+
+from surge_det.text import brief
 
 # What inference needs; the rest of a config is about training.
 _KEYS = (
@@ -23,6 +27,10 @@ _KEYS = (
 )
 # No config comes near it.
 _CHARACTERS = 1_000_000
+# Each character takes its time in each picture, and a control character, or
+# half of a surrogate pair, cannot be drawn.
+_NAME = re.compile(r'[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,100}')
+_PALETTES = ('random', 'coco', 'citys', 'voc', *Color.__members__)
 
 
 def inference_part(cfg: Config) -> dict[str, Any]:
@@ -105,7 +113,9 @@ class _Literals(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if node.id not in ('inf', 'nan'):
-            raise ValueError(f'the name {node.id!r} in line {node.lineno}')
+            raise ValueError(
+                f'the name {brief(node.id)} in line {node.lineno}'
+            )
         return ast.Constant(getattr(math, node.id))
 
 
@@ -136,7 +146,7 @@ def read_meta(text: str, source: str | Path) -> dict[str, Any]:
     """
     try:
         meta = json.loads(text)
-    except (RecursionError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f'{source}: no dataset_meta: {error}') from error
     return checked_meta(meta, source)
 
@@ -145,15 +155,16 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
     """Return a ``dataset_meta`` as visualizers take it.
 
     Args:
-        meta: ``classes`` is a list of names, ``palette`` a list of colours
-            (three numbers) or the name of one; what else there is stays.
+        meta: ``classes`` is a list of names, up to 100 characters each,
+            ``palette`` a list of colours (three numbers) or the name of one
+            that mmdet has; what else there is stays.
         source: Name of the file, for messages.
 
     Raises:
         ValueError: If it is something else.
     """
     if not isinstance(meta, dict):
-        raise ValueError(f'{source}: dataset_meta={meta!r} is no dict')
+        raise ValueError(f'{source}: dataset_meta={brief(meta)} is no dict')
     meta = dict(meta)
     classes, palette = meta.get('classes', []), meta.get('palette', 'random')
     if not isinstance(classes, (list, tuple)) or not all(
@@ -162,6 +173,12 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
         raise ValueError(
             f'{source}: its dataset_meta has no list of names as classes'
         )
+    for name in classes:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f'{source}: its dataset_meta has the class {brief(name)}: up '
+                'to 100 characters are allowed, and no control characters'
+            )
     # Visualizers take colours as tuples.
     if isinstance(palette, (list, tuple)):
         palette = [
@@ -175,6 +192,11 @@ def checked_meta(meta: Any, source: str | Path) -> dict[str, Any]:
             for color in palette
         ):
             palette = None
+    if isinstance(palette, str) and palette not in _PALETTES:
+        raise ValueError(
+            f'{source}: its dataset_meta has the palette {brief(palette)}: a '
+            f'list of colours is allowed, or one of {", ".join(_PALETTES)}'
+        )
     if not isinstance(palette, (list, str)):
         raise ValueError(
             f'{source}: its dataset_meta has no list of colours as palette'

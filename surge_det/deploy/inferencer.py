@@ -62,7 +62,8 @@ class DetInferencer(apis.DetInferencer):
         inferencer('image.jpg', out_dir='out')['predictions']
 
     Pictures have the surest of boxes over one object only; predictions have
-    all of them.
+    all of them. ``drawn`` has, after a call, what the pictures of the last
+    batch are of: a list of ``DetDataSample``, as far as scores allow.
 
     Args:
         model: Config, its file or its name in mmdet; by default what
@@ -127,5 +128,5 @@ class DetInferencer(apis.DetInferencer):
         self, inputs: Any, preds: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Draw as mmdet's does, but one box over one object."""
-        preds = [_for_a_picture(sample) for sample in preds]
-        return super().visualize(inputs, preds, *args, **kwargs)
+        self.drawn = [_for_a_picture(sample) for sample in preds]
+        return super().visualize(inputs, self.drawn, *args, **kwargs)

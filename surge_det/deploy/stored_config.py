@@ -29,8 +29,8 @@ from torch.nn.parameter import is_lazy
 from surge_det.core.binarizers.base import BINARIZERS
 from surge_det.core.estimators.base import ESTIMATORS
 from surge_det.datasets.root import leaf_datasets
-from surge_det.deploy.config import read_config
-from surge_det.text import shortened
+from surge_det.deploy.config import checked_meta, read_config
+from surge_det.text import brief, shortened
 
 # Keys of training, wherever they stand, and of how files are read.
 _LEFT_OUT = {
@@ -116,7 +116,7 @@ class _Place(NamedTuple):
 
     def at(self, key: Any) -> _Place:
         if not isinstance(key, str) or not _allowed_key(key, self.patterns):
-            raise self.error(f'has the key {_short(key)}')
+            raise self.error(f'has the key {brief(key)}')
         patterns = self.patterns or key == 'binarize_cfg'
         limits = [n for p, n in _LARGEST.items() if re.fullmatch(p, key)]
         largest = min([self.largest, *limits])
@@ -125,8 +125,8 @@ class _Place(NamedTuple):
 
     def error(self, what: str) -> ValueError:
         return ValueError(
-            f'{self.source}: {self.path} in its config {what}, which is not '
-            f'allowed. {_REMEDY}'
+            f'{self.source}: {shortened(self.path)} in its config {what}, '
+            f'which is not allowed. {_REMEDY}'
         )
 
 
@@ -150,7 +150,7 @@ def stored_config(text: str, source: str | Path) -> Config:
     scope = values.get('default_scope', 'mmdet')
     if scope not in ('mmdet', 'mmengine', None):
         raise ValueError(
-            f'{source}: default_scope={_short(scope)} in its config is not '
+            f'{source}: default_scope={brief(scope)} in its config is not '
             f'allowed: mmdet or mmengine. {_REMEDY}'
         )
     found = {'default_scope': scope or 'mmdet', 'visualizer': _VISUALIZER}
@@ -221,12 +221,13 @@ def _dataset(dataset: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
     meta = dataset.get('metainfo')
     if isinstance(meta, Mapping):
         # A text would be the name of a file to read.
-        found['metainfo'] = {
+        kept = {
             key: meta[key]
             for key, of in (('classes', str), ('palette', (list, tuple)))
             if isinstance(meta.get(key), (list, tuple))
             and all(isinstance(each, of) for each in meta[key])
         }
+        found['metainfo'] = checked_meta(kept, source)
     return found
 
 
@@ -247,7 +248,7 @@ def _allowed(value: Any, place: _Place) -> Any:
     if isinstance(value, str):
         words = _PATTERN if place.patterns else _WORD
         if not words.fullmatch(value):
-            raise place.error(f'is {_short(value)}')
+            raise place.error(f'is {brief(value)}')
     elif isinstance(value, float):
         if math.isfinite(value) and abs(value) > 1e9:
             raise place.error(f'is {value}')
@@ -255,7 +256,7 @@ def _allowed(value: Any, place: _Place) -> Any:
         if abs(value) > place.largest:
             raise place.error(f'is more than {place.largest:,}')
     elif value is not None:
-        raise place.error(f'is {_short(value)}')
+        raise place.error(f'is {brief(value)}')
     return value
 
 
@@ -282,7 +283,7 @@ def _check_type(kind: Any, place: _Place) -> None:
                 if module.startswith(modules) and name not in _NOT:
                     return
                 break
-    raise place.error(f'has type={_short(kind)}')
+    raise place.error(f'has type={brief(kind)}')
 
 
 def _class(kind: str) -> Any:
@@ -299,8 +300,3 @@ def _class(kind: str) -> Any:
     if not scope:
         where += [ESTIMATORS, BINARIZERS]
     return next((found[name] for found in where if name in found), None)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f'{text[:80]} ...'

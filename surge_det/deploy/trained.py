@@ -20,6 +20,7 @@ from surge_det.datasets.classes import (
     difference,
     metainfo_of_config,
 )
+from surge_det.engine.hooks.check_hook import numbers_of_classes
 from surge_det.whole_files import ZIP
 
 
@@ -77,6 +78,29 @@ def check_classes(cfg: Config, dataset_meta: object, path: str | Path) -> None:
             f'{text}. Give the config that it was trained with, or the same '
             'metainfo.classes'
         )
+
+
+def check_names(model: nn.Module, path: str | Path) -> None:
+    """See that there is a name for each class that a detector finds.
+
+    Args:
+        model: As it was loaded. One that reads its classes as text passes,
+            as one without names does.
+        path: The file, for messages.
+
+    Raises:
+        ClassesError: If there are fewer.
+    """
+    names = model.dataset_meta.get('classes')
+    if names is None or hasattr(model, 'language_model'):
+        return
+    # In panoptic data there are more names than things.
+    for key, number in numbers_of_classes(model).items():
+        if len(names) < number:
+            raise ClassesError(
+                f'{path}: {key}={number}, and there are names of '
+                f'{len(names)} classes, {names}'
+            )
 
 
 def check_is_checkpoint(path: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surge_det.core.binarization import BINARIZED, differences
+from surge_det.core.binarization import differences, recorded
 from surge_det.text import some
 
 # Of the tensors of the model or of the file, whichever has fewer: a file may
@@ -151,13 +151,14 @@ def _problems(
 
 def _other_layers(model: nn.Module, checkpoint: dict) -> str | None:
     meta = checkpoint.get('meta') or {}
-    trained = meta.get(BINARIZED)
+    trained = recorded(meta)
     if trained is None:
         # Files without are of other tools, which binarize nothing, or of
         # versions of this one that did not write it down.
-        ours = re.search('SURGE|binarize_cfg', str(meta.get('cfg'))) or any(
-            name.endswith('.aux_weight') for name in _tensors(checkpoint)
-        )
+        text = meta.get('cfg')
+        ours = (
+            isinstance(text, str) and re.search('SURGE|binarize_cfg', text)
+        ) or any(name.endswith('.aux_weight') for name in _tensors(checkpoint))
         if ours:
             return None
         trained = {}

@@ -12,7 +12,7 @@ pytest.importorskip('mmdet', reason='needs the toolbox')
 
 from mmengine.config import Config
 
-from surge_det.cli.common import build_data
+from surge_det.cli.common import build_data, fail
 from surge_det.cli.main import COMMANDS, main, parse_args, script
 
 NAME = 'surge_faster_rcnn_r18_demo'
@@ -101,6 +101,13 @@ def test_settings_are_read_as_mmdet_reads_them(capsys):
     }
     error = fails(capsys, 'train', NAME, '--cfg-options', 'a')
     assert "--cfg-options: 'a' is not KEY=VALUE" in error
+
+
+def test_what_an_error_quotes_does_not_reach_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        fail(ValueError('a file says \x1b[2J\x07:\n  \x9b2J'))
+    said = capsys.readouterr().err
+    assert said == 'error: a file says \\x1b[2J\\x07:\n  \\x9b2J\n'
 
 
 @pytest.mark.parametrize('error', [ValueError, FileNotFoundError])

@@ -50,6 +50,13 @@ def test_each_object_goes_to_the_surest_detection():
     assert confusion_matrix(pairs, 3, 0.3).tolist() == expected
 
 
+def test_dollar_signs_are_drawn(tmp_path):
+    # The first is no formula.
+    names = [r'$\frac{$', '$a$', 'US$ bill']
+    draw_confusion(np.eye(4, dtype=int), names, 'a title', tmp_path / 'a.png')
+    assert (tmp_path / 'a.png').stat().st_size > 5_000
+
+
 @pytest.mark.parametrize('classes', [1, 3, 80])
 def test_texts_fit(tmp_path, monkeypatch, classes):
     kept = []

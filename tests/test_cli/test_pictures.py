@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import cv2
@@ -264,7 +265,7 @@ def test_box_over_the_edge_does_not_shrink_the_image(tested, tmp_path):
         (dict(num=0), 'num=0'),
         (dict(score_thr=1.0), 'score_thr=1.0'),
         (dict(predictions={}), 'must be a list of dicts'),
-        (dict(predictions=[]), 'predictions are of 0 images'),
+        (dict(predictions=[]), 'predictions of 0 images'),
     ],
 )
 def test_bad_arguments_are_refused(tested, tmp_path, changes, match):
@@ -282,7 +283,7 @@ def test_label_beyond_the_classes_is_refused(tested, tmp_path):
         labels=torch.tensor([5]),
         scores=torch.tensor([0.1]),
     )
-    with pytest.raises(ValueError, match='to 5, the test set 5 classes'):
+    with pytest.raises(ValueError, match='to 5, the test set has 5 classes'):
         show_detections(cfg, wrong, tmp_path)
 
 
@@ -313,6 +314,70 @@ def test_what_is_no_box_is_refused(tested, tmp_path, changes, match):
         found['scores'] = torch.tensor([0.1])
         found['bboxes'] = found['bboxes'][:, :4]
         show_detections(cfg, wrong, tmp_path, num=1)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(scores=torch.ones(1, 1)), r'scores of .* \(1, 1\), \(1,\) is'),
+        (dict(scores=torch.tensor(0.9)), r'scores of shape \(\), \(1,\) is'),
+        (dict(scores='ab'), "the scores 'ab': a tensor"),
+        (dict(scores=[None]), r'the scores \[None\]: a tensor'),
+        (dict(scores=torch.ones(1) > 0), r'the scores tensor\(\[True\]\): '),
+        (dict(scores=torch.ones(1).bfloat16()), 'the scores tensor'),
+        (dict(scores=torch.zeros(0)), r'\(1, 4\), \(0, 4\) is allowed'),
+        (dict(labels=torch.tensor([])), r'labels of shape \(0,\), \(1,\) is'),
+        (dict(labels=torch.tensor([0, 0])), r'labels of shape \(2,\), \(1,\)'),
+        (
+            dict(labels=torch.tensor([[0]])),
+            r'labels of shape \(1, 1\), \(1,\)',
+        ),
+        (dict(labels=torch.tensor([0.0])), 'labels tensor.* of whole numbers'),
+        (dict(labels=np.array(['a'])), r"labels array\(\['a'\].* of whole"),
+        (dict(bboxes='abc'), "the bboxes 'abc': a tensor"),
+        (dict(bboxes=[[1], [1, 2]]), r'the bboxes \[\[1\], \[1, 2\]\]: a'),
+        (dict(bboxes=torch.ones(1, 4) * 1j), 'the bboxes tensor.* of numbers'),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(tested, tmp_path, changes, match):
+    _, _, cfg, predictions = tested
+    found = dict(
+        bboxes=torch.tensor([[5.0, 5, 9, 9]]),
+        labels=torch.tensor([0]),
+        scores=torch.tensor([0.9]),
+    )
+    wrong = [*predictions]
+    wrong[9] = dict(predictions[9], pred_instances={**found, **changes})
+    image = predictions[9]['img_id']
+    with pytest.raises(ValueError, match=f'image {image!r} has.*{match}'):
+        show_detections(cfg, wrong, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(img_id=['a']), r"p.pkl: the img_id \['a'\] is no text"),
+        (dict(img_id=None), 'p.pkl: the img_id None is no text'),
+        (dict(pred_instances=[1]), r'p.pkl: image .* \[1\], no dict of bb'),
+        (dict(pred_instances=None), 'p.pkl: image .* None, no dict of bb'),
+    ],
+)
+def test_what_is_no_prediction_is_refused(
+    tested, tmp_path, changes, match, capsys
+):
+    root, path, _, predictions = tested
+    wrong = [*predictions]
+    wrong[9] = dict(predictions[9], **changes)
+    dump(wrong, tmp_path / 'p.pkl')
+    with pytest.raises(SystemExit):
+        main(
+            ['show-detections', path, tmp_path / 'p.pkl']
+            + ['--out', tmp_path / 'out']
+            + ['--cfg-options', f'data_root={root}/shapes']
+        )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(match, line)
+    assert not (tmp_path / 'out').exists()
 
 
 def test_predictions_of_other_images_are_refused(tested, tmp_path):

@@ -104,6 +104,36 @@ def test_mmdets_own_call_reads_it(trained, exported):
     assert detector.dataset_meta['classes'] == META['classes']
 
 
+def test_what_stands_in_place_of_metadata(trained, tmp_path):
+    cfg, model, _ = trained
+    path = tmp_path / 'x.pth'
+    nested = ['x']
+    for _ in range(60):
+        # 2**60 of the last one, if they were written down.
+        nested = [nested, nested]
+
+    def load(meta, config=cfg):
+        state = model.state_dict()
+        torch.save({'meta': meta, 'state_dict': state}, path)
+        return PTH.load(path, config)
+
+    for meta, config, said in (
+        (torch.zeros(2), cfg, 'no checkpoint: its meta is no dict'),
+        ([nested], cfg, 'no checkpoint: its meta is no dict'),
+        ({'cfg': nested}, None, 'holds no config'),
+        ({'dataset_meta': {'classes': nested}}, cfg, 'its dataset_meta has'),
+    ):
+        with pytest.raises(ValueError, match=rf'x\.pth: {said}'):
+            load(meta, config)
+    # It tells nothing then, as a file without.
+    for meta in (
+        {'dataset_meta': torch.zeros(2)},
+        {'binarized': {'neck': nested}},
+        {'binarized': {('neck', 1): 'real'}},
+    ):
+        assert same(load(meta), model)
+
+
 @pytest.mark.parametrize('which', ['checkpoint', 'exported'])
 @pytest.mark.parametrize('given', [True, False])
 def test_load_detector(which, given, trained, exported, monkeypatch):

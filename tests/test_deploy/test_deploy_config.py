@@ -79,12 +79,21 @@ def test_config_that_could_not_be_read_is_not_written():
 def test_dataset_meta_comes_back():
     assert read_meta(meta_text(META), 'it') == META
     assert read_meta('{"palette": "random"}', 'it') == {'palette': 'random'}
+    names = 'US$ bill', 'a' * 100, '\u0645\u06cc\u200c\u0634\u0648\u062f', ''
+    meta = {'classes': names, 'palette': 'red'}
+    assert read_meta(meta_text(meta), 'it') == meta
     for text in (
         *('[1]', '{', '', '[' * 100_000, '{"classes": 3}'),
         *('{"classes": [3]}', '{"palette": 3}', '{"palette": [[1, 2]]}'),
         *('{"palette": [[1, 2, "x"]]}', '{"palette": [[1, 2, 256]]}'),
+        *(3, {}, ['{}']),
+        *('{"classes": ["a\\u001b[2J"]}', '{"classes": ["a\\nb"]}'),
+        *('{"classes": ["\\ud800"]}', f'{{"classes": ["{"a" * 101}"]}}'),
+        *('{"palette": "nonsense"}', '{"palette": "Red"}'),
     ):
-        with pytest.raises(ValueError, match=r'x\.bin: .*dataset_meta'):
+        with pytest.raises(ValueError, match=r'x\.bin: .*dataset_meta') as e:
             read_meta(text, 'x.bin')
+        assert str(e.value).isprintable()
+        assert len(str(e.value)) < 500
     with pytest.raises(ValueError, match='object'):
         meta_text({'classes': object()})

@@ -321,6 +321,16 @@ def test_damage_is_an_error_that_names_the_file(exported, tmp_path):
     reseal(path, text.replace('surge_det.openvino', 'something'))
     with pytest.raises(ValueError, match='net.xml: format'):
         OPENVINO.load(path)
+    for key, entry in (
+        *(('outputs', ' value="{" />'), ('check', ' value="3" />')),
+        *(('check', ' value="[3]" />'), ('check', ' value="[{}]" />')),
+        ('outputs', '><b value="1" /></outputs>'),
+        ('dataset_meta', '><b value="1" /></dataset_meta>'),
+    ):
+        other = f'<{key}{entry}'
+        reseal(path, re.sub(f'<{key} value=".*?" />', other, text))
+        with pytest.raises(ValueError, match='net.xml: (damaged|no dataset)'):
+            OPENVINO.load(path)
     path.write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match='net.xml: damaged, or not written'):
         OPENVINO.load(path)

@@ -143,7 +143,7 @@ def test_shared_layers_stay_shared(tmp_path):
     cfg = Config.fromfile(CONFIGS / 'surge_rtmdet_tiny_coco.py')
     cfg.model.backbone.widen_factor = 0.125
     cfg.model.neck.update(in_channels=[32, 64, 128], out_channels=32)
-    cfg.model.bbox_head.update(in_channels=32, feat_channels=32)
+    cfg.model.bbox_head.update(in_channels=32, feat_channels=32, num_classes=1)
     model = trained(cfg, {'classes': ('a',)})
     path = tmp_path / 'x.safetensors'
     PACKED.save(model, path)
@@ -189,6 +189,19 @@ def change(path, tmp_path, metadata=(), tensors=(), drop=()):
         (dict(metadata={'config': 'import os'}), 'not allowed'),
         (dict(metadata={'dataset_meta': '3'}), 'dataset_meta'),
         (dict(metadata={'folded': ['neck']}), 'does not fit'),
+        (dict(metadata={'folded': [['a']]}), r"folded has \['a'\], no text"),
+        (dict(metadata={'folded': [{}]}), 'folded has {}, no text'),
+        (dict(metadata={'shared': {'a': ['x']}}), 'shared has .*, no text'),
+        (dict(metadata={'shared': {'a': {}}}), 'shared has {}, no text'),
+        (dict(metadata={'arithmetic': {'a': [1]}}), 'arithmetic has .* no'),
+        (
+            dict(metadata={'dataset_meta': '{"classes": ["a", "b"]}'}),
+            'num_classes=3, and there are names of 2 classes',
+        ),
+        (
+            dict(metadata={'dataset_meta': '{"classes": []}'}),
+            'num_classes=3, and there are names of 0 classes',
+        ),
         (dict(drop=['backbone.layer1.0.conv1.bits']), r'layer1\.0\.conv1'),
         (dict(tensors={'more': torch.zeros(1)}), 'more'),
         (
@@ -203,6 +216,27 @@ def test_files_that_are_wrong(change_of, said, exported, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         PACKED.load(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'metadata',
+    [
+        dict(version=2, surge_det='\x1b[2J\nerror: 2'),
+        dict(version='\x1b[2J\n' * 999),
+        dict(arithmetic={'backbone.layer1.0.conv1': '\x1b[2J\n' * 99}),
+        dict(arithmetic={'\x1b[2J\n' * 99: '1-bit'}),
+    ],
+    ids=lambda value: ', '.join(value),
+)
+def test_what_a_file_says_stays_on_one_line(metadata, exported, tmp_path):
+    if 'arithmetic' in metadata:
+        whole, _ = content(exported[2])
+        metadata['arithmetic'] = whole['arithmetic'] | metadata['arithmetic']
+    path = change(exported[2], tmp_path, metadata=metadata)
+    with pytest.raises(ValueError, match=r'\\x1b\[2J\\n') as error:
+        PACKED.load(path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
 
 
 def test_files_that_are_damaged(exported, tmp_path):

@@ -190,6 +190,16 @@ def test_anything_else_is_refused(case, model, mark, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('key', 'value'), [('classes', ('a\n',)), ('palette', [(1, 2)])]
+)
+def test_names_and_colours_are_those_that_can_be_drawn(key, value, model):
+    cfg = copy.deepcopy(model.cfg)
+    cfg.test_dataloader.dataset.metainfo = {key: value}
+    with pytest.raises(ValueError, match=r'x\.pth: its dataset_meta has '):
+        stored_config(config_text(cfg), 'x.pth')
+
+
+@pytest.mark.parametrize(
     ('key', 'value', 'said'),
     [
         ('backbone.base_channels', 8_000, 'more parameters than the file'),

@@ -67,6 +67,7 @@ def test_an_other_model(refusal, data):
         ('no JSON', 'metadata surge_runtime is no JSON'),
         ('[' * 100_000, 'metadata surge_runtime is no JSON'),
         ('{"version": 1}', 'metadata surge_runtime is no JSON'),
+        (about(version='2\x1b[2J'), 'metadata surge_runtime is no JSON'),
         (about(version=2), 'written for version 2; this .* reads version 1'),
         (about(classes='cat'), 'classes are no list of names'),
         (about(classes=['cat', 1]), 'classes are no list of names'),

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +41,7 @@ from surge_det.cli.common import (
     fail,
     number,
     positive_int,
+    print_error,
 )
 from surge_det.whole_files import replacing
 
@@ -235,5 +235,5 @@ def run(args: argparse.Namespace) -> int:
     compared = [run for each in candidates for run in each.compared]
     failures += [describe(run) for run in compared if run.failure]
     for failure in failures:
-        print(f'error: {failure}', file=sys.stderr)
+        print_error(failure)
     return 1 if failures else 0

@@ -22,7 +22,7 @@ from surge_det.core.layers import SURGEConv2d, SURGELayer, SURGELinear
 from surge_det.core.packed_layers import PackedLayer, unpack_model
 from surge_det.deploy.extra import require
 from surge_det.deploy.stored_config import bounded, stored_config
-from surge_det.deploy.trained import build_detector, check_classes
+from surge_det.deploy.trained import build_detector, check_classes, check_names
 
 # Reason and remedy.
 Problem = tuple[str, str]
@@ -165,7 +165,9 @@ class Format:
         else:
             check_classes(config, stored['dataset_meta'], path)
             building = nullcontext()
-        return self._build(config, stored, str(path), building, **options)
+        model = self._build(config, stored, str(path), building, **options)
+        check_names(model, path)
+        return model
 
     def adapted(self, config: Config) -> Config:
         """Return a config whose test pipeline a loaded detector goes with.

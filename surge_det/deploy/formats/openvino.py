@@ -33,7 +33,7 @@ from surge_det.deploy.openvino import conversion, detector, self_check
 from surge_det.deploy.openvino.lowering import operation, stored_as_bits
 from surge_det.deploy.openvino.runtime import Network, shared_core
 from surge_det.models.preflight import evaluating
-from surge_det.text import shortened
+from surge_det.text import brief, shortened
 from surge_det.version import __version__
 
 from .base import (
@@ -227,10 +227,16 @@ def _network(
     stored: dict[str, Any], path: str | Path, threads: int | None
 ) -> Network:
     """Return the network of a file, after it was tried on this machine."""
-    structure, recorded = map(json.loads, (stored['outputs'], stored['check']))
-    network = Network(stored['model'], structure, threads)
-    self_check.check_layers(network.model, network.settings)
-    comparison.check_network(network.tensors, recorded, str(path))
+    try:
+        structure, recorded = (
+            json.loads(stored[key]) for key in ('outputs', 'check')
+        )
+        network = Network(stored['model'], structure, threads)
+        self_check.check_layers(network.model, network.settings)
+        comparison.check_network(network.tensors, recorded, str(path))
+    # Of what stands there in place of a record.
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f'{path}: damaged: {brief(error)}') from error
     return network
 
 
@@ -250,15 +256,16 @@ def _read(path: Path) -> dict[str, Any]:
     info = {}
     if model.has_rt_info(['surge_det']):
         info = model.get_rt_info(['surge_det']).value
-    if 'format' not in info:
+    if not isinstance(info, dict) or 'format' not in info:
         raise ValueError(
             f'{path}: not written by surge-det export --format openvino'
         )
     found = info['format'], info.get('version')
     if found != (FORMAT, VERSION):
         raise ValueError(
-            f'{path}: format {found[0]!r}, version {found[1]!r}; this '
-            f'surge_det reads {FORMAT!r}, version {VERSION!r}: export again'
+            f'{path}: format {brief(found[0])}, version '
+            f'{brief(found[1])}; this surge_det reads {FORMAT!r}, version '
+            f'{VERSION!r}: export again'
         )
     missing = _KEYS - set(info)
     if missing:

@@ -37,7 +37,7 @@ from surge_det.core.packed_layers import PackedLayer, pack_model
 from surge_det.deploy.config import config_text, meta_text, read_meta
 from surge_det.deploy.extra import require
 from surge_det.deploy.norms import fold, folded, set_identity
-from surge_det.text import shortened
+from surge_det.text import brief, shortened
 from surge_det.version import __version__
 from surge_det.whole_files import replacing
 
@@ -46,6 +46,7 @@ from .digest import DAMAGED, digest
 
 FORMAT = 'surge_det.packed'
 VERSION = 3
+# A list is one of texts, and a dict has texts as values.
 _KINDS = {
     **{'config': str, 'dataset_meta': str, 'digest': str},
     **{'folded': list, 'shared': dict, 'arithmetic': dict},
@@ -104,7 +105,7 @@ class PackedFormat(Format):
                 tensors = {n: file.get_tensor(n) for n in names}
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f'{path}: no safetensors file, or damaged: {error}'
+                f'{path}: no safetensors file, or damaged: {shortened(error)}'
             ) from error
         written = stored.pop('digest')
         if digest(tensors, stored) != written:
@@ -164,20 +165,26 @@ def _metadata(entries: dict[str, str], path: str) -> dict[str, Any]:
         metadata = json.loads(entries[FORMAT])
         version = metadata['version']
     except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f'{path}: damaged: {error!r}') from error
+        raise ValueError(f'{path}: damaged: {brief(error)}') from error
     if version != VERSION:
         raise ValueError(
-            f'{path}: version {version!r} of the packed format (surge_det '
-            f'{metadata.get("surge_det")} wrote it) is not {VERSION}, which '
-            f'surge_det {__version__} reads. Install the other version, or '
-            'export the checkpoint again'
+            f'{path}: version {brief(version)} of the packed format '
+            f'(surge_det {brief(metadata.get("surge_det"))} wrote it) is not '
+            f'{VERSION}, which surge_det {__version__} reads. Install the '
+            'other version, or export the checkpoint again'
         )
     missing = _KINDS.keys() - set(metadata)
     if missing:
         raise ValueError(f'{path}: damaged: no {sorted(missing)} in it')
     for key, kind in _KINDS.items():
-        if not isinstance(metadata[key], kind):
+        value = metadata[key]
+        if not isinstance(value, kind):
             raise ValueError(f'{path}: damaged: {key} is no {kind.__name__}')
+        for each in value.values() if kind is dict else value:
+            if not isinstance(each, str):
+                raise ValueError(
+                    f'{path}: damaged: {key} has {brief(each)}, no text'
+                )
     return metadata
 
 

@@ -82,7 +82,8 @@ class PthFormat(Format):
         if not isinstance(checkpoint, dict):
             kind = type(checkpoint).__name__
             raise ValueError(f'{path}: no checkpoint: it holds a {kind}')
-        meta = checkpoint.get('meta') or {}
+        meta = checkpoint.get('meta')
+        meta = {} if meta is None else meta
         state = checkpoint.get('state_dict', checkpoint)
         _check_digest(state, meta, path)
         return {

@@ -37,6 +37,7 @@ class WholeDetector(BaseDetector):
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.detector = _Shared(detector)
+        self.num_classes = len(detector.classes)
 
     def predict(
         self,

@@ -147,7 +147,7 @@ def check_classes(
     allowed = {len(names), len(meta.get('thing_classes') or names)}
     wrong = {
         key: number
-        for key, number in _numbers(model).items()
+        for key, number in numbers_of_classes(model).items()
         if number not in allowed
     }
     if wrong:
@@ -185,7 +185,7 @@ def _name(mode: str, dataset: Any) -> str:
     return f'{mode}_dataloader' + f' ({file})' * bool(file)
 
 
-def _numbers(model: nn.Module) -> dict[str, int]:
+def numbers_of_classes(model: nn.Module) -> dict[str, int]:
     """``num_classes`` of the heads of classes, by its key in a config."""
     model = plain_model(model)
     heads = {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from surge_det.core import checks
+from surge_det.text import brief
 
 from .seen import Seen
 
@@ -181,14 +182,9 @@ def _check_same(
         if ours != teacher[what]:
             raise TeacherError(
                 f"LogitsDistillLoss: {what} of the student's {where} are "
-                f"{_short(ours)}, of the teacher's {_short(teacher[what])}: "
+                f"{brief(ours)}, of the teacher's {brief(teacher[what])}: "
                 'classes, anchors and coders must be the same'
             )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else f'{text[:100]} ...'
 
 
 def _dense(
