@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from surge_det.cli.common import config_file
+from surge_det.cli.common import config_file, folder
 from surge_det.cli.plot_run import read_map
 from surge_det.whole_files import newest_checkpoint
 
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='surge_faster_rcnn_r18_demo',
         help='what to train (one of the three *_demo)',
     )
-    add('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    add('--work-dir', type=folder, default=Path('work_dirs/demo'))
 
 
 def run(args: argparse.Namespace) -> None:
