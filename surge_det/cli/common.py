@@ -46,6 +46,17 @@ def existing_file(text: str) -> Path:
     return path
 
 
+def folder(text: str) -> Path:
+    """Type of an argument that names a folder to write to, there or not."""
+    path = Path(text)
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(
+            f'{str(there)!r} is a file: a folder is allowed'
+        )
+    return path
+
+
 def file_or_address(text: str) -> str:
     """Type of an argument that names a file or an address with ``://``."""
     return text if '://' in text else str(existing_file(text))
@@ -141,7 +152,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add mmdet's flags that training and testing have in common."""
     add = parser.add_argument
-    add('--work-dir', help='folder for logs and checkpoints')
+    add('--work-dir', type=folder, help='folder for logs and checkpoints')
     add_cfg_options(parser)
     add(
         '--launcher',
@@ -253,7 +264,7 @@ def prepare_run(args: argparse.Namespace, cfg: Config) -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
+        cfg.work_dir = str(args.work_dir)
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', args.config.stem))
     if args.launcher == 'pytorch' and not torch.cuda.is_available():

@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from surge_det.cli.common import folder
 from surge_det.cli.plot_run import read_map
 from surge_det.whole_files import newest_checkpoint
 
@@ -72,7 +73,7 @@ def last_checkpoint(config: Path, work_dir: Path, since: float) -> Path | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/demo')
+        '--work-dir', type=folder, default=Path('work_dirs/demo')
     )
 
 

@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from surge_det.cli.common import (
     config_file,
     fail,
+    folder,
     fraction,
     model_file,
     read_config,
@@ -49,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='config file, or the name of a shipped config; default: what '
         'the model holds',
     )
-    add('--out', type=Path, default=Path('detections'), help='folder to write')
+    add(
+        '--out',
+        type=folder,
+        default=Path('detections'),
+        help='folder to write',
+    )
     add(
         '--score-thr',
         type=fraction,
@@ -68,7 +74,7 @@ def find_images(paths: list[Path]) -> list[Path]:
 
     Raises:
         ValueError: If a path is not there, a folder has no image, or two
-            images have the same name: their pictures would be one file.
+            other images have the same name: their pictures would be one file.
     """
     from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 
@@ -84,6 +90,8 @@ def find_images(paths: list[Path]) -> list[Path]:
         elif not path.is_file():
             raise ValueError(f'image {str(path)!r} does not exist')
         images += found
+    # Given twice, or beside its folder, an image is taken once.
+    images = [*{p.parent.resolve() / p.name: p for p in images}.values()]
     names = Counter(image.stem for image in images)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
@@ -152,14 +160,14 @@ def run(args: argparse.Namespace) -> None:
         if why is None:
             try:
                 # Beside what is there, until all of it is written.
-                with TemporaryDirectory(dir=args.out) as folder:
+                with TemporaryDirectory(dir=args.out) as part:
                     inferencer(
                         str(image),
-                        out_dir=folder,
+                        out_dir=part,
                         pred_score_thr=args.score_thr,
                         no_save_pred=False,
                     )
-                    _move(Path(folder), args.out)
+                    _move(Path(part), args.out)
             except OSError as error:
                 fail(f'{args.out} cannot be written: {error}')
             except Exception as error:

@@ -17,7 +17,7 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from surge_det.cli.common import fail, not_negative, positive_int
+from surge_det.cli.common import fail, folder, not_negative, positive_int
 from surge_det.whole_files import replacing
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--out',
-        type=Path,
+        type=folder,
         help='folder to make; default: bccd_crops in the data folder',
     )
     add('--train', default='train', help='split that becomes OUT/train')

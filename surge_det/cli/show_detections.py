@@ -13,6 +13,7 @@ from surge_det.cli.common import (
     add_config,
     existing_file,
     fail,
+    folder,
     load_config,
 )
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_config(parser)
     add('predictions', type=existing_file, metavar='PREDICTIONS.pkl')
-    add('--out', required=True, help="the pictures' folder")
+    add('--out', type=folder, required=True, help="the pictures' folder")
     add('--num', type=int, default=12, help='how many images to draw')
     add(
         '--score-thr',

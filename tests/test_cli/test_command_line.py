@@ -110,6 +110,33 @@ def test_what_an_error_quotes_does_not_reach_the_terminal(capsys):
     assert said == 'error: a file says \\x1b[2J\\x07:\n  \\x9b2J\n'
 
 
+@pytest.mark.parametrize(
+    ('command', 'option'),
+    [
+        (['show-detections', NAME, 'a.pkl'], '--out'),
+        (['infer', '.', '--model', 'a.pkl'], '--out'),
+        (['compare', NAME, '--methods', 'ste'], '--out'),
+        (['compare', NAME, '--methods', 'ste'], '--work-dir'),
+        (['benchmark', 'layers'], '--out'),
+        (['train', NAME], '--work-dir'),
+        (['test', NAME, 'a.pkl'], '--work-dir'),
+        (['demo'], '--work-dir'),
+        (['make-crops'], '--out'),
+    ],
+)
+def test_a_file_where_a_folder_is_written(
+    command, option, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.pkl').write_text('')
+    for folder in ('a.pkl', 'a.pkl/b/c'):
+        error = fails(capsys, *command, option, folder)
+        assert error.endswith(
+            f"{option}: 'a.pkl' is a file: a folder is allowed\n"
+        )
+    assert os.listdir() == ['a.pkl']
+
+
 @pytest.mark.parametrize('error', [ValueError, FileNotFoundError])
 def test_data_at_fault_end_a_run_with_a_message(capsys, error):
     class Runner:

@@ -481,6 +481,14 @@ def test_infer_draws(name, packed, trained, images, tmp_path, capsys):
     assert (drawn != mmcv.imread(str(images / 'a.jpg'))).any()
 
 
+def test_infer_takes_an_image_once(packed, images, tmp_path, capsys):
+    given = [images / 'a.jpg', images, images.parent / 'images' / 'a.jpg']
+    given.append(images / '..' / 'images' / 'b.PNG')
+    args = ['--model', packed, '--out', tmp_path / 'out', '--device', 'cpu']
+    main(['infer', *given, *args])
+    assert 'in 2 image(s)' in capsys.readouterr().out
+
+
 def test_infer_tells_of_images_that_fail(
     packed, trained, images, tmp_path, capsys
 ):
@@ -512,7 +520,11 @@ def test_infer_tells_of_images_that_fail(
         (['nowhere', '--model', 'epoch_1.pth'], "'nowhere'"),
         (
             ['a/x.jpg', '--model', 'epoch_1.pth', '--out', 'a/x.jpg/y'],
-            "Not a directory: 'a/x.jpg/y'",
+            "--out: 'a/x.jpg' is a file: a folder is allowed",
+        ),
+        (
+            ['a/x.jpg', '--model', 'epoch_1.pth', '--out', 'broken.py'],
+            "--out: 'broken.py' is a file: a folder is allowed",
         ),
         (['shapes', '--model', 'epoch_1.pth'], 'shapes has no images'),
         (['config.py', '--model', 'x.xml'], "'x.xml'"),

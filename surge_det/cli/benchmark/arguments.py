@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from surge_det.cli.common import fail, positive_int
+from surge_det.cli.common import fail, folder, positive_int
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     'size': dict(
@@ -28,7 +27,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ),
     'rounds': dict(type=positive_int, help='turns of each that count'),
     'warmup': dict(type=int, help='turns of each before these, not counted'),
-    'out': dict(type=Path, help='folder for tables, CSV and picture'),
+    'out': dict(type=folder, help='folder for tables, CSV and picture'),
 }
 MACHINE = 'device', 'dtype', 'channels-last', 'threads', 'cpu-time'
 

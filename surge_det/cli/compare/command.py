@@ -39,6 +39,7 @@ from surge_det.cli.common import (
     add_cfg_options,
     config_file,
     fail,
+    folder,
     number,
     positive_int,
     print_error,
@@ -105,13 +106,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         '--work-dir',
-        type=Path,
+        type=folder,
         metavar='DIR',
         help='logs and checkpoints of the runs; default: as --out',
     )
     add(
         '--out',
-        type=Path,
+        type=folder,
         default=Path('work_dirs/compare'),
         metavar='FOLDER',
         help='tables, CSV and pictures',
