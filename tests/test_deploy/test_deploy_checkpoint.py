@@ -119,7 +119,7 @@ def test_what_stands_in_place_of_metadata(trained, tmp_path):
 
     for meta, config, said in (
         (torch.zeros(2), cfg, 'no checkpoint: its meta is no dict'),
-        ([nested], cfg, 'no checkpoint: its meta is no dict'),
+        ([nested], cfg, 'its meta is a list, a dict is allowed'),
         ({'cfg': nested}, None, 'holds no config'),
         ({'dataset_meta': {'classes': nested}}, cfg, 'its dataset_meta has'),
     ):
