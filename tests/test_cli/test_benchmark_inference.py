@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,6 +270,30 @@ def test_the_profile_is_of_the_1_bit_network(report):
     # Each is rounded to a tenth.
     rounding = 0.05 * len(shares)
     assert sum(shares[:-1]) == pytest.approx(100, abs=rounding)
+
+
+def test_the_profile_counts_operations_too_short_for_the_clock():
+    def info(kind, execution, microseconds):
+        return SimpleNamespace(
+            node_type=kind,
+            exec_type=execution,
+            real_time=timedelta(microseconds=microseconds),
+        )
+
+    class Request:
+        profiling_info = [
+            info('BinaryConvolution', 'jit', 3),
+            info('BinaryConvolution', 'jit', 0),
+            info('PRelu', 'undef', 0),
+        ]
+
+        def infer(self, inputs):
+            pass
+
+    compiled = SimpleNamespace(create_infer_request=Request)
+    network = SimpleNamespace(settings={}, compiled=lambda shape: compiled)
+    found = inference_profile.profile_network(network, torch.ones(1), runs=2)
+    assert found == [('BinaryConvolution', 'jit', 2, pytest.approx(3e-6))]
 
 
 def test_the_profile_is_of_all_stages_of_the_detector(report):
