@@ -210,6 +210,8 @@ def _arrays(
                 f'{where} has {key} of shape {arrays[key].shape}, '
                 f'{(count, *shape)} is allowed: {words}'
             )
+    if np.isnan(arrays['scores']).any():
+        raise ValueError(f'{where} has scores of NaN: numbers are allowed')
     for box in arrays['bboxes'][arrays['scores'] >= score_thr]:
         if not (box[:2] <= box[2:]).all():
             raise ValueError(

@@ -15,6 +15,7 @@ detectors, which are no checkpoints, are refused.
 import functools
 import io
 import logging
+import math
 import os
 import pickle
 import re
@@ -379,11 +380,24 @@ def _storage(data):
         ) from None
 
 
+def _tensor(storage, offset, size, stride, *others):
+    # Strides of 0 make a tensor of any size out of one value, and a copy of
+    # it may be more than the memory.
+    if math.prod(size) * storage.element_size() > storage.nbytes():
+        raise UnsafeCheckpointError(
+            f'a tensor of shape {brief(tuple(size))} out of '
+            f'{storage.nbytes()} bytes'
+        )
+    return torch._utils._rebuild_tensor_v2(
+        storage, offset, size, stride, *others
+    )
+
+
 _PLAIN = {
     path: _NamedFunction(path, target)
     for path, target in {
         '_codecs.encode': _encode_latin1,
-        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        'torch._utils._rebuild_tensor_v2': _tensor,
         'torch.storage._load_from_bytes': _storage,
     }.items()
 }

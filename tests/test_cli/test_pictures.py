@@ -326,6 +326,7 @@ def test_what_is_no_box_is_refused(tested, tmp_path, changes, match):
         (dict(scores=torch.ones(1) > 0), r'the scores tensor\(\[True\]\): '),
         (dict(scores=torch.ones(1).bfloat16()), 'the scores tensor'),
         (dict(scores=torch.zeros(0)), r'\(1, 4\), \(0, 4\) is allowed'),
+        (dict(scores=torch.tensor([float('nan')])), 'scores of NaN'),
         (dict(labels=torch.tensor([])), r'labels of shape \(0,\), \(1,\) is'),
         (dict(labels=torch.tensor([0, 0])), r'labels of shape \(2,\), \(1,\)'),
         (

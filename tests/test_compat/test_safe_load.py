@@ -390,6 +390,7 @@ def test_predictions_are_read_and_nothing_else(tmp_path):
         _Calls(os.mkdir, str(trace)),
         _Calls(torch.load, str(path)),
         _Calls(torch.storage._load_from_bytes, storage.getvalue()),
+        torch.zeros(1).expand(10**13, 4),
         _Changed('O', None),
     ):
         path.write_bytes(pickle.dumps([{'x': payload}]))

@@ -396,6 +396,12 @@ def test_the_networks_check_tells_shapes_and_values():
             check_network(lambda x, wrong=wrong: wrong, recorded, 'net')
 
 
+def test_the_networks_check_makes_no_input_larger_than_the_memory():
+    recorded = [{'input': [1, 3, 10**6, 10**6], 'trial': 0, 'outputs': []}]
+    with pytest.raises(ValueError, match='at most 16777216 values'):
+        check_network(lambda x: [], recorded, 'net')
+
+
 def test_the_networks_check_forgives_what_one_input_shows_only():
     shape = (1, 3, 8, 8)
     inputs = [check_input(shape, trial) for trial in range(TRIALS)]
