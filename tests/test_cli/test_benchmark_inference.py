@@ -451,6 +451,13 @@ def test_the_faster_layout_counts():
     assert case.times_faster('OpenVINO int8') is None
 
 
+def test_short_turns_are_written_down_as_exactly_as_long_ones():
+    case = inference_report.Case('layers', 'one', (2, 3), 1)
+    case.seconds = {'a': [8.12345e-6, 8.12345]}
+    rows = inference_report.turns([case]).rows
+    assert [float(row[-1]) for row in rows] == [8.12345e-3, 8123.45]
+
+
 def test_every_turn_has_a_call_that_does_not_count(monkeypatch):
     case = inference_report.Case('layers', 'one', (2, 3), 1)
     order, clock = [], iter(range(100))

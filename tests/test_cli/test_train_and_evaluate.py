@@ -163,6 +163,9 @@ def test_sigterm_writes_a_checkpoint_and_has_a_status(root, tmp_path):
     command = [sys.executable, '-m', 'surge_det', 'train', CONFIG]
     command += ['--work-dir', tmp_path / 'work', '--cfg-options', *SMALL]
     command += ['train_dataloader.num_workers=2', 'train_cfg.max_epochs=99']
+    # No checkpoint but that of the signal.
+    command += ['train_cfg.val_interval=99']
+    command += ['default_hooks.checkpoint.interval=99']
     with open(log, 'w') as output:
         training = subprocess.Popen(
             list(map(str, command)),

@@ -36,7 +36,12 @@ def wheel(tmp_path_factory):
     """Build it from a copy: building leaves files in the source folder."""
     source = tmp_path_factory.mktemp('source')
     for name in ('surge_det', 'configs', 'tools', 'weights'):
-        shutil.copytree(ROOT / name, source / name)
+        # Other tests may write the compiled files at this moment.
+        shutil.copytree(
+            ROOT / name,
+            source / name,
+            ignore=shutil.ignore_patterns('__pycache__'),
+        )
     for path in ROOT.iterdir():
         if path.is_file() and path.name[0] != '.':
             shutil.copy(path, source)

@@ -100,6 +100,8 @@ def _runner(
 
 
 def _train(folder, keep, resume, said):
+    # torch's threads are not forked with the process, and it waits for them.
+    torch.set_num_threads(1)
     hook = SURGECheckpointHook(interval=1, max_keep_ckpts=keep)
     _runner(folder, 10_000, hook, [_Report(said)], resume).train()
 
@@ -108,7 +110,7 @@ def _train(folder, keep, resume, said):
 def test_a_killed_training_loses_one_epoch_at_most(tmp_path, keep):
     context = multiprocessing.get_context('fork')
     draw = random.Random(keep)
-    said = context.Value('q', 0)
+    said = context.Value('q', 0, lock=False)
     for _ in range(4):
         resume, broken = newest_checkpoint(tmp_path)
         assert not broken

@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
         )
         print(
             f'{args.config.stem}, {len(gathered)} processes, batch '
-            f'{args.batch} each: alone {statistics.median(alone):.3f} s, DDP '
-            f'{statistics.median(ddp):.3f} s a step, ratio '
+            f'{args.batch} each: alone {statistics.median(alone):.4g} s, DDP '
+            f'{statistics.median(ddp):.4g} s a step, ratio '
             f'{ratio(ddp, alone):.2f} (median of {args.rounds} pairs)',
             flush=True,
         )

@@ -173,7 +173,7 @@ def turns(cases: Sequence[Case]) -> Table:
     """List every turn, for a CSV file."""
     rows = [
         [case.level, case.name, *case.size, case.threads]
-        + [name, i, f'{value * 1000:.4f}']
+        + [name, i, f'{value * 1000:.6g}']
         for case in cases
         for name, seconds in case.seconds.items()
         for i, value in enumerate(seconds)

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
                 + [number(peak_ratio, '.2f')]
             )
             lines += [
-                [config, layers, i, f'{s:.4f}', number(peak, '.1f', '')]
+                [config, layers, i, f'{s:.6g}', number(peak, '.1f', '')]
                 for i, s in enumerate(seconds)
             ]
     images = "the config's images" if args.data else f'batch {args.batch}'
