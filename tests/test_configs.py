@@ -43,7 +43,12 @@ WIDTHS = {
     for width in widths
 }
 FSG = {'fsg_faster_rcnn_r18_bccd'}
-TAUGHT = {'float_faster_rcnn_r18_w32_bccd', 'kd_faster_rcnn_r18_w16_bccd'}
+TAUGHT = {
+    'float_faster_rcnn_r18_w16_neu',
+    'float_faster_rcnn_r18_w32_bccd',
+    'kd_faster_rcnn_r18_w16_bccd',
+    'kd_faster_rcnn_r18_w16_neu',
+}
 CONVERTED = {
     'overfit/surge_retinanet_r18_coco_4images',
     'surge_detr_r50_coco',
