@@ -382,8 +382,8 @@ def _storage(data):
 
 def _tensor(storage, offset, size, stride, *others):
     # Strides of 0 make a tensor of any size out of one value, and a copy of
-    # it may be more than the memory.
-    if math.prod(size) * storage.element_size() > storage.nbytes():
+    # it may be more than the memory. A small one may be a detector's.
+    if math.prod(size) > max(storage.size(), 1 << 20):
         raise UnsafeCheckpointError(
             f'a tensor of shape {brief(tuple(size))} out of '
             f'{storage.nbytes()} bytes'

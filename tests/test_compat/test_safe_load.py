@@ -373,7 +373,11 @@ def test_predictions_are_read_and_nothing_else(tmp_path):
     image = {
         'img_path': 'a.jpg',
         'scale_factor': (0.5, np.float64(0.5)),
-        'pred_instances': {'bboxes': boxes, 'masks': [{'counts': b'xy'}]},
+        'pred_instances': {
+            'bboxes': boxes,
+            'labels': torch.zeros(1).expand(9),
+            'masks': [{'counts': b'xy'}],
+        },
         'sizes': np.arange(3),
     }
     path.write_bytes(pickle.dumps([image]))

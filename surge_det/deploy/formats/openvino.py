@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -46,6 +47,9 @@ from .digest import DAMAGED
 
 FORMAT = 'surge_det.openvino'
 VERSION = '3'
+# Values of a recorded input, of which an export has a million at the most: a
+# file may say more than fits into memory.
+_LARGEST = 1 << 24
 # As rt_info has it in a file, and as long as a digest.
 _ENTRY = rb'<digest value="([0-9a-f]{64})" />'
 _UNKNOWN = '0' * 64
@@ -231,6 +235,9 @@ def _network(
         structure, recorded = (
             json.loads(stored[key]) for key in ('outputs', 'check')
         )
+        for trial in recorded:
+            if math.prod(trial['input']) > _LARGEST:
+                raise ValueError(f'an input of shape {brief(trial["input"])}')
         network = Network(stored['model'], structure, threads)
         self_check.check_layers(network.model, network.settings)
         comparison.check_network(network.tensors, recorded, str(path))
