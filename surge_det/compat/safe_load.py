@@ -385,8 +385,8 @@ def _tensor(storage, offset, size, stride, *others):
     # it may be more than the memory. A small one may be a detector's.
     if math.prod(size) > max(storage.size(), 1 << 20):
         raise UnsafeCheckpointError(
-            f'a tensor of shape {brief(tuple(size))} out of '
-            f'{storage.nbytes()} bytes'
+            f'refused to unpickle a tensor of shape {brief(tuple(size))} out '
+            f'of {storage.nbytes()} bytes'
         )
     return torch._utils._rebuild_tensor_v2(
         storage, offset, size, stride, *others

@@ -47,7 +47,7 @@ from .digest import DAMAGED
 
 FORMAT = 'surge_det.openvino'
 VERSION = '3'
-# Values of a recorded input, of which an export has a million at the most: a
+# Values of a recorded input, of which an export has about a million: a
 # file may say more than fits into memory.
 _LARGEST = 1 << 24
 # As rt_info has it in a file, and as long as a digest.
@@ -237,7 +237,8 @@ def _network(
         )
         for trial in recorded:
             if math.prod(trial['input']) > _LARGEST:
-                raise ValueError(f'an input of shape {brief(trial["input"])}')
+                shape = brief(trial['input'])
+                raise ValueError(f'an input of shape {shape} is too large')
         network = Network(stored['model'], structure, threads)
         self_check.check_layers(network.model, network.settings)
         comparison.check_network(network.tensors, recorded, str(path))
